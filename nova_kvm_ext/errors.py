@@ -1,0 +1,206 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What can go wrong, said so that an operator can mend it.
+
+The project's exceptions, and :func:`explain`, which turns a libvirt error
+into its cause and remedy. Pure: imports neither libvirt nor Nova. A libvirt
+error is recognized by its ``get_error_code`` method, because Nova wraps the
+libvirt module and its tests replace it.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+
+class KVMExtError(Exception):
+    """A problem with its remedy, each a full sentence.
+
+    :param problem: what is wrong, naming the option or file and the value
+    :param remedy: what to do about it
+    """
+
+    def __init__(self, problem: str, remedy: str = '') -> None:
+        super().__init__(f'{problem} {remedy}'.strip())
+        self.problem = problem
+        self.remedy = remedy
+
+
+class InvalidOption(KVMExtError):
+    """An option of nova.conf has a value that cannot work."""
+
+
+class HostError(KVMExtError):
+    """This host lacks something that is needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why a known libvirt error happens and what mends it."""
+
+    cause: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _KnownError:
+    """One row of the table: libvirt's words and what they mean.
+
+    :ivar pattern: what libvirt's message contains (regular expression)
+    :ivar seen: libvirt versions on which the words were seen; reported means
+        taken from public bug reports
+    """
+
+    pattern: str
+    cause: str
+    remedy: str
+    seen: str
+
+
+# Ordered: the first row that matches wins, so the precise ones come first.
+_KNOWN_ERRORS = (
+    _KnownError(
+        r'Could not access KVM kernel module: Permission denied',
+        'The user that QEMU runs as may not open /dev/kvm.',
+        'Give /dev/kvm back to its group (udevadm trigger '
+        '--name-match=kvm; or chgrp kvm /dev/kvm && chmod 0660 /dev/kvm) '
+        'and make sure that QEMU\'s user is in that group.',
+        '9.0'),
+    _KnownError(
+        r'Could not access KVM kernel module: No such file',
+        'There is no /dev/kvm: the kvm_intel or kvm_amd module is not '
+        'loaded, or the firmware has virtualization switched off.',
+        'Run modprobe kvm_intel (or kvm_amd), and if that fails enable '
+        'VT-x or SVM in the firmware; or choose virt_type = qemu.',
+        '9.0'),
+    _KnownError(
+        r"does not support virt type 'kvm'"
+        r"|the accel 'kvm' is not supported",
+        'QEMU cannot use KVM on this host: the kvm_intel or kvm_amd module '
+        'is not loaded or the CPU lacks virtualization.',
+        'Run modprobe kvm_intel (or kvm_amd) and restart libvirt if it keeps '
+        'its old answer; or choose virt_type = qemu.',
+        '9.0'),
+    _KnownError(
+        r"no supported architecture for os type 'hvm'"
+        r"|could not find capabilities for .*os_?type=hvm",
+        'libvirt knows no emulator that can run this guest: QEMU is not '
+        'installed, or KVM was asked for and is not there.',
+        'Install QEMU for the guest\'s architecture, load kvm_intel or '
+        'kvm_amd, and restart libvirt.',
+        '0.9 (reported), 9.0'),
+    _KnownError(
+        r'failed to set MSR|kvm_buf_set_msrs',
+        'QEMU was refused a CPU register by this host\'s KVM, as happens '
+        'where KVM is nested or emulated and the guest CPU is copied from '
+        'the host.',
+        'Choose virt_type = qemu or auto, or cpu_mode = none or a named '
+        'cpu_model.',
+        '9.0'),
+    _KnownError(
+        r"CPU mode '[\w-]+' .* is not supported by hypervisor",
+        'The hypervisor cannot give a guest this CPU mode.',
+        'Choose another cpu_mode: host-passthrough needs virt_type = kvm; '
+        'virsh domcapabilities lists what this host can do.',
+        '9.0'),
+    _KnownError(
+        r'guest CPU doesn\'t match specification: missing features'
+        r'|the CPU is incompatible with host CPU',
+        'This host\'s CPU lacks features that the guest\'s CPU must have.',
+        'Choose an older cpu_model, or disable the named features with '
+        '[libvirt] cpu_model_extra_flags.',
+        '9.0'),
+    _KnownError(
+        r'vhost-net was requested for an interface, but is unavailable',
+        'A network interface names the vhost driver and /dev/vhost-net '
+        'cannot be opened.',
+        'Run modprobe vhost_net.',
+        '9.0'),
+    _KnownError(
+        r'unsupported machine type|is not a valid machine'
+        r'|Emulator .* does not support machine type',
+        'QEMU on this host does not know the guest\'s machine type.',
+        'Compare [libvirt] hw_machine_type and the image property '
+        'hw_machine_type with qemu-system-x86_64 -machine help.',
+        '9.0'),
+    _KnownError(
+        r'Failed to connect socket to .*: No such file or directory'
+        r'|Failed to connect socket to .*: Connection refused',
+        'libvirt is not running, or it listens elsewhere.',
+        'Start it (systemctl start libvirtd or virtqemud; without systemd '
+        'virtlogd -d and libvirtd -d), or correct [libvirt] connection_uri.',
+        '9.0'),
+    _KnownError(
+        r'Failed to connect socket to .*: Permission denied'
+        r'|authentication (unavailable|failed|cancelled)',
+        'This user may not talk to libvirt.',
+        'Run as root, or add the user to the libvirt group and log in again.',
+        '9.0'),
+    _KnownError(
+        r'No space left on device',
+        'The disk is full.',
+        'Free space where the instances are kept ([DEFAULT] instances_path) '
+        'and in /var/lib/libvirt.',
+        '9.0'),
+    _KnownError(
+        r"Cannot check QEMU binary|Cannot find QEMU binary"
+        r"|emulator .* not found|no emulator",
+        'The QEMU program of this guest is missing.',
+        'Install QEMU for the guest\'s architecture (Debian: '
+        'qemu-system-x86, Fedora and RHEL: qemu-kvm).',
+        '9.0'),
+)
+
+
+def libvirt_error_code(error: Any) -> int | None:
+    """The libvirt error number of an exception.
+
+    :returns: the number (virErrorNumber), or None where ``error`` is no
+        libvirt error
+    """
+    get_error_code = getattr(error, 'get_error_code', None)
+    return None if get_error_code is None else get_error_code()
+
+
+def explain(error: Any) -> Explanation | None:
+    """Look a libvirt error up in the table of known ones.
+
+    :param error: the exception, or its text
+    :returns: None where the error is not a known one: its own words are then
+        all there is to say
+    """
+    text = str(error)
+    for row in _KNOWN_ERRORS:
+        if re.search(row.pattern, text, re.DOTALL):
+            return Explanation(row.cause, row.remedy)
+    return None
+
+
+def clean(text: Any, limit: int = 300) -> str:
+    """Text from outside made fit for one line of a log or terminal.
+
+    Control characters (escape sequences among them) become spaces, runs of
+    white space one, and what is longer than ``limit`` characters is cut.
+    """
+    printable = ''.join(c if c.isprintable() else ' ' for c in str(text))
+    words = ' '.join(printable.split())
+    return words if len(words) <= limit else words[:limit - 3] + '...'
+
+
+def with_explanation(error: Any) -> str:
+    """libvirt's own words, with cause and remedy where they are known."""
+    explanation = explain(error)
+    if explanation is None:
+        return clean(error)
+    return (f'{explanation.cause} {explanation.remedy} '
+            f'(libvirt says: {clean(error)})')

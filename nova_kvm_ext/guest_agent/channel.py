@@ -1,0 +1,61 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Whether a guest gets a guest agent channel.
+
+Pure: takes what the image says, gives a decision with its reason. Never reads
+an instance, the configuration or libvirt.
+"""
+
+import dataclasses
+
+from oslo_utils import strutils
+
+# The name that qemu-ga looks for among the guest's virtio ports.
+# https://libvirt.org/formatdomain.html#channel
+TARGET_NAME = 'org.qemu.guest_agent.0'
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelDecision:
+    """Whether there is a channel, and why.
+
+    :ivar attach: whether the guest gets the channel
+    :ivar understood: False where the image's value is no boolean at all
+    """
+
+    attach: bool
+    reason: str
+    understood: bool = True
+
+
+def decide(image_value: bool | None,
+           written: str | None = None) -> ChannelDecision:
+    """Decide on the image property ``hw_qemu_guest_agent``.
+
+    :param image_value: the property as Nova reads it, or None where the image
+        does not have it
+    :param written: the property as the tenant wrote it, if known. Hostile
+        input: any text. Nova reads what is no boolean as False.
+    """
+    if image_value is None:
+        return ChannelDecision(
+            False, 'the image does not have hw_qemu_guest_agent')
+    if image_value:
+        return ChannelDecision(True, 'the image says hw_qemu_guest_agent=yes')
+    try:
+        strutils.bool_from_string(written or 'no', strict=True)
+    except ValueError:
+        return ChannelDecision(
+            False, 'the image says neither yes nor no in hw_qemu_guest_agent',
+            understood=False)
+    return ChannelDecision(False, 'the image says hw_qemu_guest_agent=no')

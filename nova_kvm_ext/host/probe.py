@@ -1,0 +1,475 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Does a 64-bit guest really run here? Starts one and watches it.
+
+/dev/kvm can open and libvirt can offer KVM on hosts where nothing boots
+under it: nested, emulated or broken KVM. So the probe starts a tiny guest
+through libvirt itself, that is as the user, with the emulator and inside the
+confinement of real guests, and with no privilege of this process's own. The
+guest is one boot sector (probe.S): it enters long mode, proves it with a
+64-bit register, counts to 50 million and says so.
+
+How it says so was chosen on libvirt 9.0 and QEMU 7.2, machine types pc and
+q35:
+
+- A write to the ISA panic device, with on_crash=preserve, is what is used.
+  The domain stays, in the state crashed/panicked, until it is destroyed. It
+  needs no file, taints nothing, and nothing else ends there: there are no
+  interrupt handlers, so whatever goes wrong in the guest is a reset, which
+  ends the transient domain, as a dying QEMU does.
+- isa-debug-exit needs qemu:commandline, which taints the domain, and libvirt
+  drops QEMU's exit status: success looks like a crash ("shutting down,
+  reason=crashed").
+- ACPI power-off ends the domain as well, and its port depends on the machine
+  type and on the firmware.
+- A serial console needs a file that only QEMU's user may read, or a stream,
+  which blocks.
+
+Must not import libvirt or Nova: the connection is handed in, perhaps inside
+Nova's proxy, and a libvirt error is known by its get_error_code method. Must
+leave nothing behind: no domain, no process, no file but libvirt's own log of
+the domain, which is where QEMU's last words are.
+"""
+
+import base64
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import stat
+import tempfile
+import time
+from typing import Any
+import uuid
+
+from lxml import etree
+from oslo_log import log as logging
+
+from nova_kvm_ext import errors
+
+LOG = logging.getLogger(__name__)
+
+ITERATIONS = 50_000_000
+"""What the guest counts. TCG takes 0.2 s, KVM on hardware a tenth of that,
+and emulated KVM at 0.3 million instructions/s minutes."""
+
+# probe.S assembled, without its zero padding and its signature.
+_CODE = base64.b64decode("""
++vzqB3wAADHAjtiOwA8BHt58vwAQZjHAuQAMZvOrZscGABADIAAAZscGACADMAAAZscGADCDAAAA
+DwEW2HwPIMBmg8gBDyLA6k18CAC4EAAAAI7YjsCO0A8g4IPIIA8i4LgAEAAADyLYuYAAAMAPMg0A
+AQAADzAPIMANAAAAgA8iwOqJfAAAGAC4AQAAAEjB4CBIweggg/gBdRS5gPD6Akj/yXX7ZroFBbAB
+7vTr/Q8LDx+AAAAAAAAAAAAAAAAA//8AAACazwD//wAAAJLPAAAAAAAAmiAAHwC4fA==
+""")
+SECTOR = _CODE.ljust(510, b'\0') + b'\x55\xaa'
+"""The boot sector, 512 bytes."""
+
+# SeaBIOS reads the boot sector by cylinder, head and sector and finds no
+# cylinder on a disk below 16 * 63 sectors ("could not read the boot disk").
+_DISK_BYTES = 1024 * 1024
+
+# libvirt/libvirt-domain.h
+_START_AUTODESTROY = 2      # VIR_DOMAIN_START_AUTODESTROY
+_PAUSED = 3                 # VIR_DOMAIN_PAUSED
+_ENDED = frozenset((
+    4,                      # VIR_DOMAIN_SHUTDOWN
+    5,                      # VIR_DOMAIN_SHUTOFF
+    6,                      # VIR_DOMAIN_CRASHED, where not panicked
+))
+_PANICKED = frozenset((
+    (6, 1),     # VIR_DOMAIN_CRASHED, VIR_DOMAIN_CRASHED_PANICKED
+    (3, 10),    # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_CRASHED: on the way
+))
+_INFO_CPU_TIME = 4          # virDomainInfo.cpuTime, nanoseconds
+# libvirt/virterror.h
+_NO_DOMAIN = 42             # VIR_ERR_NO_DOMAIN
+
+_POLL_SECONDS = 0.05
+# A guest that had this share of the time-out in CPU time was not kept from
+# counting by a busy host.
+_OWN_FAULT = 0.5
+
+_REASON_CHARACTERS = 300
+
+_CACHE_BYTES = 64 * 1024
+_CACHE_KEYS = 8
+
+_XML_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """What became of the probe guest.
+
+    :ivar runs: whether it counted to the end in 64-bit mode
+    :ivar reason: one sentence for an operator, printable, at most 300
+        characters
+    :ivar seconds: how long it ran, 0.0 where it was never started
+    :ivar lasting: whether to expect the same until the host changes. False
+        for what may pass or is quick to ask again: errors of libvirt, a QEMU
+        that died, a guest that got no CPU time
+    """
+
+    runs: bool
+    reason: str
+    seconds: float
+    lasting: bool = False
+
+
+def supported(arch: str) -> bool:
+    """Whether the probe can tell anything about guests of this architecture.
+
+    :param arch: libvirt's name of it; the boot sector is x86_64 code
+    """
+    return arch == 'x86_64'
+
+
+def run(conn: Any, *, virt_type: str = 'kvm', cpu_xml: str | None = None,
+        directory: str | None = None, emulator: str | None = None,
+        machine: str | None = None, timeout: float = 10.0) -> ProbeResult:
+    """Start the probe guest and wait until it succeeds, fails or is late.
+
+    :param conn: an open virConnect that may write, or a proxy of one
+    :param virt_type: libvirt's domain type, ``kvm`` or ``qemu``
+    :param cpu_xml: the ``<cpu>`` element of real guests; None for QEMU's
+        default CPU
+    :param directory: where the boot sector's file goes for as long as the
+        guest lives. QEMU's user must be able to reach it, and libvirt must
+        see the same directory: not so for the default, the temporary
+        directory, in a service with systemd's PrivateTmp or in a container
+    :param emulator: path of the QEMU program; None for libvirt's default
+    :param machine: machine type; None for libvirt's default
+    :param timeout: seconds the guest has, firmware included; what libvirt
+        needs to start it does not count
+    :raises OSError: the boot sector's file cannot be written
+    :raises ValueError: ``cpu_xml`` is not a ``<cpu>`` element
+    """
+    guest_uuid = str(uuid.uuid4())
+    name = f'nova-kvm-ext-probe-{guest_uuid[:8]}'
+    with (_sector_file(directory) as path,
+          _destroyed_afterwards(conn, guest_uuid, name)):
+        xml = _domain_xml(name, guest_uuid, path, virt_type, cpu_xml,
+                          emulator, machine)
+        return _start_and_watch(conn, xml, name, virt_type.upper(), timeout)
+
+
+def _start_and_watch(conn: Any, xml: str, name: str, label: str,
+                     timeout: float) -> ProbeResult:
+    started: float | None = None
+    seconds = 0.0
+    try:
+        domain = conn.createXML(xml, _START_AUTODESTROY)
+        started = time.monotonic()
+        while True:
+            state, why = domain.state()[:2]
+            seconds = time.monotonic() - started
+            if (state, why) in _PANICKED:
+                return ProbeResult(
+                    True,
+                    f'a 64-bit guest under {label} counted to 50 million '
+                    f'within {seconds:.1f} s',
+                    seconds, lasting=True)
+            if state in _ENDED:
+                return _died(name, label, seconds)
+            if seconds >= timeout:
+                cpu_seconds = domain.info()[_INFO_CPU_TIME] / 1e9
+                return _late(label, state, why, seconds, cpu_seconds)
+            time.sleep(_POLL_SECONDS)
+    except Exception as e:
+        if not _is_libvirt_error(e):
+            raise
+        if started is None:
+            return ProbeResult(
+                False,
+                _shorten(f'libvirt did not start a guest under {label}: {e}'),
+                seconds)
+        if errors.libvirt_error_code(e) == _NO_DOMAIN:
+            return _died(name, label, seconds)
+        return ProbeResult(
+            False,
+            _shorten(f'libvirt lost sight of a guest under {label} after '
+                     f'{seconds:.1f} s: {e}'),
+            seconds)
+
+
+def _died(name: str, label: str, seconds: float) -> ProbeResult:
+    return ProbeResult(
+        False,
+        f'QEMU died or the guest reset after {seconds:.1f} s under {label}, '
+        'before a 64-bit guest had counted to 50 million; QEMU\'s words are '
+        f'in libvirt\'s log of {name}',
+        seconds)
+
+
+def _late(label: str, state: int, why: int, seconds: float,
+          cpu_seconds: float) -> ProbeResult:
+    lasting = state != _PAUSED and cpu_seconds >= _OWN_FAULT * seconds
+    if state == _PAUSED:
+        verdict = f'QEMU stopped it (paused, libvirt\'s reason {why})'
+    elif lasting:
+        verdict = f'{label} here is emulated or broken'
+    else:
+        verdict = 'it hangs or the host is too busy to tell'
+    return ProbeResult(
+        False,
+        f'a 64-bit guest under {label} did not count to 50 million within '
+        f'{seconds:.1f} s ({cpu_seconds:.1f} s of CPU time): {verdict}',
+        seconds, lasting)
+
+
+def _shorten(text: str) -> str:
+    """One clean line. Its middle is cut, for QEMU gives the cause last."""
+    line = errors.clean(text, limit=len(text))
+    if len(line) <= _REASON_CHARACTERS:
+        return line
+    half = (_REASON_CHARACTERS - len(' ... ')) // 2
+    return f'{line[:half]} ... {line[-half:]}'
+
+
+def _is_libvirt_error(error: Exception) -> bool:
+    return hasattr(error, 'get_error_code')
+
+
+@contextlib.contextmanager
+def _sector_file(directory: str | None) -> Iterator[str]:
+    """The boot sector as a file of its own, which QEMU's user may read."""
+    descriptor, path = tempfile.mkstemp(
+        prefix='nova-kvm-ext-probe-', suffix='.img', dir=directory)
+    try:
+        with open(descriptor, 'wb') as file:
+            file.write(SECTOR)
+            file.truncate(_DISK_BYTES)
+            os.fchmod(descriptor, 0o644)
+        # An absolute path is what libvirt demands.
+        yield os.path.abspath(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def _destroyed_afterwards(conn: Any, guest_uuid: str,
+                          name: str) -> Iterator[None]:
+    """Whatever happens inside, no domain of this UUID survives.
+
+    It is looked up by its UUID because an exception can leave createXML
+    after the guest has started, with no domain object in hand.
+    """
+    try:
+        yield
+    finally:
+        try:
+            conn.lookupByUUIDString(guest_uuid).destroy()
+        except Exception as e:
+            if not _is_libvirt_error(e):
+                raise
+            if errors.libvirt_error_code(e) != _NO_DOMAIN:
+                LOG.warning('The probe guest %(name)s was not destroyed; '
+                            'libvirt does it when this connection closes: '
+                            '%(error)s',
+                            {'name': name, 'error': errors.clean(e)})
+
+
+def _domain_xml(name: str, guest_uuid: str, path: str, virt_type: str,
+                cpu_xml: str | None, emulator: str | None,
+                machine: str | None) -> str:
+    """The transient domain: as little of a machine as boots from a disk."""
+    domain = etree.Element('domain', type=virt_type)
+
+    def add(parent: Any, tag: str, text: str | None = None,
+            **attributes: str) -> Any:
+        element = etree.SubElement(parent, tag, attributes)
+        element.text = text
+        return element
+
+    add(domain, 'name', name)
+    add(domain, 'uuid', guest_uuid)
+    add(domain, 'memory', '32', unit='MiB')
+    add(domain, 'vcpu', '1')
+    os_element = add(domain, 'os')
+    os_type = add(os_element, 'type', 'hvm', arch='x86_64')
+    if machine is not None:
+        os_type.set('machine', machine)
+    add(os_element, 'boot', dev='hd')
+    if cpu_xml is not None:
+        domain.append(_cpu_element(cpu_xml))
+    # A reset is how the guest fails; a panic is how it succeeds.
+    add(domain, 'on_poweroff', 'destroy')
+    add(domain, 'on_reboot', 'destroy')
+    add(domain, 'on_crash', 'preserve')
+    devices = add(domain, 'devices')
+    if emulator is not None:
+        add(devices, 'emulator', emulator)
+    disk = add(devices, 'disk', type='file', device='disk')
+    add(disk, 'driver', name='qemu', type='raw')
+    add(disk, 'source', file=path)
+    add(disk, 'target', dev='vda', bus='virtio')
+    add(disk, 'readonly')
+    add(devices, 'controller', type='usb', model='none')
+    add(devices, 'memballoon', model='none')
+    add(devices, 'panic', model='isa')
+    return etree.tostring(domain, encoding='unicode')
+
+
+def _cpu_element(cpu_xml: str) -> Any:
+    try:
+        element = etree.fromstring(cpu_xml, _XML_PARSER)
+    except etree.XMLSyntaxError as e:
+        raise ValueError(f'not XML: {errors.clean(e)}') from e
+    if element.tag != 'cpu':
+        raise ValueError(f'not a <cpu> element: <{element.tag}>')
+    return element
+
+
+def read_facts(conn: Any, emulator: str | None = None,
+               root: str = '/') -> dict[str, str]:
+    """What the probe's answer depends on, besides what is asked.
+
+    :param emulator: path of the QEMU program; None for libvirt's default
+    :param root: directory below which files are looked up
+    :returns: words to compare, in no format to rely on
+    """
+    capabilities = etree.fromstring(conn.getCapabilities(), _XML_PARSER)
+    if emulator is None:
+        emulator = capabilities.findtext(
+            'guest/arch[@name="x86_64"]/emulator', '')
+
+    def status(path: str, *fields: str) -> str:
+        try:
+            found = os.stat(os.path.join(root, path.lstrip('/')))
+        except OSError:
+            return 'absent'
+        return ' '.join(str(getattr(found, field)) for field in fields)
+
+    try:
+        with open(os.path.join(
+                root, 'proc/sys/kernel/random/boot_id')) as file:
+            boot = file.read(64).strip()
+    except OSError:
+        boot = 'unknown'
+    return {
+        'kernel': os.uname().release,
+        'boot': boot,
+        'emulator': emulator,
+        'emulator_file': status(emulator, 'st_mtime_ns', 'st_size'),
+        'libvirt': str(conn.getLibVersion()),
+        'qemu': str(conn.getVersion()),
+        # The user and group that QEMU runs as are libvirt's base label of
+        # the security model "dac".
+        'user': ' '.join(
+            label.text or ''
+            for label in capabilities.iterfind('host/secmodel/baselabel')),
+        'device': status(
+            '/dev/kvm', 'st_mode', 'st_uid', 'st_gid', 'st_rdev'),
+    }
+
+
+def cached_run(conn: Any, *, cache_file: str,
+               key_facts: Mapping[str, str] | None = None,
+               virt_type: str = 'kvm', cpu_xml: str | None = None,
+               directory: str | None = None, emulator: str | None = None,
+               machine: str | None = None,
+               timeout: float = 10.0) -> ProbeResult:
+    """Like :func:`run`, but a lasting answer is kept for the next start.
+
+    Kept are successes and time-outs of a guest that had the CPU, the two
+    that take long and don't pass by themselves. What libvirt refused and a
+    QEMU that died are quick to try again, so that what has been mended is
+    noticed at the next start. No answer outlives a boot of the host.
+
+    A cache file that cannot be read or written, or holds nonsense, means
+    probing again and nothing worse. Of two processes that write it at once
+    one loses its answer.
+
+    :param cache_file: path; its directory must be one that only trusted
+        users can write to
+    :param key_facts: what the answer depends on; None to read it
+        (:func:`read_facts`)
+    :raises OSError: the boot sector's file cannot be written
+    :raises ValueError: ``cpu_xml`` is not a ``<cpu>`` element
+    """
+    options: dict[str, Any] = {
+        'virt_type': virt_type, 'cpu_xml': cpu_xml, 'emulator': emulator,
+        'machine': machine, 'timeout': timeout}
+    if key_facts is None:
+        try:
+            key_facts = read_facts(conn, emulator)
+        except Exception as e:
+            if not _is_libvirt_error(e):
+                raise
+            LOG.debug('Probing without the cache: %s', errors.clean(e))
+            return run(conn, directory=directory, **options)
+    key = hashlib.sha256(json.dumps(
+        [sorted(key_facts.items()), sorted(options.items()), SECTOR.hex()],
+    ).encode()).hexdigest()
+
+    kept = _load(cache_file)
+    if key in kept:
+        LOG.debug('The probe\'s answer is kept in %s', cache_file)
+        return dataclasses.replace(kept[key], reason=errors.clean(
+            f'{kept[key].reason} (answer kept in {cache_file})'))
+    result = run(conn, directory=directory, **options)
+    if result.lasting:
+        kept[key] = result
+        _store(cache_file, dict(list(kept.items())[-_CACHE_KEYS:]))
+    return result
+
+
+def _load(cache_file: str) -> dict[str, ProbeResult]:
+    """The kept answers by key, oldest first, without what is no answer."""
+    try:
+        # Opening a named pipe in the file's place would block.
+        if not stat.S_ISREG(os.stat(cache_file).st_mode):
+            raise ValueError(f'{cache_file} is no regular file')
+        with open(cache_file, 'rb') as file:
+            answers = json.loads(file.read(_CACHE_BYTES))
+        if not isinstance(answers, dict):
+            raise ValueError(f'{cache_file} holds no JSON object')
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        LOG.debug('The probe\'s kept answers are ignored: %s',
+                  errors.clean(e))
+        return {}
+    return {key: ProbeResult(answer['runs'], errors.clean(answer['reason']),
+                             answer['seconds'], lasting=True)
+            for key, answer in answers.items() if _is_answer(answer)}
+
+
+def _is_answer(answer: Any) -> bool:
+    return (isinstance(answer, dict) and
+            isinstance(answer.get('runs'), bool) and
+            isinstance(answer.get('reason'), str) and
+            isinstance(answer.get('seconds'), float) and
+            math.isfinite(answer['seconds']))
+
+
+def _store(cache_file: str, answers: Mapping[str, ProbeResult]) -> None:
+    temporary = None
+    try:
+        # mkstemp gives the file the mode 0600.
+        descriptor, temporary = tempfile.mkstemp(
+            prefix='.kvm-ext-probe-', dir=os.path.dirname(cache_file) or '.')
+        with open(descriptor, 'w') as file:
+            json.dump({key: {'runs': answer.runs, 'reason': answer.reason,
+                             'seconds': answer.seconds}
+                       for key, answer in answers.items()}, file, indent=1)
+        os.replace(temporary, cache_file)
+    except OSError as e:
+        LOG.debug('The probe\'s answer is not kept: %s', errors.clean(e))
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
