@@ -1,0 +1,233 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext guest ...``: guests on this host, without a cloud.
+
+Parses, calls :mod:`nova_kvm_ext.boot.supervisor`, prints.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+import re
+import sys
+import time
+from typing import Any
+
+from cliff import show
+
+from nova_kvm_ext.boot.exit_codes import ExitCode
+from nova_kvm_ext.boot import supervisor
+from nova_kvm_ext import errors
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition('=')
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    return key, value
+
+
+def _setting(text: str) -> tuple[str, str, str]:
+    found = re.fullmatch(r'(?:(\w+)\.)?(\w+)=([^\n\r]*)', text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not GROUP.OPTION=VALUE')
+    return found[1] or 'DEFAULT', found[2], found[3]
+
+
+def _nic(text: str) -> str | None:
+    if text == 'none':
+        return None
+    # The kernel's dev_valid_name() and IFNAMSIZ.
+    found = re.fullmatch(r'bridge=([^\s/:]{1,15})', text)
+    if found is None or found[1] in ('.', '..'):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is neither none nor bridge=NAME')
+    return found[1]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is no positive number')
+    return int(text)
+
+
+class Boot(show.ShowOne):
+    """Boot a throw-away guest through the driver and see what it got.
+
+    Runs the driver's real init_host and spawn on this host's libvirt, looks
+    into the running guest for what its XML promises (CPU model and flags,
+    vCPUs, memory, guest agent, network card), and destroys it. Other guests
+    are not touched and nothing is left behind. Needs root.
+
+    Without --image, a small test guest is built from this host's kernel,
+    busybox and qemu-ga.
+
+    Exit codes: 0 all promises kept, 1 a promise not kept, 2 wrong command
+    line or configuration, 3 the host lacks something, 4 the guest was refused
+    or did not come up, 5 something could not be taken away, 128+N ended by
+    signal N.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.add_argument(
+            '--image', metavar='FILE', type=os.path.abspath,
+            help='image file to boot; by default a small test guest')
+        parser.add_argument(
+            '--disk-format', metavar='FORMAT',
+            help='format of the image as Glance would declare it; by default '
+                 'what its content says')
+        parser.add_argument(
+            '--property', metavar='KEY=VALUE', type=_pair, action='append',
+            default=[], dest='properties',
+            help='image property; the test guest has hw_qemu_guest_agent=yes '
+                 'unless you say otherwise (repeat for more)')
+        parser.add_argument(
+            '--extra-spec', metavar='KEY=VALUE', type=_pair, action='append',
+            default=[], dest='extra_specs',
+            help='flavor extra spec (repeat for more)')
+        parser.add_argument(
+            '--vcpus', type=_positive, default=1, metavar='N',
+            help='virtual CPUs, default %(default)s')
+        parser.add_argument(
+            '--memory', type=_positive, default=256, metavar='MIB',
+            help='memory in MiB, default %(default)s')
+        parser.add_argument(
+            '--nic', type=_nic, default='none', metavar='none|bridge=NAME',
+            help='network interface: a tap device on a Linux bridge that '
+                 'exists; default %(default)s')
+        parser.add_argument(
+            '--config-file', metavar='FILE', action='append', default=[],
+            dest='config_files', type=os.path.abspath,
+            help='nova.conf to go by (repeat for more); without one, '
+                 '[kvm_ext] virt_type is auto')
+        parser.add_argument(
+            '--set', metavar='GROUP.OPTION=VALUE', type=_setting,
+            action='append', default=[], dest='settings',
+            help='option of nova.conf, over the files, for example '
+                 'kvm_ext.cpu_mode=maximum (repeat for more)')
+        parser.add_argument(
+            '--xml', action='store_true',
+            help='print the guest XML and start nothing')
+        parser.add_argument(
+            '--keep', action='store_true',
+            help='leave the guest running and say how to take it away')
+        parser.add_argument(
+            '--timeout', type=_positive, default=300, metavar='SECONDS',
+            help='how long the guest may take to come up, default '
+                 '%(default)s')
+        parser.add_argument(
+            '--expect', metavar='TEXT', default='login:',
+            help='text on the console that tells that an image is up, default '
+                 '%(default)r; a guest agent that answers tells it too')
+        parser.add_argument(
+            '--cache-dir', metavar='DIR', default='/var/cache/nova-kvm-ext',
+            help='where the test guest is kept, default %(default)s')
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = int(ExitCode.USAGE)
+        self._started = time.monotonic()
+        self._result: dict[str, Any] = {
+            'result': None, 'error': None, 'domain': None, 'checks': [],
+            'steps': [], 'xml': None}
+        super().run(parsed_args)
+        return self._code
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Sequence[Any]]:
+        if os.geteuid() != 0:
+            self._code = ExitCode.HOST
+            self._on_event({'event': 'error', 'text':
+                            'guest boot needs root, for the taps, disks and '
+                            'logs of a guest. Run it with sudo.'})
+        else:
+            try:
+                self._code = supervisor.boot(
+                    self._options(parsed_args), self._on_event)
+            except errors.HostError as e:
+                self._code = ExitCode.HOST
+                self._on_event({'event': 'error', 'text': str(e)})
+        return self._summary(for_people=parsed_args.formatter == 'table')
+
+    def produce_output(self, parsed_args: argparse.Namespace,
+                       column_names: Sequence[str], data: Any) -> int:
+        xml = self._result['xml']
+        if xml is not None and parsed_args.formatter == 'table':
+            print(xml)
+            return 0
+        return super().produce_output(parsed_args, column_names, data)
+
+    @staticmethod
+    def _options(args: argparse.Namespace) -> supervisor.Options:
+        properties = dict(args.properties)
+        if args.image is None:
+            properties.setdefault('hw_qemu_guest_agent', 'yes')
+        settings = list(args.settings)
+        if not args.config_files and not any(
+                (group, name) in (('kvm_ext', 'virt_type'),
+                                  ('libvirt', 'virt_type'))
+                for group, name, _ in settings):
+            settings.append(('kvm_ext', 'virt_type', 'auto'))
+        return supervisor.Options(
+            config_files=args.config_files,
+            settings=''.join(f'[{group}]\n{name} = {value}\n'
+                             for group, name, value in settings),
+            image=args.image, disk_format=args.disk_format,
+            properties=properties, extra_specs=dict(args.extra_specs),
+            vcpus=args.vcpus, memory_mb=args.memory, bridge=args.nic,
+            timeout=args.timeout, expect=args.expect,
+            cache_dir=args.cache_dir, xml_only=args.xml, keep=args.keep)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        """Keep what the summary needs, and say it as it happens."""
+        kind = event.pop('event')
+        if kind == 'step':
+            self._result['steps'].append(event)
+            self._say(f'{event["name"]:<8} {event["seconds"]:6.1f} s  '
+                      f'{event["details"]}')
+        elif kind == 'check':
+            self._result['checks'].append(event)
+            self._say(f'{event["result"]:<8} {event["name"]}: '
+                      f'{event["details"]}')
+        elif kind in ('domain', 'xml'):
+            self._result[kind] = event if kind == 'domain' else event['text']
+        elif kind == 'error':
+            self._result['error'] = event['text']
+            self._say(f'ERROR    {event["text"]}')
+        else:
+            level = event.get('level', kind)
+            self._say(f'{level.lower():<8} {event["text"]}')
+
+    @staticmethod
+    def _say(text: str) -> None:
+        """Progress is no result: it goes to standard error."""
+        print(text, file=sys.stderr, flush=True)
+
+    def _summary(self, for_people: bool
+                 ) -> tuple[Sequence[str], Sequence[Any]]:
+        """The result. People have seen steps, checks and errors already."""
+        found = self._result
+        domain = found['domain'] or {}
+        rows: dict[str, Any] = {
+            'result': 'PASS' if self._code == ExitCode.PASS else 'FAIL',
+            'exit_code': int(self._code),
+            'seconds': round(time.monotonic() - self._started, 1)}
+        rows |= {name: domain.get(name) for name in
+                 ('virt_type', 'machine', 'cpu_mode', 'cpu_model')}
+        if not for_people:
+            rows |= {name: found[name] for name in
+                     ('error', 'checks', 'steps', 'domain', 'xml')}
+        return tuple(rows), tuple(rows.values())
