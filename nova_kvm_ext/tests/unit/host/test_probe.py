@@ -1,0 +1,637 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+import ast
+import json
+import os
+import shutil
+import stat
+import subprocess
+from typing import Any
+from unittest import mock
+
+import fixtures
+from lxml import etree
+from oslotest import base
+
+from nova_kvm_ext.host import probe
+
+RUNNING = [1, 1]
+PANICKED = [6, 1]
+CAPABILITIES = '''
+<capabilities>
+  <host>
+    <secmodel><model>apparmor</model></secmodel>
+    <secmodel><model>dac</model>
+      <baselabel type='kvm'>+64055:+109</baselabel>
+    </secmodel>
+  </host>
+  <guest><os_type>hvm</os_type>
+    <arch name='i686'><emulator>/usr/bin/qemu-i386</emulator></arch>
+  </guest>
+  <guest><os_type>hvm</os_type>
+    <arch name='x86_64'><emulator>/usr/bin/qemu</emulator></arch>
+  </guest>
+</capabilities>'''
+
+
+class LibvirtError(Exception):
+    """What the probe knows of libvirt.libvirtError."""
+
+    def __init__(self, message: str, code: int | None = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def get_error_code(self) -> int | None:
+        return self.code
+
+
+class Domain:
+    """A guest that goes through the states given, the last one for ever.
+
+    :param states: what state() returns one after the other, or raises
+    :param cpu_time: nanoseconds
+    """
+
+    def __init__(self, *states: Any, cpu_time: int = 0,
+                 destroy_error: Exception | None = None) -> None:
+        self.states = list(states)
+        self.cpu_time = cpu_time
+        self.destroy_error = destroy_error
+        self.destroyed = False
+
+    def state(self) -> list[int]:
+        state = self.states[0]
+        if len(self.states) > 1:
+            del self.states[0]
+        if isinstance(state, BaseException):
+            raise state
+        return state
+
+    def info(self) -> list[int]:
+        return [1, 32768, 32768, 1, self.cpu_time]
+
+    def destroy(self) -> None:
+        self.destroyed = True
+        if self.destroy_error is not None:
+            raise self.destroy_error
+
+
+class Connection:
+    """A libvirt with room for one guest.
+
+    :param error: what createXML raises
+    :param starts: whether the guest is there even so
+    """
+
+    def __init__(self, domain: Domain | None = None,
+                 error: BaseException | None = None,
+                 starts: bool = True) -> None:
+        self.domain = domain or Domain(RUNNING, PANICKED)
+        self.error = error
+        self.starts = starts
+        self.created: list[tuple[Any, int]] = []
+        self.sector = b''
+        self.sector_mode = 0
+        self.capabilities: str | Exception = CAPABILITIES
+        self.lib_version = 9000000
+        self.version = 7002022
+
+    def createXML(self, xml: str, flags: int) -> Domain:
+        root = etree.fromstring(xml)
+        self.created.append((root, flags))
+        path = root.find('devices/disk/source').get('file')
+        with open(path, 'rb') as file:
+            self.sector = file.read()
+        self.sector_mode = stat.S_IMODE(os.stat(path).st_mode)
+        if self.error is not None:
+            raise self.error
+        return self.domain
+
+    def lookupByUUIDString(self, uuid: str) -> Domain:
+        gone = not self.starts or self.domain.destroyed or not self.created
+        if gone or self.created[-1][0].findtext('uuid') != uuid:
+            raise LibvirtError('Domain not found', 42)
+        return self.domain
+
+    def getCapabilities(self) -> str:
+        if isinstance(self.capabilities, Exception):
+            raise self.capabilities
+        return self.capabilities
+
+    def getLibVersion(self) -> int:
+        return self.lib_version
+
+    def getVersion(self) -> int:
+        return self.version
+
+
+class ProbeTestCase(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.directory = self.useFixture(fixtures.TempDir()).path
+        self.clock = 0.0
+
+        def sleep(seconds: float) -> None:
+            self.clock += seconds
+
+        clock = self.useFixture(fixtures.MockPatchObject(probe, 'time')).mock
+        self.sleep = clock.sleep
+        self.sleep.side_effect = sleep
+        clock.monotonic.side_effect = lambda: self.clock
+
+    def run_probe(self, conn: Connection,
+                  **options: Any) -> probe.ProbeResult:
+        """Run it and see that it cleans up."""
+        result = probe.run(conn, directory=self.directory, **options)
+        self.assert_clean(conn)
+        self.assertLessEqual(len(result.reason), 300)
+        self.assertTrue(result.reason.isprintable())
+        return result
+
+    def assert_clean(self, conn: Connection) -> None:
+        self.assertEqual([], os.listdir(self.directory))
+        if conn.created and conn.starts:
+            self.assertTrue(conn.domain.destroyed)
+
+
+class TestSector(base.BaseTestCase):
+
+    def test_size_and_signature(self) -> None:
+        self.assertEqual(512, len(probe.SECTOR))
+        self.assertEqual(b'\x55\xaa', probe.SECTOR[510:])
+
+    def test_is_what_the_source_assembles_to(self) -> None:
+        for tool in ('gcc', 'ld'):
+            if shutil.which(tool) is None:
+                self.skipTest(
+                    f'NO {tool}: whether probe.py holds what probe.S says '
+                    'is NOT CHECKED; install gcc and binutils')
+        machine = subprocess.run(
+            ['gcc', '-dumpmachine'], check=True, capture_output=True,
+            text=True).stdout
+        if not machine.startswith('x86_64'):
+            self.skipTest(f'THE COMPILER IS FOR {machine.strip()}: whether '
+                          'probe.py holds what probe.S says is NOT CHECKED')
+        directory = self.useFixture(fixtures.TempDir()).path
+        linked = os.path.join(directory, 'probe.o')
+        binary = os.path.join(directory, 'probe.bin')
+        source = os.path.join(os.path.dirname(probe.__file__), 'probe.S')
+        for command in (
+                ['gcc', '-c', f'-DITERATIONS={probe.ITERATIONS}',
+                 '-Wa,-mx86-used-note=no', source, '-o', linked],
+                ['ld', '-m', 'elf_x86_64', '-Ttext=0x7c00',
+                 '--oformat', 'binary', linked, '-o', binary]):
+            subprocess.run(command, check=True, capture_output=True)
+        with open(binary, 'rb') as file:
+            self.assertEqual(probe.SECTOR.hex(), file.read().hex())
+
+
+class TestModule(base.BaseTestCase):
+
+    def test_imports_neither_libvirt_nor_nova(self) -> None:
+        with open(probe.__file__) as file:
+            tree = ast.parse(file.read())
+        names: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or '')
+        self.assertEqual(set(), {n.split('.')[0] for n in names} &
+                         {'libvirt', 'nova', 'eventlet'})
+
+    def test_supported(self) -> None:
+        self.assertTrue(probe.supported('x86_64'))
+        self.assertFalse(probe.supported('i686'))
+        self.assertFalse(probe.supported('aarch64'))
+
+
+class TestDomain(ProbeTestCase):
+
+    def test_domain(self) -> None:
+        conn = Connection()
+        self.run_probe(conn)
+        (domain, flags), = conn.created
+        self.assertEqual(2, flags)
+        self.assertEqual('kvm', domain.get('type'))
+        self.assertRegex(domain.findtext('name'),
+                         '^nova-kvm-ext-probe-[0-9a-f]{8}$')
+        self.assertEqual('preserve', domain.findtext('on_crash'))
+        self.assertEqual('destroy', domain.findtext('on_reboot'))
+        self.assertEqual('isa', domain.find('devices/panic').get('model'))
+        self.assertEqual(
+            'none', domain.find('devices/memballoon').get('model'))
+        self.assertIsNotNone(domain.find('devices/disk/readonly'))
+        self.assertIsNone(domain.find('os/type').get('machine'))
+        for absent in ('cpu', 'devices/emulator', 'devices/interface',
+                       'devices/graphics'):
+            self.assertIsNone(domain.find(absent))
+
+    def test_disk(self) -> None:
+        conn = Connection()
+        self.run_probe(conn)
+        self.assertEqual(probe.SECTOR, conn.sector[:512])
+        self.assertFalse(any(conn.sector[512:]))
+        # One cylinder of 16 heads and 63 sectors, or SeaBIOS reads nothing.
+        self.assertGreaterEqual(len(conn.sector), 16 * 63 * 512)
+        self.assertEqual(0o644, conn.sector_mode)
+
+    def test_choices(self) -> None:
+        conn = Connection()
+        self.run_probe(
+            conn, virt_type='qemu', emulator='/opt/<&>', machine='q35',
+            cpu_xml='<cpu mode="custom"><model>Nehalem</model></cpu>')
+        domain = conn.created[0][0]
+        self.assertEqual('qemu', domain.get('type'))
+        self.assertEqual('/opt/<&>', domain.findtext('devices/emulator'))
+        self.assertEqual('q35', domain.find('os/type').get('machine'))
+        self.assertEqual('Nehalem', domain.findtext('cpu/model'))
+
+    def test_each_guest_is_another(self) -> None:
+        conn = Connection()
+        self.run_probe(conn)
+        conn.domain = Domain(PANICKED)
+        self.run_probe(conn)
+        first, second = (domain for domain, _ in conn.created)
+        for tag in ('name', 'uuid'):
+            self.assertNotEqual(first.findtext(tag), second.findtext(tag))
+
+    def test_cpu_that_is_none(self) -> None:
+        for cpu_xml in ('<cpu', '', '<devices/>',
+                        '<!DOCTYPE x [<!ENTITY e SYSTEM "/etc/hosts">]>'
+                        '<cpus>&e;</cpus>'):
+            conn = Connection()
+            self.assertRaises(ValueError, self.run_probe, conn,
+                              cpu_xml=cpu_xml)
+            self.assertEqual([], conn.created)
+            self.assert_clean(conn)
+
+
+class TestOutcomes(ProbeTestCase):
+
+    def test_success(self) -> None:
+        result = self.run_probe(
+            Connection(Domain(RUNNING, RUNNING, [3, 0], PANICKED)))
+        self.assertEqual(
+            (True, 'a 64-bit guest under KVM counted to 50 million within '
+             '0.2 s', True),
+            (result.runs, result.reason, result.lasting))
+        self.assertAlmostEqual(0.15, result.seconds)
+
+    def test_success_seen_while_still_paused(self) -> None:
+        self.assertTrue(self.run_probe(Connection(Domain([3, 10]))).runs)
+
+    def test_late_with_the_cpu_to_itself(self) -> None:
+        result = self.run_probe(
+            Connection(Domain(RUNNING, cpu_time=9_000_000_000)))
+        self.assertFalse(result.runs)
+        self.assertTrue(result.lasting)
+        self.assertGreaterEqual(result.seconds, 10)
+        self.assertIn('did not count to 50 million within 10.0 s '
+                      '(9.0 s of CPU time): KVM here is emulated or broken',
+                      result.reason)
+
+    def test_late_on_a_busy_host(self) -> None:
+        result = self.run_probe(
+            Connection(Domain(RUNNING, cpu_time=900_000_000)), timeout=3.0)
+        self.assertFalse(result.runs)
+        self.assertFalse(result.lasting)
+        self.assertIn('too busy', result.reason)
+        self.assertLess(result.seconds, 4)
+
+    def test_paused_by_qemu(self) -> None:
+        result = self.run_probe(
+            Connection(Domain(RUNNING, [3, 0], cpu_time=9_000_000_000)))
+        self.assertFalse(result.runs)
+        self.assertFalse(result.lasting)
+        self.assertIn('paused', result.reason)
+
+    def test_refused(self) -> None:
+        conn = Connection(
+            error=LibvirtError('internal \x1b[31merror:\n' + 'é\u202e' * 400),
+            starts=False)
+        result = self.run_probe(conn)
+        self.assertEqual((False, 0.0, False),
+                         (result.runs, result.seconds, result.lasting))
+        self.assertTrue(result.reason.startswith(
+            'libvirt did not start a guest under KVM: internal [31merror: '))
+        self.sleep.assert_not_called()
+
+    def test_refused_with_the_cause_at_the_end(self) -> None:
+        result = self.run_probe(Connection(
+            error=LibvirtError('qemu: ' + 'x' * 400 + ': Permission denied'),
+            starts=False))
+        self.assertRegex(result.reason,
+                         '^libvirt did not start .* [.]{3} x+: Permission')
+
+    def test_refused_without_a_code(self) -> None:
+        conn = Connection(error=LibvirtError('failed', None), starts=False)
+        self.assertFalse(self.run_probe(conn).runs)
+
+    def test_died(self) -> None:
+        for end in (LibvirtError('Domain not found', 42), [4, 0], [5, 5],
+                    [6, 0]):
+            result = self.run_probe(Connection(Domain(RUNNING, end)))
+            self.assertFalse(result.runs)
+            self.assertFalse(result.lasting)
+            self.assertRegex(
+                result.reason,
+                'QEMU died or the guest reset .* nova-kvm-ext-probe-')
+
+    def test_died_at_the_last_moment(self) -> None:
+        domain = Domain(RUNNING)
+        with mock.patch.object(
+                domain, 'info', side_effect=LibvirtError('gone', 42)):
+            self.assertIn('QEMU died',
+                          self.run_probe(Connection(domain)).reason)
+
+    def test_connection_lost(self) -> None:
+        result = self.run_probe(Connection(
+            Domain(RUNNING, LibvirtError('Cannot recv data', 38))))
+        self.assertFalse(result.runs)
+        self.assertFalse(result.lasting)
+        self.assertIn('lost sight', result.reason)
+        self.assertIn('Cannot recv data', result.reason)
+
+
+class TestCleanup(ProbeTestCase):
+
+    def test_other_exceptions_propagate(self) -> None:
+        for error in (RuntimeError('boom'), KeyboardInterrupt()):
+            conn = Connection(Domain(RUNNING, error))
+            self.assertRaises(type(error), self.run_probe, conn)
+            self.assert_clean(conn)
+
+    def test_exception_after_the_guest_has_started(self) -> None:
+        conn = Connection(error=KeyboardInterrupt())
+        self.assertRaises(KeyboardInterrupt, self.run_probe, conn)
+        self.assert_clean(conn)
+
+    def test_libvirt_error_after_the_guest_has_started(self) -> None:
+        self.assertFalse(
+            self.run_probe(Connection(error=LibvirtError('lost'))).runs)
+
+    def test_destroy_fails(self) -> None:
+        logger = self.useFixture(fixtures.FakeLogger())
+        conn = Connection(Domain(
+            PANICKED, destroy_error=LibvirtError('Device busy', 38)))
+        self.assertTrue(self.run_probe(conn).runs)
+        self.assertIn('was not destroyed', logger.output)
+
+    def test_destroy_fails_otherwise(self) -> None:
+        conn = Connection(Domain(PANICKED, destroy_error=RuntimeError()))
+        self.assertRaises(RuntimeError, self.run_probe, conn)
+        self.assert_clean(conn)
+
+    def test_file_removed_by_someone_else(self) -> None:
+        conn = Connection()
+
+        def state() -> list[int]:
+            for name in os.listdir(self.directory):
+                os.unlink(os.path.join(self.directory, name))
+            return PANICKED
+
+        with mock.patch.object(conn.domain, 'state', state):
+            self.assertTrue(self.run_probe(conn).runs)
+
+    def test_no_directory(self) -> None:
+        conn = Connection()
+        self.assertRaises(FileNotFoundError, probe.run, conn,
+                          directory=os.path.join(self.directory, 'none'))
+        self.assertEqual([], conn.created)
+
+
+class TestFacts(base.BaseTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.useFixture(fixtures.TempDir()).path
+        self.conn = Connection()
+        self.write('proc/sys/kernel/random/boot_id', 'a-boot\n')
+        self.write('usr/bin/qemu', 'elf')
+        self.write('dev/kvm', '')
+
+    def write(self, path: str, content: str) -> str:
+        path = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'w') as file:
+            file.write(content)
+        return path
+
+    def read(self, emulator: str | None = None) -> dict[str, str]:
+        return probe.read_facts(self.conn, emulator, root=self.root)
+
+    def test_facts(self) -> None:
+        facts = self.read()
+        self.assertEqual('a-boot', facts['boot'])
+        self.assertEqual(os.uname().release, facts['kernel'])
+        self.assertEqual('/usr/bin/qemu', facts['emulator'])
+        self.assertEqual('9000000', facts['libvirt'])
+        self.assertEqual('7002022', facts['qemu'])
+        self.assertEqual('+64055:+109', facts['user'])
+
+    def test_each_change_shows(self) -> None:
+        def boot() -> None:
+            self.write('proc/sys/kernel/random/boot_id', 'b-boot\n')
+
+        def emulator_file() -> None:
+            os.utime(os.path.join(self.root, 'usr/bin/qemu'), (1, 1))
+
+        def device() -> None:
+            os.chmod(os.path.join(self.root, 'dev/kvm'), 0o600)
+
+        def libvirt() -> None:
+            self.conn.lib_version += 1
+
+        def qemu() -> None:
+            self.conn.version += 1
+
+        def user() -> None:
+            self.conn.capabilities = CAPABILITIES.replace('64055', '0')
+
+        for change in (boot, emulator_file, device, libvirt, qemu, user):
+            before = self.read()
+            change()
+            after = self.read()
+            self.assertEqual(
+                [change.__name__],
+                [name for name in before if before[name] != after[name]])
+
+    def test_other_emulator(self) -> None:
+        facts = self.read('/opt/qemu')
+        self.assertEqual('/opt/qemu', facts['emulator'])
+        self.assertEqual('absent', facts['emulator_file'])
+
+    def test_nothing_there(self) -> None:
+        shutil.rmtree(self.root)
+        self.conn.capabilities = '<capabilities/>'
+        facts = self.read()
+        self.assertEqual('absent', facts['device'])
+        self.assertEqual('unknown', facts['boot'])
+        self.assertEqual('', facts['user'])
+        self.assertTrue(all(isinstance(v, str) for v in facts.values()))
+
+
+class TestCache(ProbeTestCase):
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.state_path = self.useFixture(fixtures.TempDir()).path
+        self.cache_file = os.path.join(self.state_path, 'probe.json')
+
+    def ask(self, domain: Domain | None = None,
+            **options: Any) -> tuple[probe.ProbeResult, bool]:
+        """The answer, and whether a guest was started for it."""
+        conn = Connection(domain)
+        options.setdefault('key_facts', {'boot': 'a'})
+        result = probe.cached_run(
+            conn, cache_file=self.cache_file, directory=self.directory,
+            **options)
+        self.assert_clean(conn)
+        return result, bool(conn.created)
+
+    def test_success_is_kept(self) -> None:
+        first, started = self.ask()
+        self.assertTrue(started)
+        second, started = self.ask()
+        self.assertFalse(started)
+        self.assertEqual((True, first.seconds, True),
+                         (second.runs, second.seconds, second.lasting))
+        self.assertIn(first.reason, second.reason)
+        self.assertIn(self.cache_file, second.reason)
+        self.assertEqual(0o600,
+                         stat.S_IMODE(os.stat(self.cache_file).st_mode))
+        self.assertEqual(['probe.json'], os.listdir(self.state_path))
+
+    def test_what_is_kept(self) -> None:
+        for kept, domain in (
+                (True, Domain(RUNNING, cpu_time=10_000_000_000)),
+                (False, Domain(RUNNING, cpu_time=1_000_000_000)),
+                (False, Domain(LibvirtError('gone', 42))),
+                (False, Domain(LibvirtError('lost', 38)))):
+            facts = {'case': str(domain)}
+            result, started = self.ask(domain, key_facts=facts)
+            self.assertFalse(result.runs)
+            self.assertTrue(started)
+            result, started = self.ask(key_facts=facts)
+            self.assertEqual((not kept, not kept), (result.runs, started))
+
+    def test_refusal_is_not_kept(self) -> None:
+        conn = Connection(error=LibvirtError('denied'), starts=False)
+        result = probe.cached_run(
+            conn, cache_file=self.cache_file, key_facts={},
+            directory=self.directory)
+        self.assertFalse(result.runs)
+        self.assertFalse(os.path.exists(self.cache_file))
+
+    def test_each_part_of_the_key(self) -> None:
+        self.ask()
+        changes: tuple[dict[str, Any], ...] = (
+            {'key_facts': {'boot': 'b'}}, {'key_facts': {}},
+            {'virt_type': 'qemu'}, {'cpu_xml': '<cpu mode="maximum"/>'},
+            {'emulator': '/opt/qemu'}, {'machine': 'q35'},
+            {'timeout': 20.0})
+        for change in changes:
+            _, started = self.ask(**change)
+            self.assertTrue(started, change)
+            _, started = self.ask(**change)
+            self.assertFalse(started, change)
+        with mock.patch.object(probe, 'SECTOR', b'x' * 512):
+            self.assertTrue(self.ask()[1])
+
+    def test_facts_are_read_when_not_given(self) -> None:
+        conn = Connection()
+        for conn.version, starts in ((7, True), (7, False), (8, True)):
+            del conn.created[:]
+            conn.domain = Domain(PANICKED)
+            probe.cached_run(conn, cache_file=self.cache_file,
+                             directory=self.directory)
+            self.assertEqual(starts, bool(conn.created))
+
+    def test_facts_that_libvirt_withholds(self) -> None:
+        conn = Connection()
+        conn.capabilities = LibvirtError('no connection', 38)
+        result = probe.cached_run(conn, cache_file=self.cache_file,
+                                  directory=self.directory)
+        self.assertTrue(result.runs)
+        self.assertFalse(os.path.exists(self.cache_file))
+        conn.capabilities = RuntimeError()
+        self.assertRaises(
+            RuntimeError, probe.cached_run, conn,
+            cache_file=self.cache_file, directory=self.directory)
+
+    def test_bounded(self) -> None:
+        for boot in range(12):
+            self.ask(key_facts={'boot': str(boot)})
+        with open(self.cache_file) as file:
+            self.assertEqual(8, len(json.load(file)))
+        self.assertFalse(self.ask(key_facts={'boot': '4'})[1])
+        self.assertTrue(self.ask(key_facts={'boot': '3'})[1])
+
+    def test_corrupt_file(self) -> None:
+        self.ask()
+        for content in (b'', b'{', b'\xff\xfe', b'[]', b'null', b'7',
+                        b'[' * 60000, b'{"a": 1' + b'0' * 5000 + b'}',
+                        b' ' * 70000 + b'{}'):
+            with open(self.cache_file, 'wb') as file:
+                file.write(content)
+            self.assertTrue(self.ask()[1], content[:20])
+            self.assertFalse(self.ask()[1])
+
+    def test_wrong_types(self) -> None:
+        self.ask()
+        with open(self.cache_file) as file:
+            (key, good), = json.load(file).items()
+        wrong: tuple[Any, ...] = (
+            None, [], 'x', {}, good | {'runs': 1},
+            good | {'runs': 'false'}, good | {'reason': None},
+            good | {'seconds': True}, good | {'seconds': '1'},
+            good | {'seconds': float('inf')}, good | {'seconds': 10 ** 400})
+        for bad in wrong:
+            with open(self.cache_file, 'w') as file:
+                json.dump({key: bad}, file)
+            self.assertTrue(self.ask()[1], bad)
+
+    def test_hostile_reason(self) -> None:
+        self.ask()
+        with open(self.cache_file) as file:
+            (key, good), = json.load(file).items()
+        with open(self.cache_file, 'w') as file:
+            json.dump({key: good | {'reason': '\x1b[2J\ud800' * 999}}, file)
+        result, started = self.ask()
+        self.assertFalse(started)
+        self.assertTrue(result.reason.isprintable())
+        self.assertLessEqual(len(result.reason), 300)
+
+    def test_something_else_in_its_place(self) -> None:
+        os.mkfifo(self.cache_file)
+        self.assertTrue(self.ask()[1])
+        self.assertFalse(self.ask()[1])
+        os.unlink(self.cache_file)
+        os.mkdir(self.cache_file)
+        self.assertTrue(self.ask()[1])
+        self.assertEqual(['probe.json'], os.listdir(self.state_path))
+
+    def test_no_directory_to_write_to(self) -> None:
+        self.cache_file = os.path.join(self.state_path, 'none', 'probe.json')
+        self.assertTrue(self.ask()[0].runs)
+
+    def test_relative_path(self) -> None:
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(self.state_path)
+        self.cache_file = 'probe.json'
+        self.ask()
+        self.assertFalse(self.ask()[1])

@@ -1,0 +1,180 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+import tempfile
+import textwrap
+
+import fixtures
+from oslo_config import cfg
+from oslotest import base
+
+from nova_kvm_ext import conf
+from nova_kvm_ext import errors
+
+
+def configuration(text: str = '') -> cfg.ConfigOpts:
+    """A configuration with our options and Nova's behind them.
+
+    Nova's are declared here as nova.conf.libvirt has them, so that these
+    tests need no Nova.
+    """
+    config = cfg.ConfigOpts()
+    config.register_opts([
+        cfg.StrOpt('virt_type', default='kvm',
+                   choices=['kvm', 'lxc', 'qemu', 'parallels']),
+        cfg.StrOpt('cpu_mode', choices=[
+            'host-model', 'host-passthrough', 'custom', 'none']),
+        cfg.ListOpt('cpu_models', default=[], deprecated_name='cpu_model'),
+        cfg.ListOpt('cpu_model_extra_flags', default=[]),
+    ], group='libvirt')
+    conf.register_opts(config)
+    with tempfile.NamedTemporaryFile('w', suffix='.conf') as f:
+        f.write(textwrap.dedent(text))
+        f.flush()
+        config(['--config-file', f.name])
+    return config
+
+
+def settings(text: str = '') -> conf.Settings:
+    return conf.Settings.from_conf(configuration(text))
+
+
+class SettingsTestCase(base.BaseTestCase):
+
+    def refused(self, text: str) -> str:
+        return str(self.assertRaises(errors.InvalidOption, settings, text))
+
+    def test_unset_means_what_nova_says(self):
+        found = settings()
+        self.assertEqual('kvm', found.virt_type)
+        self.assertEqual('[libvirt] virt_type', found.virt_type_option)
+        self.assertIsNone(found.cpu_mode)
+        self.assertEqual((), found.cpu_models)
+
+    def test_fragment_of_novas_kvm_guide(self):
+        found = settings("""
+            [libvirt]
+            virt_type = kvm
+            cpu_mode = custom
+            cpu_model = Nehalem
+            """)
+        self.assertEqual(('kvm', 'custom', ('Nehalem',)),
+                         (found.virt_type, found.cpu_mode, found.cpu_models))
+        self.assertEqual('[libvirt] cpu_models', found.cpu_models_option)
+
+    def test_our_group_wins_over_novas_defaults(self):
+        found = settings("""
+            [kvm_ext]
+            virt_type = auto
+            cpu_mode = maximum
+            """)
+        self.assertEqual(('auto', 'maximum'),
+                         (found.virt_type, found.cpu_mode))
+        self.assertEqual('[kvm_ext] cpu_mode', found.cpu_mode_option)
+
+    def test_each_option_on_its_own(self):
+        found = settings("""
+            [kvm_ext]
+            cpu_mode = custom
+            [libvirt]
+            virt_type = qemu
+            cpu_models = EPYC,Nehalem
+            """)
+        self.assertEqual(('qemu', 'custom', ('EPYC', 'Nehalem')),
+                         (found.virt_type, found.cpu_mode, found.cpu_models))
+
+    def test_same_in_both_groups(self):
+        found = settings("""
+            [kvm_ext]
+            virt_type = qemu
+            cpu_mode = custom
+            cpu_model = nehalem
+            [libvirt]
+            virt_type = qemu
+            cpu_mode = custom
+            cpu_models = Nehalem
+            """)
+        self.assertEqual('[kvm_ext] cpu_model', found.cpu_models_option)
+        self.assertEqual(('nehalem',), found.cpu_models)
+
+    def test_contradictions_name_both_options_and_values(self):
+        for ours, novas in (
+                ('virt_type = qemu', 'virt_type = kvm'),
+                ('virt_type = auto', 'virt_type = kvm'),
+                ('cpu_mode = host-model', 'cpu_mode = custom'),
+                ('cpu_model = EPYC', 'cpu_models = EPYC, Nehalem')):
+            text = self.refused(f'[kvm_ext]\n{ours}\n[libvirt]\n{novas}\n')
+            self.assertIn(f'[kvm_ext] {ours}', text)
+            self.assertIn(f'[libvirt] {novas}', text)
+            self.assertIn('contradict', text)
+
+    def test_what_is_not_set_by_the_operator_contradicts_nothing(self):
+        config = configuration('[kvm_ext]\nvirt_type = qemu\n')
+        # As the driver does: a second look must not take it for the
+        # operator's own word.
+        config.set_override('virt_type', 'kvm', group='libvirt')
+        self.assertEqual('qemu', conf.Settings.from_conf(config).virt_type)
+
+    def test_bad_value_names_option_file_value_and_allowed_ones(self):
+        text = self.refused('[kvm_ext]\nvirt_type = kvn\n')
+        self.assertIn('[kvm_ext] virt_type', text)
+        self.assertIn('.conf', text)
+        self.assertIn("'kvn'", text)
+        self.assertIn('[kvm, qemu, auto]', text)
+
+    def test_bad_value_of_novas_option(self):
+        text = self.refused('[libvirt]\ncpu_mode = host_model\n')
+        self.assertIn('[libvirt] cpu_mode', text)
+        self.assertIn("'host_model'", text)
+
+    def test_hostile_model_names(self):
+        for name in ('"><x/>', 'a b', '', '-x', 'x;y', 'é'):
+            self.assertIn('[kvm_ext] cpu_model', self.refused(
+                f'[kvm_ext]\ncpu_mode = custom\ncpu_model = {name}\n'))
+
+    def test_model_names_that_exist(self):
+        for name in ('486', 'n270', 'Skylake-Server-v3', 'POWER9',
+                     'z14.2-base', 'cpu64-rhel6', 'Opteron_G3'):
+            found = settings(f'[kvm_ext]\ncpu_model = {name}\n')
+            self.assertEqual((name,), found.cpu_models)
+
+    def test_extra_flags_in_lower_case(self):
+        found = settings('[libvirt]\ncpu_model_extra_flags = +PCID, -AVX2\n')
+        self.assertEqual(('+pcid', '-avx2'), found.extra_flags)
+
+    def test_registering_twice(self):
+        config = configuration()
+        conf.register_opts(config)
+        self.assertIsNone(config.kvm_ext.virt_type)
+
+
+class SampleTestCase(base.BaseTestCase):
+
+    def test_sample_is_what_the_generator_makes(self):
+        """Mend a failure with ``tox -e genconfig``."""
+        top = os.path.join(os.path.dirname(__file__), *3 * [os.pardir])
+        config_file = 'etc/nova-kvm-ext/config-generator.conf'
+        if not os.path.exists(os.path.join(top, config_file)):
+            self.skipTest('no checkout: the sample is not installed')
+        from oslo_config import generator
+        work_dir = self.useFixture(fixtures.TempDir()).path
+        fresh = os.path.join(work_dir, 'sample')
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(top)
+        generator.main(['--config-file', config_file,
+                        '--output-file', fresh])
+        with open(fresh) as f:
+            wanted = f.read()
+        with open('etc/nova-kvm-ext/nova-kvm-ext.conf.sample') as f:
+            self.assertEqual(wanted, f.read())

@@ -1,0 +1,178 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Every name and signature of Nova's private API that this package relies on.
+
+Run against a new Nova release before anything else: a failure lists, one line
+each, what has moved.
+"""
+
+import importlib
+import inspect
+from typing import Any
+
+import nova.conf
+from nova import objects
+from oslotest import base
+
+from nova_kvm_ext import driver
+from nova_kvm_ext.vhost import vif
+
+LIBVIRT_DRIVER = 'nova.virt.libvirt.driver:LibvirtDriver'
+
+# How we call what we call: positional and keyword arguments, self left out.
+CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
+    f'{LIBVIRT_DRIVER}.__init__': (2, ()),
+    f'{LIBVIRT_DRIVER}.init_host': (1, ()),
+    f'{LIBVIRT_DRIVER}.spawn': (6, ('network_info', 'block_device_info')),
+    f'{LIBVIRT_DRIVER}.destroy': (3, ()),
+    f'{LIBVIRT_DRIVER}._get_guest_config': (4, ()),
+    f'{LIBVIRT_DRIVER}._get_guest_xml': (5, ()),
+    'nova.virt.libvirt.host:Host.initialize': (0, ()),
+    'nova.virt.libvirt.host:Host.get_connection': (0, ()),
+    'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.get_config': (5, ()),
+    'nova.virt.libvirt.config:LibvirtConfigGuest.add_device': (1, ()),
+    'nova.virt.libvirt.config:LibvirtConfigGuestChannel.format_dom': (0, ()),
+    'nova.virt.libvirt.blockinfo:get_disk_info': (3, ()),
+    'nova.virt.images:fetch': (3, ('trusted_certs',)),
+    'nova.virt.hardware:numa_get_constraints': (2, ()),
+    'nova.image.glance:API.get': (2, ()),
+    'nova.image.glance:API.download': (2, ('dest_path', 'trusted_certs')),
+    'nova.config:parse_args': (
+        1, ('default_config_files', 'configure_db', 'init_rpc')),
+    'nova.db.main.api:configure': (1, ()),
+    'nova.db.main.api:get_engine': (0, ()),
+    'nova.db.main.api:service_create': (2, ()),
+    'nova.utils:get_system_metadata_from_image': (2, ()),
+    'nova.conf.neutron:register_dynamic_opts': (1, ()),
+    'nova.virt.fake:FakeVirtAPI.__init__': (0, ()),
+    'nova.version:version_string': (0, ()),
+}
+
+# Our overrides: their parameters must be the first ones of Nova's.
+OVERRIDES: dict[str, Any] = {
+    f'{LIBVIRT_DRIVER}.__init__': driver.KVMDriver.__init__,
+    f'{LIBVIRT_DRIVER}.init_host': driver.KVMDriver.init_host,
+    f'{LIBVIRT_DRIVER}._get_guest_config': driver.KVMDriver._get_guest_config,
+    'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.get_config':
+        vif.KVMVIFDriver.get_config,
+}
+
+# Attributes that we read or set on Nova's objects, once made.
+ATTRIBUTES = {
+    'nova.virt.libvirt.config:LibvirtConfigGuest': ('devices', 'cpu'),
+    'nova.virt.libvirt.config:LibvirtConfigGuestCPU': ('mode', 'model'),
+    'nova.virt.libvirt.config:LibvirtConfigGuestChannel': (
+        'type', 'target_name', 'source_path'),
+    'nova.virt.libvirt.config:LibvirtConfigGuestInterface': (
+        'net_type', 'model', 'driver_name', 'mac_addr'),
+}
+
+NAMES = (
+    'nova.virt.images:IMAGE_API', 'nova.privsep:sys_admin_pctxt',
+    'nova.db.main.models:BASE', 'nova.exception:InvalidConfiguration',
+    'nova.exception:InvalidCPUInfo', 'nova.exception:HypervisorUnavailable',
+    'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
+)
+
+OPTIONS = (
+    (None, 'instances_path'), (None, 'state_path'), (None, 'host'),
+    (None, 'instance_name_template'),
+    ('libvirt', 'virt_type'), ('libvirt', 'cpu_mode'),
+    ('libvirt', 'cpu_models'), ('libvirt', 'cpu_model_extra_flags'),
+    ('libvirt', 'cpu_power_management'), ('libvirt', 'pmem_namespaces'),
+    ('libvirt', 'images_type'), ('libvirt', 'swtpm_enabled'),
+    ('compute', 'cpu_dedicated_set'), ('compute', 'cpu_shared_set'),
+    ('devices', 'enabled_mdev_types'), ('pci', 'device_spec'),
+    ('vnc', 'enabled'), ('spice', 'enabled'), ('serial_console', 'enabled'),
+)
+
+
+def find(path: str) -> Any:
+    module, _, names = path.partition(':')
+    found = importlib.import_module(module)
+    for name in names.split('.'):
+        found = getattr(found, name)
+    return found
+
+
+class ContractTestCase(base.BaseTestCase):
+
+    def check(self, differences: list[str]) -> None:
+        if differences:
+            self.fail('Nova has moved:\n' + '\n'.join(differences))
+
+    def test_calls(self):
+        moved = []
+        for path, (positional, keywords) in CALLS.items():
+            is_method = path.rpartition(':')[2].count('.') == 1
+            try:
+                inspect.signature(find(path)).bind(
+                    *[None] * (positional + is_method),
+                    **dict.fromkeys(keywords))
+            except (AttributeError, ImportError, TypeError) as e:
+                moved.append(f'{path}: {e}')
+        self.check(moved)
+
+    def test_overrides(self):
+        moved = []
+        for path, ours in OVERRIDES.items():
+            try:
+                novas = list(inspect.signature(find(path)).parameters)
+            except (AttributeError, ImportError) as e:
+                moved.append(f'{path}: {e}')
+                continue
+            names = [p.name for p in inspect.signature(
+                ours).parameters.values()
+                if p.kind is p.POSITIONAL_OR_KEYWORD]
+            if novas[:len(names)] != names:
+                moved.append(f'{path}: takes {novas}, we take {names}')
+        self.check(moved)
+
+    def test_attributes(self):
+        self.check([f'{path}: no attribute {name}'
+                    for path, names in ATTRIBUTES.items()
+                    for made in [find(path)()]
+                    for name in names if not hasattr(made, name)])
+
+    def test_names(self):
+        moved = []
+        for path in NAMES:
+            try:
+                find(path)
+            except (AttributeError, ImportError) as e:
+                moved.append(f'{path}: {e}')
+        self.check(moved)
+
+    def test_options(self):
+        moved = []
+        for group, name in OPTIONS:
+            options = nova.conf.CONF[group] if group else nova.conf.CONF
+            if name not in options:
+                moved.append(f'no option [{group or "DEFAULT"}] {name}')
+        self.check(moved)
+
+    def test_modes_that_nova_allows(self):
+        """Nova's own cpu_mode must take what maximum is told to it as."""
+        allowed = nova.conf.CONF._get_opt_info(
+            'cpu_mode', 'libvirt')['opt'].type.choices
+        self.assertEqual(
+            {'host-model', 'host-passthrough', 'custom', 'none'},
+            set(allowed),
+            'has Nova learnt maximum? Then cpu/choose.py can forget it')
+
+    def test_instance_fields(self):
+        objects.register_all()
+        self.check([f'Instance has no field {name}' for name in
+                    ('compute_id', 'system_metadata', 'vcpu_model',
+                     'trusted_certs', 'pci_requests', 'resources')
+                    if name not in objects.Instance.fields])

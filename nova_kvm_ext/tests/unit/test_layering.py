@@ -1,0 +1,120 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Who may import whom: the house's one structural rule, read off the code.
+
+See doc/source/contributor/architecture.rst.
+"""
+
+import ast
+import os
+import sys
+
+from oslotest import base
+
+import nova_kvm_ext
+
+TOP = os.path.dirname(nova_kvm_ext.__file__)
+
+# Facts and decisions: frozen data in, frozen data out.
+PURE = {
+    'boot.exit_codes', 'boot.report', 'boot.verify', 'conf', 'cpu.choose',
+    'cpu.cpu_map', 'errors', 'guest_agent.channel', 'host.install',
+    'host.model', 'vhost.policy'}
+# They read this host, by themselves or with a connection they are handed.
+READERS = {'boot.inside', 'host.facts', 'host.probe', 'host.virt_type'}
+# They make files, processes and domains, but know nothing of Nova.
+MAKERS = {'boot.leftovers', 'boot.supervisor', 'boot.testguest'}
+# The edge to Nova.
+NOVA = {'boot.cloudless', 'boot.worker', 'designer', 'driver', 'vhost.vif'}
+COMMANDS = {'cmd.guest', 'cmd.main'}
+
+PURE_LIBRARIES = {'lxml', 'oslo_config', 'oslo_utils'}
+# What each floor may import from outside the standard library, and from which
+# floors.
+RULES = {
+    'PURE': (PURE, PURE_LIBRARIES, PURE),
+    'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_log'},
+                PURE | READERS),
+    'MAKERS': (MAKERS, {'libvirt'}, PURE | MAKERS),
+    'NOVA': (NOVA, PURE_LIBRARIES | {'nova', 'oslo_concurrency', 'oslo_log'},
+             PURE | READERS | MAKERS | NOVA),
+    'COMMANDS': (COMMANDS, {'cliff', 'pbr'},
+                 (PURE | READERS | MAKERS | COMMANDS)),
+}
+
+
+def modules() -> dict[str, str]:
+    """Path by name of every module of the package that is no test."""
+    found = {}
+    for directory, _, files in os.walk(TOP):
+        for file in files:
+            path = os.path.join(directory, file)
+            name = os.path.relpath(path, TOP)[:-3].replace(os.sep, '.')
+            if file.endswith('.py') and not name.startswith('tests.') and (
+                    file != '__init__.py' or os.path.getsize(path)):
+                found[name] = path
+    return found
+
+
+def imports(path: str) -> tuple[set[str], set[str]]:
+    """Outside libraries and rooms of ours that a file imports, anywhere."""
+    with open(path) as f:
+        tree = ast.parse(f.read())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    libraries, rooms = set(), set()
+    known = set(modules())
+    for name in names:
+        top, _, rest = name.partition('.')
+        if top == 'nova_kvm_ext':
+            # `from nova_kvm_ext.x import name` may name a thing inside x.
+            rooms |= {room for room in known
+                      if rest == room or rest.startswith(room + '.')}
+        elif top not in sys.stdlib_module_names:
+            libraries.add(top)
+    return libraries, rooms
+
+
+class LayeringTestCase(base.BaseTestCase):
+
+    def test_every_room_has_its_floor(self):
+        floors = [rooms for rooms, _, _ in RULES.values()]
+        self.assertEqual(set(modules()), set().union(*floors))
+        self.assertEqual(len(modules()), sum(map(len, floors)))
+
+    def test_no_room_reaches_up(self):
+        wrong = []
+        for floor, (rooms, allowed_libraries, allowed_rooms) in RULES.items():
+            for room in rooms:
+                libraries, ours = imports(modules()[room])
+                wrong += [f'{room} ({floor}) imports {name}' for name in
+                          sorted((libraries - allowed_libraries) |
+                                 (ours - allowed_rooms))]
+        self.assertEqual([], wrong)
+
+    def test_only_the_driver_and_the_boot_read_novas_conf(self):
+        for room, path in modules().items():
+            with open(path) as f:
+                text = f.read()
+            if 'CONF.' in text:
+                self.assertIn(room, {'driver', 'boot.cloudless',
+                                     'boot.worker'})
+
+    def test_every_module_says_what_it_is(self):
+        for room, path in modules().items():
+            with open(path) as f:
+                self.assertTrue(ast.get_docstring(ast.parse(f.read())), room)
