@@ -245,7 +245,7 @@ class PrivateLibvirt(fixtures.Fixture):
         self.addDetail('libvirt.log', content.Content(
             content_type.UTF8_TEXT, lambda: [self.log().encode()]))
         self._make_namespaces(lock)
-        self._run(['sh', '-ec', '\n'.join(self._mounts())])
+        self.run(['sh', '-ec', '\n'.join(self._mounts())])
         self._start('virtlogd')
         self.start_libvirtd()
         self.addCleanup(self._destroy_domains)
@@ -273,7 +273,7 @@ class PrivateLibvirt(fixtures.Fixture):
     def start_libvirtd(self) -> None:
         """Start libvirtd and wait until it answers."""
         self._start('libvirtd')
-        self._run([sys.executable, '-c', _CONNECT, self.uri])
+        self.run([sys.executable, '-c', _CONNECT, self.uri])
 
     def _make_own_directory(self) -> int:
         """Make the directory; returns the lock that says it is in use."""
@@ -366,12 +366,15 @@ class PrivateLibvirt(fixtures.Fixture):
 
     def _start(self, daemon: str) -> None:
         # It returns when its socket accepts connections.
-        self._run([
+        self.run([
             daemon, '--daemon', '--config', f'/etc/libvirt/{daemon}.conf',
             '--pid-file', f'/run/libvirt/{daemon}.pid'])
 
-    def _run(self, command: list[str]) -> None:
-        """Run a command in the namespaces."""
+    def run(self, command: list[str]) -> None:
+        """Run a command where libvirtd runs: with its directories and /dev.
+
+        :raises RuntimeError: it fails or does not end
+        """
         # Without the bus libvirtd cannot tell systemd-machined about its
         # guests, whose PIDs are others outside.
         environment = os.environ | {
@@ -400,4 +403,4 @@ class PrivateLibvirt(fixtures.Fixture):
         # ended or broken is no error.
         if self.processes():
             with contextlib.suppress(RuntimeError):
-                self._run([sys.executable, '-c', _DESTROY, self.uri])
+                self.run([sys.executable, '-c', _DESTROY, self.uri])
