@@ -15,6 +15,8 @@
 Pure: takes facts, gives a sentence.
 """
 
+import shlex
+
 from nova_kvm_ext.host import model
 
 
@@ -35,6 +37,6 @@ def check(facts: model.InstallFacts) -> str | None:
                 f'installation is incomplete. Install nova-kvm-ext again.')
     return (f'compute_driver = kvm_ext.KVMDriver cannot load: Nova is '
             f'installed in {where} and looks for drivers only there, but this '
-            f'package is in {facts.door}. Install nova-kvm-ext into the '
-            f'directory that Nova is in (pip install --target), or link it: '
-            f'ln -s {facts.door} {facts.nova_directories[0]}/')
+            f'package is in {facts.door}. Link it: '
+            f'ln -s {shlex.quote(facts.door)} '
+            f'{shlex.quote(facts.nova_directories[0])}/')
