@@ -20,13 +20,11 @@ what a record names.
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import glob
 import json
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
@@ -38,7 +36,6 @@ DOMAIN_PREFIX = 'nova-kvm-ext-'
 
 _DIRECTORY_PREFIX = 'nova-kvm-ext-boot-'
 _RECORD = 'record.json'
-_LOCK = 'lock'
 _SPAWNING = 'spawning'
 
 # Where a system libvirt keeps what QEMU says; it never removes a log.
@@ -74,11 +71,20 @@ class Record:
             json.dump(dataclasses.asdict(self), f)
         os.replace(path + '.new', path)
 
+    def has_tap(self) -> bool:
+        return bool(self.tap) and os.path.exists(f'/sys/class/net/{self.tap}')
+
+    def has_spawned(self) -> bool:
+        """Whether libvirt may know the domain."""
+        return os.path.exists(os.path.join(self.directory, _SPAWNING))
+
     def describe_removal(self) -> str:
         """How the user takes away what he asked to keep."""
-        commands = [f'virsh -c {self.uri} destroy {self.uuid}',
-                    f'virsh -c {self.uri} undefine --nvram {self.uuid}']
-        if self.tap:
+        commands = []
+        if self.has_spawned():
+            commands += [f'virsh -c {self.uri} destroy {self.uuid}',
+                         f'virsh -c {self.uri} undefine --nvram {self.uuid}']
+        if self.has_tap():
             commands.append(f'ip link delete {self.tap}')
         commands.append(f'rm -r {self.directory}')
         return 'Kept. To take it away: ' + '; '.join(commands)
@@ -100,21 +106,44 @@ def make_directory() -> tuple[str, int]:
     :raises errors.HostError: the directory cannot be made
     """
     try:
-        path = tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir=_base())
-        os.chmod(path, 0o711)
-        lock = os.open(os.path.join(path, _LOCK), os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            path = tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX, dir=_base())
+            lock = _lock(path)
+            # Before it was locked, another boot's sweep may have found it.
+            if lock is not None and os.path.isdir(path):
+                os.chmod(path, 0o711)
+                return path, lock
+            if lock is not None:
+                os.close(lock)
     except OSError as e:
         raise errors.HostError(
             f'No directory for the guest can be made in {_base()}: '
             f'{e.strerror}.',
             'Free some space there, or set TMPDIR to another directory.') \
             from e
-    return path, lock
 
 
 def _base() -> str:
-    return os.environ.get('TMPDIR', '/var/tmp')
+    return os.path.abspath(os.environ.get('TMPDIR') or '/var/tmp')
+
+
+def _lock(directory: str) -> int | None:
+    """Take a directory's lock.
+
+    :returns: a file descriptor that holds it, or None if somebody else does
+        or the directory is gone
+    """
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY |
+                       os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def read_record(directory: str) -> Record | None:
@@ -141,13 +170,14 @@ def clean(record: Record) -> list[str]:
         problems.append(
             f'The domain {record.uuid} may still be there: '
             f'{errors.with_explanation(e)}')
-    if record.tap and os.path.exists(f'/sys/class/net/{record.tap}'):
-        result = subprocess.run(
-            ['ip', 'link', 'delete', record.tap], capture_output=True,
-            text=True, timeout=30)
-        if result.returncode:
-            problems.append(f'The tap device {record.tap} is still there: '
-                            f'{errors.clean(result.stderr)}')
+    if record.tap and record.has_tap():
+        try:
+            subprocess.run(['ip', 'link', 'delete', record.tap], check=True,
+                           capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.SubprocessError) as e:
+            problems.append(
+                f'The tap device {record.tap} is still there: '
+                f'{errors.clean(getattr(e, "stderr", None) or e)}')
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(
             _QEMU_LOGS, f'{DOMAIN_PREFIX}{record.uuid}.log'))
@@ -166,7 +196,7 @@ def clean(record: Record) -> list[str]:
 
 def _remove_domain(record: Record) -> None:
     """Destroy and undefine the domain, waiting out a creation under way."""
-    if not os.path.exists(os.path.join(record.directory, _SPAWNING)):
+    if not record.has_spawned():
         return
     # Here, because the supervisor must answer signals while Nova's process
     # waits for libvirt; and without libvirt's own printing of each error.
@@ -210,18 +240,16 @@ def sweep() -> list[str]:
     :returns: sentences about what was found
     """
     messages = []
-    for directory in glob.glob(os.path.join(_base(), _DIRECTORY_PREFIX + '*')):
-        # Anybody may put a directory of this name there, with a record of
-        # somebody's guest in it.
-        status = os.lstat(directory)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+    for directory in glob.glob(os.path.join(
+            glob.escape(_base()), _DIRECTORY_PREFIX + '*')):
+        lock = _lock(directory)
+        if lock is None:
             continue
         try:
-            lock = os.open(os.path.join(directory, _LOCK), os.O_RDWR)
-        except OSError:
-            continue   # Just being made or removed, or not ours.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Anybody may put a directory of this name there, with a record of
+            # somebody's guest in it.
+            if os.fstat(lock).st_uid != os.geteuid():
+                continue
             record = read_record(directory)
             if record is None:
                 # Killed before it made anything outside the directory.
@@ -230,9 +258,6 @@ def sweep() -> list[str]:
                 messages.append(f'An earlier boot was killed: removing its '
                                 f'guest {record.uuid}.')
                 messages += clean(record)
-        except OSError as e:
-            if e.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
-                raise
         finally:
             os.close(lock)
     return messages

@@ -179,14 +179,15 @@ def _start(record: leftovers.Record, options: Options, image: str,
     with open(path, 'w') as f:
         json.dump(spec, f)
     reader, writer = os.pipe()
-    with open(_output(record.directory), 'wb') as output:
+    events = os.fdopen(reader, 'rb', buffering=0)
+    with open(_output(record.directory), 'wb') as output, \
+            os.fdopen(writer, 'wb'):
         worker = subprocess.Popen(
             [sys.executable, '-m', 'nova_kvm_ext.boot.worker', path,
              str(writer), str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             pass_fds=[writer, lock], start_new_session=True)
-    os.close(writer)
-    return worker, os.fdopen(reader, 'rb', buffering=0)
+    return worker, events
 
 
 def _output(directory: str) -> str:
@@ -246,14 +247,18 @@ def _relay(worker: subprocess.Popen[bytes], directory: str, events: BinaryIO,
                     limit = _STEP_LIMIT + (
                         boot_timeout if event['name'] == 'spawn' else 0)
                 on_event(event)
-    status = worker.wait()
+    try:
+        status = worker.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        status = None
     if code is not None:
         return code
-    how = (f'was killed by {signal.Signals(-status).name}' if status < 0
+    how = ('fell silent' if status is None else
+           f'was killed by {signal.Signals(-status).name}' if status < 0
            else f'ended with status {status}')
     return give_up(ExitCode.HOST,
                    f'The worker {how} before it was done. '
-                   f'{_last_words(directory)}')
+                   f'{_last_words(directory)}'.strip())
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

@@ -131,8 +131,13 @@ class _LogToEvents(logging.Handler):
         level = (logging.INFO if record.name.startswith('nova_kvm_ext')
                  else logging.WARNING)
         if record.name.startswith('nova') and record.levelno >= level:
-            self._events.emit('log', level=record.levelname,
-                              text=errors.clean(record.getMessage(), 500))
+            try:
+                text = errors.clean(record.getMessage(), 500)
+            except Exception:
+                # A log call with wrong arguments must not fail the boot.
+                self.handleError(record)
+            else:
+                self._events.emit('log', level=record.levelname, text=text)
 
 
 def _libvirt_error(error: BaseException | None) -> Any:

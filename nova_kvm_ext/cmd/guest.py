@@ -30,15 +30,22 @@ from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext import errors
 
 
+def _text(text: str) -> str:
+    """An argument that can be written to a file: bytes may be none."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f'{text!r} is no plain text')
+    return text
+
+
 def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition('=')
+    key, equals, value = _text(text).partition('=')
     if not key or not equals:
         raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
     return key, value
 
 
 def _setting(text: str) -> tuple[str, str, str]:
-    found = re.fullmatch(r'(?:(\w+)\.)?(\w+)=([^\n\r]*)', text)
+    found = re.fullmatch(r'(?:(\w+)\.)?(\w+)=(.*)', _text(text))
     if found is None:
         raise argparse.ArgumentTypeError(
             f'{text!r} is not GROUP.OPTION=VALUE')
@@ -60,6 +67,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r} is no positive number')
     return int(text)
+
+
+def _seconds(text: str) -> int:
+    found = _positive(text)
+    if found > 86400:
+        raise argparse.ArgumentTypeError(f'{text} s is more than a day')
+    return found
 
 
 class Boot(show.ShowOne):
@@ -125,11 +139,11 @@ class Boot(show.ShowOne):
             '--keep', action='store_true',
             help='leave the guest running and say how to take it away')
         parser.add_argument(
-            '--timeout', type=_positive, default=300, metavar='SECONDS',
+            '--timeout', type=_seconds, default=300, metavar='SECONDS',
             help='how long the guest may take to come up, default '
                  '%(default)s')
         parser.add_argument(
-            '--expect', metavar='TEXT', default='login:',
+            '--expect', metavar='TEXT', default='login:', type=_text,
             help='text on the console that tells that an image is up, default '
                  '%(default)r; a guest agent that answers tells it too')
         parser.add_argument(
@@ -143,7 +157,15 @@ class Boot(show.ShowOne):
         self._result: dict[str, Any] = {
             'result': None, 'error': None, 'domain': None, 'checks': [],
             'steps': [], 'xml': None}
-        super().run(parsed_args)
+        try:
+            super().run(parsed_args)
+        except Exception as e:
+            # cliff would exit with 1, which says that the guest booted.
+            self._code = ExitCode.HOST
+            self._say(f'ERROR    {type(e).__name__}: {errors.clean(e)} (this '
+                      f'is a defect of nova-kvm-ext)')
+            if self.app.options.debug:
+                raise
         return self._code
 
     def take_action(self, parsed_args: argparse.Namespace

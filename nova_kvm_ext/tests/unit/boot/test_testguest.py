@@ -482,8 +482,9 @@ class TestRealImage(TemporaryDirectoryCase):
                            check=True, timeout=30)
         archive = gzip.decompress(
             (self.directory / 'initrd').read_bytes())
-        for member in (b'init', b'bin/busybox', b'bin/insmod', b'sbin/shutdown',
-                     b'etc/fsfreeze-hook', b'lib/modules/order'):
+        for member in (
+                b'init', b'bin/busybox', b'bin/insmod', b'sbin/shutdown',
+                b'etc/fsfreeze-hook', b'lib/modules/order'):
             self.assertIn(member + b'\0', archive)
         self.assertIn(INIT.read_bytes(), archive)
         self.assertEqual(guest.agent, b'usr/sbin/qemu-ga\0' in archive)
