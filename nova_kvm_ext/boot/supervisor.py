@@ -34,6 +34,7 @@ import uuid
 
 from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import leftovers
+from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import testguest
 from nova_kvm_ext import errors
 
@@ -46,31 +47,7 @@ _GRACE = 10
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to boot; see :class:`nova_kvm_ext.boot.worker.Spec`.
-
-    :ivar image: path of an image file, or None for the test guest
-    :ivar settings: lines for one more configuration file, ranked last
-    """
-
-    config_files: list[str]
-    settings: str
-    image: str | None
-    disk_format: str | None
-    properties: dict[str, str]
-    extra_specs: dict[str, str]
-    vcpus: int
-    memory_mb: int
-    bridge: str | None
-    timeout: float
-    expect: str
-    cache_dir: str
-    xml_only: bool
-    keep: bool
-
-
-def boot(options: Options, on_event: Callable[[dict[str, Any]], None]) -> int:
+def boot(spec: Spec, on_event: Callable[[dict[str, Any]], None]) -> int:
     """Boot a guest, verify it, destroy it.
 
     Must be called in the main thread: it handles SIGINT, SIGTERM and SIGHUP.
@@ -86,19 +63,20 @@ def boot(options: Options, on_event: Callable[[dict[str, Any]], None]) -> int:
             on_event({'event': 'left', 'text': message})
         directory, lock = leftovers.make_directory()
         record = leftovers.Record(
-            directory, str(uuid.uuid4()), uri='', keep=options.keep,
-            tap='nke' + uuid.uuid4().hex[:8] if options.bridge else None)
+            directory, str(uuid.uuid4()), uri='', keep=spec.keep,
+            tap='nke' + uuid.uuid4().hex[:8] if spec.bridge else None)
         worker = None
         try:
             record.write()
             step = time.monotonic()
-            image = _image(options, on_event)
-            on_event({'event': 'step', 'name': 'image', 'details': image[1],
+            path, what = _image(spec, on_event)
+            on_event({'event': 'step', 'name': 'image', 'details': what,
                       'seconds': round(time.monotonic() - step, 2)})
-            worker, events = _start(record, options, image[0], lock)
+            worker, events = _start(
+                record, dataclasses.replace(spec, image=path), lock)
             with events:
                 code = _relay(worker, directory, events, signals,
-                              options.timeout, on_event)
+                              spec.timeout, on_event)
         except testguest.BuildError as e:
             raise errors.HostError(str(e)) from e
         except OSError as e:
@@ -139,7 +117,7 @@ def _signals() -> Iterator[int]:
         os.close(writer)
 
 
-def _image(options: Options, on_event: Callable[[dict[str, Any]], None]
+def _image(spec: Spec, on_event: Callable[[dict[str, Any]], None]
            ) -> tuple[str, str]:
     """The image's path and what it is; the test guest is built if need be.
 
@@ -148,10 +126,10 @@ def _image(options: Options, on_event: Callable[[dict[str, Any]], None]
 
     :raises testguest.BuildError: the test guest cannot be built
     """
-    if options.image is not None:
-        return options.image, options.image
+    if spec.image is not None:
+        return spec.image, spec.image
     guest = testguest.build(
-        options.cache_dir,
+        spec.cache_dir,
         progress=lambda text: on_event({'event': 'progress', 'text': text}))
     return guest.path, (
         f'test guest, kernel {guest.kernel}, '
@@ -159,8 +137,8 @@ def _image(options: Options, on_event: Callable[[dict[str, Any]], None]
         f'{", cached" if guest.cached else ""}')
 
 
-def _start(record: leftovers.Record, options: Options, image: str,
-           lock: int) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+def _start(record: leftovers.Record, spec: Spec, lock: int
+           ) -> tuple[subprocess.Popen[bytes], BinaryIO]:
     """Start the worker.
 
     :param lock: the directory's lock; the worker holds it too, so that the
@@ -169,15 +147,13 @@ def _start(record: leftovers.Record, options: Options, image: str,
     """
     settings = os.path.join(record.directory, 'settings.conf')
     with open(settings, 'w') as f:
-        f.write(options.settings)
-    spec = dataclasses.asdict(options)
-    del spec['settings'], spec['keep']
-    spec['config_files'] = options.config_files + [settings]
-    spec['record'] = dataclasses.asdict(record)
-    spec['image'] = image
+        f.write(spec.settings)
+    spec = dataclasses.replace(
+        spec, config_files=[*spec.config_files, settings])
     path = os.path.join(record.directory, 'spec.json')
     with open(path, 'w') as f:
-        json.dump(spec, f)
+        json.dump({'spec': dataclasses.asdict(spec),
+                   'record': dataclasses.asdict(record)}, f)
     reader, writer = os.pipe()
     events = os.fdopen(reader, 'rb', buffering=0)
     with open(_output(record.directory), 'wb') as output, \

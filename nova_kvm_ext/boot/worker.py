@@ -47,6 +47,7 @@ from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import inside
 from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext.boot import report
+from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import verify
 from nova_kvm_ext import driver as kvm_driver
 from nova_kvm_ext import errors
@@ -55,35 +56,6 @@ from nova_kvm_ext.host import facts
 
 _POLL = 0.2
 _PR_SET_PDEATHSIG = 1   # Linux include/uapi/linux/prctl.h
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """One boot.
-
-    :ivar image: path of an image file
-    :ivar disk_format: as Glance would declare it, or None to go by the bytes
-    :ivar memory_mb: memory in MiB
-    :ivar bridge: a Linux bridge for one interface, or None for no interface
-    :ivar timeout: seconds from power-on until the guest must be up
-    :ivar expect: text on the console that tells that an image is up
-    :ivar cache_dir: where the driver keeps the probe guest's answer
-    :ivar xml_only: print the guest XML and start nothing
-    """
-
-    record: dict[str, Any]
-    config_files: list[str]
-    image: str
-    disk_format: str | None
-    properties: dict[str, str]
-    extra_specs: dict[str, str]
-    vcpus: int
-    memory_mb: int
-    bridge: str | None
-    timeout: float
-    expect: str
-    cache_dir: str
-    xml_only: bool
 
 
 class Stop(Exception):
@@ -178,10 +150,11 @@ def _as_stop(error: Exception, otherwise: ExitCode) -> Stop:
 class Boot:
     """One throw-away guest from its image to its end."""
 
-    def __init__(self, spec: Spec, events: Events) -> None:
+    def __init__(self, spec: Spec, record: leftovers.Record,
+                 events: Events) -> None:
         self.spec = spec
+        self.record = record
         self.events = events
-        self.record = leftovers.Record(**spec.record)
 
     def run(self) -> int:
         """Do it all.
@@ -222,7 +195,7 @@ class Boot:
 
     def _instance(self) -> None:
         """The image service and the instance's record in the database."""
-        path = self.spec.image
+        path = self.spec.image or ''
         if not os.path.isfile(path):
             raise errors.InvalidOption(
                 f'--image {path}: there is no such file.')
@@ -372,18 +345,19 @@ def _terminated(signum: int, frame: Any) -> None:
 def main(argv: list[str]) -> None:
     """Run one boot. The event ``done`` carries its exit code.
 
-    :param argv: path of a file with the :class:`Spec` as JSON, number of a
-        file descriptor for events, process id of the supervisor
+    :param argv: path of a file with the :class:`Spec` and the record as JSON,
+        number of a file descriptor for events, process id of the supervisor
     """
     with open(argv[0]) as f:
-        spec = Spec(**json.load(f))
+        told = json.load(f)
+    record = leftovers.Record(**told['record'])
     events = Events(os.fdopen(int(argv[1]), 'w'))
     supervisor = int(argv[2])
     try:
         signal.signal(signal.SIGTERM, _terminated)
         _die_with_supervisor(supervisor)
         try:
-            code = Boot(spec, events).run()
+            code = Boot(Spec(**told['spec']), record, events).run()
         except Stop as e:
             traceback.print_exc()
             events.emit('error', text=str(e))
@@ -392,8 +366,7 @@ def main(argv: list[str]) -> None:
     except (Terminated, BrokenPipeError):
         pass
     if os.getppid() != supervisor:
-        leftovers.clean(leftovers.read_record(spec.record['directory']) or
-                        leftovers.Record(**spec.record))
+        leftovers.clean(leftovers.read_record(record.directory) or record)
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ from typing import Any
 from cliff import show
 
 from nova_kvm_ext.boot.exit_codes import ExitCode
+from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext import errors
 
@@ -193,7 +194,7 @@ class Boot(show.ShowOne):
         return super().produce_output(parsed_args, column_names, data)
 
     @staticmethod
-    def _options(args: argparse.Namespace) -> supervisor.Options:
+    def _options(args: argparse.Namespace) -> Spec:
         properties = dict(args.properties)
         if args.image is None:
             properties.setdefault('hw_qemu_guest_agent', 'yes')
@@ -203,7 +204,7 @@ class Boot(show.ShowOne):
                                   ('libvirt', 'virt_type'))
                 for group, name, _ in settings):
             settings.append(('kvm_ext', 'virt_type', 'auto'))
-        return supervisor.Options(
+        return Spec(
             config_files=args.config_files,
             settings=''.join(f'[{group}]\n{name} = {value}\n'
                              for group, name, value in settings),

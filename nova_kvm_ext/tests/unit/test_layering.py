@@ -27,9 +27,9 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 
 # Facts and decisions: frozen data in, frozen data out.
 PURE = {
-    'boot.exit_codes', 'boot.report', 'boot.verify', 'conf', 'cpu.choose',
-    'cpu.cpu_map', 'errors', 'guest_agent.channel', 'host.install',
-    'host.model', 'vhost.policy'}
+    'boot.exit_codes', 'boot.report', 'boot.spec', 'boot.verify', 'conf',
+    'cpu.choose', 'cpu.cpu_map', 'errors', 'guest_agent.channel',
+    'host.install', 'host.model', 'vhost.policy'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {'boot.inside', 'host.facts', 'host.probe', 'host.virt_type'}
 # They make files, processes and domains, but know nothing of Nova.

@@ -29,6 +29,7 @@ from oslotest import base
 
 from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import leftovers
+from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.boot import testguest
 from nova_kvm_ext import errors
@@ -46,7 +47,8 @@ import json, os, signal, sys, time
 spec_path, fd, supervisor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with open(spec_path) as f:
     spec = json.load(f)
-directory = spec['record']['directory']
+directory, spec, record = (
+    spec['record']['directory'], spec['spec'], spec['record'])
 
 
 def write(text):
@@ -58,7 +60,7 @@ def emit(kind, **data):
 
 
 """
-OPTIONS = supervisor.Options(
+OPTIONS = Spec(
     config_files=['/etc/nova/nova.conf'],
     settings='[kvm_ext]\nvirt_type = qemu\n', image='/images/x.qcow2',
     disk_format='qcow2', properties={'hw_disk_bus': 'ide'},
@@ -66,7 +68,7 @@ OPTIONS = supervisor.Options(
     expect='login:', cache_dir='/no/such/cache', xml_only=False, keep=False)
 
 
-def options(**changes: Any) -> supervisor.Options:
+def options(**changes: Any) -> Spec:
     return supervisor.dataclasses.replace(OPTIONS, **changes)
 
 
@@ -169,26 +171,15 @@ class BootTestCase(SupervisorTestCase):
                          json.loads(self.noted('seen')))
         self.assertEqual(OPTIONS.settings,
                          (made / 'settings.conf').read_text())
-        spec = json.loads((made / 'spec.json').read_text())
+        told = json.loads((made / 'spec.json').read_text())
         record = json.loads((made / 'record.json').read_text())
-        self.assertEqual(record, spec.pop('record'))
+        self.assertEqual(record, told['record'])
         self.assertRegex(record['tap'], '^nke[0-9a-f]{8}$')
         self.assertEqual(
-            ['/etc/nova/nova.conf',
-             os.path.join(record['directory'], 'settings.conf')],
-            spec.pop('config_files'))
-        wanted = supervisor.dataclasses.asdict(options(bridge='br0'))
-        for name in ('settings', 'keep', 'config_files'):
-            del wanted[name]
-        self.assertEqual(wanted, spec)
-
-    def test_the_spec_is_the_workers(self):
-        from nova_kvm_ext.boot import worker
-        names = {field.name for field in
-                 supervisor.dataclasses.fields(worker.Spec)}
-        ours = {field.name for field in
-                supervisor.dataclasses.fields(supervisor.Options)}
-        self.assertEqual(ours - {'settings', 'keep'} | {'record'}, names)
+            options(bridge='br0', config_files=[
+                '/etc/nova/nova.conf',
+                os.path.join(record['directory'], 'settings.conf')]),
+            Spec(**told['spec']))
 
     def test_the_worker_holds_the_lock(self):
         self.boot("""
@@ -272,7 +263,7 @@ class BootTestCase(SupervisorTestCase):
             leftovers, 'clean', return_value=[])).mock
         self.boot("""
             path = os.path.join(directory, 'record.json')
-            record = dict(spec['record'], uri='test:///worker')
+            record = dict(record, uri='test:///worker')
             json.dump(record, open(path, 'w'))
             emit('done', code=0)
             """)

@@ -19,6 +19,7 @@ import fixtures
 from oslotest import base
 
 from nova_kvm_ext.boot.exit_codes import ExitCode
+from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.cmd import guest
 from nova_kvm_ext import errors
@@ -63,7 +64,7 @@ class GuestBootTestCase(base.BaseTestCase):
         parser = command.get_parser('nova-kvm-ext guest boot')
         return command.run(parser.parse_args(arguments))
 
-    def options(self, *arguments: str) -> supervisor.Options:
+    def options(self, *arguments: str) -> Spec:
         """What the supervisor is told."""
         self.boot(*arguments)
         return self.supervisor.call_args.args[0]
@@ -76,7 +77,7 @@ class ArgumentsTestCase(GuestBootTestCase):
 
     def test_defaults(self):
         self.assertEqual(
-            supervisor.Options(
+            Spec(
                 config_files=[], settings='[kvm_ext]\nvirt_type = auto\n',
                 image=None, disk_format=None,
                 properties={'hw_qemu_guest_agent': 'yes'}, extra_specs={},
@@ -88,7 +89,7 @@ class ArgumentsTestCase(GuestBootTestCase):
     def test_all(self):
         self.useFixture(fixtures.MockPatch('os.getcwd', return_value='/here'))
         self.assertEqual(
-            supervisor.Options(
+            Spec(
                 config_files=['/here/a.conf', '/b.conf'],
                 settings='[kvm_ext]\ncpu_mode = maximum\n'
                          '[DEFAULT]\ndebug = a=b c\n[libvirt]\nx = \n',
