@@ -43,6 +43,8 @@ from nova_kvm_ext import errors
 # ended worker gets to finish the libvirt call that it is in.
 _STEP_LIMIT = 300
 _GRACE = 10
+# Seconds of silence after which the user is told that work goes on.
+_PATIENCE = 20
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -197,12 +199,18 @@ def _relay(worker: subprocess.Popen[bytes], directory: str, events: BinaryIO,
         selector.register(events, selectors.EVENT_READ)
         selector.register(signals, selectors.EVENT_READ)
         while True:
+            left = since + limit - time.monotonic()
             ready = {key.fd for key, _ in selector.select(
-                max(0, since + limit - time.monotonic()))}
+                max(0, min(left, _PATIENCE)))}
             if signals in ready:
                 number = os.read(signals, 1)[0]
                 return give_up(128 + number,
                                f'{signal.Signals(number).name}: stopping.')
+            if not ready and left > _PATIENCE:
+                on_event({'event': 'progress', 'text':
+                          f'still busy, {time.monotonic() - step:.0f} s '
+                          f'since the last step'})
+                continue
             if not ready:
                 return give_up(
                     ExitCode.HOST,
