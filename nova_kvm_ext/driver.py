@@ -18,6 +18,8 @@ release, so few methods are overridden, each calls ``super()`` and refines
 its result, and arguments that are not needed pass through untouched.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 from typing import Any
 
@@ -39,6 +41,19 @@ CONF = nova_conf.CONF
 conf.register_opts(CONF)
 
 
+@contextlib.contextmanager
+def _wrong_options_said() -> Iterator[None]:
+    """Turn our refusals into Nova's exception, with the reason in the log.
+
+    The log comes first: what catches the exception logs a traceback.
+    """
+    try:
+        yield
+    except errors.KVMExtError as e:
+        LOG.critical('%s', e)
+        raise exception.InvalidConfiguration(str(e)) from e
+
+
 class KVMDriver(driver.LibvirtDriver):
     """Nova's libvirt driver for operators of KVM hosts.
 
@@ -46,6 +61,10 @@ class KVMDriver(driver.LibvirtDriver):
     """
 
     def __init__(self, virtapi: Any, read_only: bool = False) -> None:
+        # Nova's __init__ reads options too, and its loader takes a bad value
+        # for a class of the wrong type.
+        with _wrong_options_said():
+            conf.Settings.from_conf(CONF)
         super().__init__(virtapi, read_only)
         self.vif_driver = vif.KVMVIFDriver(self._host)
         self._cpu_choice: choose.CPUChoice | None = None
@@ -56,12 +75,8 @@ class KVMDriver(driver.LibvirtDriver):
         :raises nova.exception.InvalidConfiguration: an option is wrong; the
             log has the option, the value and the remedy
         """
-        try:
+        with _wrong_options_said():
             self._settle_options()
-        except errors.KVMExtError as e:
-            # Said before it is raised: what catches it logs a traceback.
-            LOG.critical('%s', e)
-            raise exception.InvalidConfiguration(str(e)) from e
         super().init_host(host)
 
     def _settle_options(self) -> None:

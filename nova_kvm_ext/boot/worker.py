@@ -40,6 +40,7 @@ from nova import exception
 from nova import version
 from nova.virt.libvirt import blockinfo
 from oslo_concurrency import processutils
+from oslo_config import cfg
 from oslo_utils.imageutils import format_inspector
 
 from nova_kvm_ext.boot import cloudless
@@ -129,8 +130,8 @@ def _as_stop(error: Exception, otherwise: ExitCode) -> Stop:
     if isinstance(error, Stop):
         return error
     if isinstance(error, (errors.InvalidOption, exception.InvalidCPUInfo,
-                          exception.InvalidConfiguration)):
-        return Stop(ExitCode.USAGE, str(error))
+                          exception.InvalidConfiguration, cfg.Error)):
+        return Stop(ExitCode.USAGE, errors.clean(error, 1000))
     if isinstance(error, errors.HostError):
         return Stop(ExitCode.HOST, str(error))
     found = _libvirt_error(error)

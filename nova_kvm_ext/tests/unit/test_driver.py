@@ -30,6 +30,7 @@ from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 import os_vif
+from oslo_config import cfg
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import designer
@@ -116,6 +117,22 @@ class LoadTestCase(DriverTestCase):
             fake.FakeVirtAPI(), 'kvm_ext.KVMDriver')
         self.assertIs(driver.KVMDriver, type(found))
         self.assertIsInstance(found.vif_driver, vif.KVMVIFDriver)
+
+    def test_bad_value_of_an_option_that_novas_init_reads(self):
+        """Nova's loader would say that the driver is of the wrong type."""
+        name = self.useFixture(fixtures.TempDir()).join('nova.conf')
+        with open(name, 'w') as f:
+            f.write('[libvirt]\nvirt_type = kvn\n')
+        # The test's own configuration has read another file.
+        namespace = cfg._Namespace(driver.CONF)
+        cfg.ConfigParser._parse_file(name, namespace)
+        with mock.patch.object(driver.CONF, '_namespace', namespace):
+            error = self.assertRaises(
+                exception.InvalidConfiguration,
+                virt_driver.load_compute_driver,
+                fake.FakeVirtAPI(), 'kvm_ext.KVMDriver')
+        self.assertIn("[libvirt] virt_type", str(error))
+        self.assertIn("'kvn'", str(error))
 
     def test_adds_no_public_method(self):
         """Nova checks that every public method is one of ComputeDriver's."""
