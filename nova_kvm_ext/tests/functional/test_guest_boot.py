@@ -42,6 +42,9 @@ class GuestBootTestCase(base.BaseTestCase):
 
     def setUp(self):
         super().setUp()
+        # What was said is worth reading when a test fails, and only then.
+        self.outputs: dict[str, str] = {}
+        self.addOnException(self.show_outputs)
         self.libvirt = self.useFixture(libvirtd.PrivateLibvirt())
         # What a boot leaves behind it leaves here.
         self.tmp = os.path.join(self.libvirt.instances_path, 'tmp')
@@ -50,6 +53,10 @@ class GuestBootTestCase(base.BaseTestCase):
         self.cache = os.path.join(self.libvirt.instances_path, 'cache')
         self.connection = libvirt.open(self.libvirt.uri)
         self.addCleanup(self.connection.close)
+
+    def show_outputs(self, exc_info: Any) -> None:
+        for name, text in self.outputs.items():
+            self.addDetail(name, content.text_content(text))
 
     def command(self, *arguments: str, virt_type: str = 'qemu') -> list[str]:
         return [sys.executable, '-m', 'nova_kvm_ext.cmd.main', 'guest', 'boot',
@@ -68,8 +75,7 @@ class GuestBootTestCase(base.BaseTestCase):
             env=self.environment(), capture_output=True, text=True,
             timeout=_TIMEOUT)
         self.said = done.stderr
-        for name, text in (('stdout', done.stdout), ('stderr', done.stderr)):
-            self.addDetail(name, content.text_content(text))
+        self.outputs |= {'stdout': done.stdout, 'stderr': done.stderr}
         return done.returncode, json.loads(done.stdout)
 
     def passes(self, *arguments: str, virt_type: str = 'qemu'
@@ -101,16 +107,20 @@ class GuestBootTestCase(base.BaseTestCase):
 
     def taps(self) -> list[str]:
         """Tap devices of boots, but for those of others that are running."""
-        others = set()
+        def there() -> set[str]:
+            return {name for name in os.listdir('/sys/class/net')
+                    if re.fullmatch('nke[0-9a-f]{8}', name)}
+
+        # A boot writes its record before it makes its tap, and removes it
+        # after: what has no record and is still there is left behind.
+        found = there()
         for pattern in ('nova-kvm-ext-boot-*/record.json',
                         'nova-kvm-ext-libvirt-*/instances/tmp/*/record.json'):
             for path in glob.glob(os.path.join('/var/tmp', pattern)):
                 if not path.startswith(self.tmp):
                     with contextlib.suppress(OSError), open(path) as f:
-                        others.add(json.load(f)['tap'])
-        return [name for name in os.listdir('/sys/class/net')
-                if re.fullmatch('nke[0-9a-f]{8}', name) and
-                name not in others]
+                        found.discard(json.load(f)['tap'])
+        return sorted(found & there())
 
     def processes(self, what: str = '') -> dict[int, list[str]]:
         """Command lines by PID of processes that this test's boots made.
@@ -390,7 +400,7 @@ class KilledTestCase(GuestBootTestCase):
         super().setUp()
         seed = random.randrange(1 << 32)
         self.random = random.Random(seed)
-        self.addDetail('seed', content.text_content(str(seed)))
+        self.outputs['seed'] = str(seed)
         self.bridge = f'nkb{uuid.uuid4().hex[:8]}'
         subprocess.run(['ip', 'link', 'add', self.bridge, 'type', 'bridge'],
                        check=True)
@@ -412,8 +422,7 @@ class KilledTestCase(GuestBootTestCase):
         time.sleep(delay)   # The moment is what is tested.
         kill(process)
         said, _ = process.communicate(timeout=_TIMEOUT)
-        self.addDetail(f'killed after {delay:.2f} s',
-                       content.text_content(said))
+        self.outputs[f'killed after {delay:.2f} s'] = said
         return delay, said, process.returncode
 
     def untouched(self) -> None:
