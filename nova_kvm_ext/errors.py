@@ -40,6 +40,10 @@ class InvalidOption(KVMExtError):
     """An option of nova.conf has a value that cannot work."""
 
 
+class InvalidRequest(KVMExtError):
+    """A flavor or an image asks for what is not allowed or cannot be."""
+
+
 class HostError(KVMExtError):
     """This host lacks something that is needed."""
 

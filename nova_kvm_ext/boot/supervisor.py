@@ -32,11 +32,11 @@ from typing import Any
 from typing import BinaryIO
 import uuid
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import testguest
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 
 # Seconds: what a step other than waiting for the guest may take (building the
 # test guest and libvirt's first look at QEMU are the long ones), and what an

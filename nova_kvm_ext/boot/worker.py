@@ -44,7 +44,6 @@ from oslo_config import cfg
 from oslo_utils.imageutils import format_inspector
 
 from nova_kvm_ext.boot import cloudless
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import inside
 from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext.boot import report
@@ -52,6 +51,7 @@ from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import verify
 from nova_kvm_ext import driver as kvm_driver
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.host import facts
 

@@ -25,10 +25,10 @@ from typing import Any
 
 from cliff import show
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 
 
 def _text(text: str) -> str:

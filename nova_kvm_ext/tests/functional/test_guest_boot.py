@@ -30,7 +30,7 @@ import libvirt
 from oslotest import base
 from testtools import content
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
+from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.tests.functional import libvirtd
 
 # Emulated guests on busy machines: nothing waits this long when all is well.

@@ -17,99 +17,23 @@ from unittest import mock
 
 import fixtures
 from lxml import etree
-from nova import context
 from nova import exception
 from nova.network import model as network_model
-from nova import objects
-from nova import test
-from nova.tests import fixtures as nova_fixtures
 from nova.virt import driver as virt_driver
 from nova.virt import fake
-from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
-import os_vif
 from oslo_config import cfg
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import designer
 from nova_kvm_ext import driver
-from nova_kvm_ext.host import model
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.vhost import vif
 
-VHOST_NET = model.DeviceFacts('/dev/vhost-net', present=True)
-NO_VHOST_NET = model.DeviceFacts('/dev/vhost-net', present=False)
 
-
-class DriverTestCase(test.NoDBTestCase):
-
-    def setUp(self):
-        super().setUp()
-        os_vif.initialize()
-        self.libvirt = self.useFixture(nova_fixtures.LibvirtFixture())
-        self.useFixture(nova_fixtures.CGroupsFixture())
-        self.flags(instances_path=self.useFixture(fixtures.TempDir()).path,
-                   state_path=self.useFixture(fixtures.TempDir()).path)
-        self.flags(sysinfo_serial='none', group='libvirt')
-        self.vhost_net = self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.host.facts.read_device',
-            return_value=NO_VHOST_NET)).mock
-        # Up to Nova 33, init_host looks for instances in the database.
-        self.useFixture(fixtures.MockPatchObject(
-            objects.InstanceList, 'get_by_host',
-            return_value=objects.InstanceList(objects=[])))
-        # Looks into the file system of the machine that the test runs on.
-        self.useFixture(fixtures.MockPatchObject(
-            libvirt_driver.LibvirtDriver, '_check_vtpm_support'))
-
-    def started(self, **kvm_ext: str) -> driver.KVMDriver:
-        """A driver after init_host with these options of [kvm_ext]."""
-        for name, value in kvm_ext.items():
-            self.flags(group='kvm_ext', **{name: value})
-        # The driver sets Nova's own options, as they are for good in a
-        # service; here they must not outlive the test.
-        for name in ('virt_type', 'cpu_mode', 'cpu_models'):
-            self.addCleanup(driver.CONF.clear_override, name, group='libvirt')
-        found = driver.KVMDriver(fake.FakeVirtAPI())
-        found.init_host('host')
-        return found
-
-    def guest_xml(self, drvr: driver.KVMDriver,
-                  properties: dict[str, str] | None = None,
-                  network_info: Any = ()) -> etree._Element:
-        """The XML of a guest with these image properties."""
-        ctx = context.get_admin_context()
-        flavor = objects.Flavor(
-            id=1, flavorid='1', name='m1.tiny', vcpus=2, memory_mb=512,
-            root_gb=0, ephemeral_gb=0, swap=0, extra_specs={})
-        properties = properties or {}
-        instance = objects.Instance(
-            ctx, id=1, uuid=uuids.instance, user_id='u', project_id='p',
-            host='host', node='node', display_name='guest', hostname='guest',
-            flavor=flavor, vcpus=2, memory_mb=512, root_gb=0, ephemeral_gb=0,
-            image_ref=uuids.image, kernel_id=None, ramdisk_id=None,
-            os_type=None, architecture=None, vm_mode=None, config_drive=None,
-            key_name=None,
-            vm_state='building', task_state=None, root_device_name=None,
-            vcpu_model=None, numa_topology=None, pci_devices=None,
-            pci_requests=None, trusted_certs=None, resources=None,
-            device_metadata=None, migration_context=None, metadata={},
-            system_metadata={f'image_{key}': value
-                             for key, value in properties.items()})
-        image_meta = objects.ImageMeta.from_dict(
-            {'disk_format': 'raw', 'properties': properties})
-        disk_info = blockinfo.get_disk_info(
-            driver.CONF.libvirt.virt_type, instance, image_meta)
-        with mock.patch.object(
-                libvirt_driver.LibvirtDriver, '_get_guest_config_meta'):
-            guest = drvr._get_guest_config(
-                instance, network_info, image_meta, disk_info)
-        guest.metadata = []
-        return etree.fromstring(guest.to_xml())
-
-
-class LoadTestCase(DriverTestCase):
+class LoadTestCase(driver_base.DriverTestCase):
 
     def test_through_novas_loader(self):
         found = virt_driver.load_compute_driver(
@@ -141,7 +65,7 @@ class LoadTestCase(DriverTestCase):
             set(), added - set(dir(libvirt_driver.LibvirtDriver)))
 
 
-class OptionsTestCase(DriverTestCase):
+class OptionsTestCase(driver_base.DriverTestCase):
 
     def told(self) -> tuple[str, str | None, list[str]]:
         """What Nova's own options say."""
@@ -225,7 +149,7 @@ class OptionsTestCase(DriverTestCase):
         init_host.assert_called_once_with('host')
 
 
-class CPUTestCase(DriverTestCase):
+class CPUTestCase(driver_base.DriverTestCase):
 
     def cpu(self, **options: str) -> etree._Element:
         return self.guest_xml(self.started(**options)).find('cpu')
@@ -275,7 +199,7 @@ class CPUTestCase(DriverTestCase):
         designer.set_cpu_mode(None, choice)
 
 
-class GuestAgentTestCase(DriverTestCase):
+class GuestAgentTestCase(driver_base.DriverTestCase):
 
     def channels(self, value: str | None) -> list[etree._Element]:
         xml = self.guest_xml(
@@ -312,7 +236,7 @@ class GuestAgentTestCase(DriverTestCase):
             self.assertIn('com.redhat.spice.0', names)
 
 
-class VhostTestCase(DriverTestCase):
+class VhostTestCase(driver_base.DriverTestCase):
 
     def interface(self, drvr: driver.KVMDriver, vif_type: str = 'ovs',
                   properties: dict[str, str] | None = None,
@@ -330,7 +254,7 @@ class VhostTestCase(DriverTestCase):
         return None if found is None else found.get('name')
 
     def test_host_with_vhost_net(self):
-        self.vhost_net.return_value = VHOST_NET
+        self.vhost_net.return_value = driver_base.VHOST_NET
         drvr = self.started()
         for vif_type in ('ovs', 'tap'):
             self.assertEqual('vhost', self.driver_name(drvr, vif_type))
@@ -341,17 +265,17 @@ class VhostTestCase(DriverTestCase):
         self.assertIn('modprobe vhost_net', self.stdlog.logger.output)
 
     def test_qemu_guests_are_as_nova_has_them(self):
-        self.vhost_net.return_value = VHOST_NET
+        self.vhost_net.return_value = driver_base.VHOST_NET
         self.assertEqual('qemu', self.driver_name(
             self.started(virt_type='qemu')))
 
     def test_other_models_are_left_alone(self):
-        self.vhost_net.return_value = VHOST_NET
+        self.vhost_net.return_value = driver_base.VHOST_NET
         self.assertIsNone(self.driver_name(
             self.started(), properties={'hw_vif_model': 'e1000'}))
 
     def test_vhost_user_is_left_alone(self):
-        self.vhost_net.return_value = VHOST_NET
+        self.vhost_net.return_value = driver_base.VHOST_NET
         interface = self.interface(
             self.started(), 'vhostuser', vhostuser_mode='server',
             vhostuser_socket='/run/sock')
@@ -359,7 +283,7 @@ class VhostTestCase(DriverTestCase):
         self.assertEqual([], interface.xpath('driver/@name'))
 
     def test_multiqueue_keeps_its_queues(self):
-        self.vhost_net.return_value = VHOST_NET
+        self.vhost_net.return_value = driver_base.VHOST_NET
         interface = self.interface(
             self.started(), properties={'hw_vif_multiqueue_enabled': 'true'})
         self.assertEqual('vhost', interface.find('driver').get('name'))

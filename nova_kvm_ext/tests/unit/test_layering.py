@@ -27,18 +27,18 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 
 # Facts and decisions: frozen data in, frozen data out.
 PURE = {
-    'boot.exit_codes', 'boot.report', 'boot.spec', 'boot.verify', 'conf',
-    'cpu.choose', 'cpu.cpu_map', 'errors', 'guest_agent.channel',
-    'host.install', 'host.model', 'vhost.policy'}
+    'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.choose',
+    'cpu.cpu_map', 'errors', 'exit_codes', 'guest_agent.channel',
+    'host.install', 'host.model', 'request', 'traits', 'vhost.policy'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {'boot.inside', 'host.facts', 'host.probe', 'host.virt_type'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {'boot.leftovers', 'boot.supervisor', 'boot.testguest'}
 # The edge to Nova.
 NOVA = {'boot.cloudless', 'boot.worker', 'designer', 'driver', 'vhost.vif'}
-COMMANDS = {'cmd.guest', 'cmd.main'}
+COMMANDS = {'cmd.base', 'cmd.guest', 'cmd.main'}
 
-PURE_LIBRARIES = {'lxml', 'oslo_config', 'oslo_utils'}
+PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
 # What each floor may import from outside the standard library, and from which
 # floors.
 RULES = {
@@ -46,9 +46,11 @@ RULES = {
     'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_log'},
                 PURE | READERS),
     'MAKERS': (MAKERS, {'libvirt'}, PURE | MAKERS),
-    'NOVA': (NOVA, PURE_LIBRARIES | {'nova', 'oslo_concurrency', 'oslo_log'},
+    'NOVA': (NOVA, PURE_LIBRARIES | {'nova', 'nova.conf',
+                                     'oslo_concurrency', 'oslo_log'},
              PURE | READERS | MAKERS | NOVA),
-    'COMMANDS': (COMMANDS, {'cliff', 'pbr'},
+    'COMMANDS': (COMMANDS,
+                 {'cliff', 'libvirt', 'nova.conf', 'oslo_config', 'pbr'},
                  (PURE | READERS | MAKERS | COMMANDS)),
 }
 
@@ -85,7 +87,8 @@ def imports(path: str) -> tuple[set[str], set[str]]:
             rooms |= {room for room in known
                       if rest == room or rest.startswith(room + '.')}
         elif top not in sys.stdlib_module_names:
-            libraries.add(top)
+            # Nova's options alone are no Nova.
+            libraries.add('nova.conf' if name == 'nova.conf' else top)
     return libraries, rooms
 
 

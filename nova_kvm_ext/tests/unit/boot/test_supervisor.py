@@ -27,12 +27,12 @@ from unittest import mock
 import fixtures
 from oslotest import base
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.boot import testguest
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 
 # The supervisor runs in the command's own process, which Nova never patches.
 # Under eventlet its signal handlers would run in the hub and not in a wait.

@@ -21,9 +21,9 @@ from nova import exception
 from oslo_concurrency import processutils
 from oslotest import base
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot import worker
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 
 
 class LibvirtError(Exception):

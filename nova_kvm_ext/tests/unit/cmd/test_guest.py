@@ -18,11 +18,11 @@ from unittest import mock
 import fixtures
 from oslotest import base
 
-from nova_kvm_ext.boot.exit_codes import ExitCode
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.cmd import guest
 from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
 
 DOMAIN = {
     'virt_type': 'qemu', 'arch': 'x86_64', 'machine': 'pc-i440fx-7.2',

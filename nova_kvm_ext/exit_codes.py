@@ -10,16 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The exit codes of ``nova-kvm-ext guest boot``: part of its interface."""
+"""The exit codes of ``nova-kvm-ext``: part of its interface.
+
+``host check`` has its own, which are as severe as what it found.
+"""
 
 import enum
 
 
 class ExitCode(enum.IntEnum):
-    """What became of a boot; 128 + N where signal N ended it."""
+    """What became of a command; 128 + N where signal N ended it."""
 
-    PASS = 0        # the guest booted and has what it was promised
-    FAIL = 1        # it booted, and something promised is not there
+    PASS = 0        # done, and what was looked at is as it should be
+    FAIL = 1        # looked at, and it is not as it should be
     USAGE = 2       # the command line or nova.conf is wrong
     HOST = 3        # this host lacks something: libvirt, a tool, space
     NO_BOOT = 4     # image or guest refused, or not up in time

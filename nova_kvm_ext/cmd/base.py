@@ -1,0 +1,129 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What every command that looks at this host shares.
+
+Reads nova.conf as nova-compute would, connects to libvirt, and turns an error
+into one line and an exit code. Never starts Nova: ``nova.conf`` alone is its
+options without its services, and imports in a quarter of a second.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import sys
+from typing import Any
+
+from cliff import command
+import libvirt
+from nova import conf as nova_conf
+from oslo_config import cfg
+
+from nova_kvm_ext import conf
+from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
+
+LIBVIRT_URI = 'qemu:///system'
+"""What Nova connects to for kvm and qemu where connection_uri is empty."""
+
+
+def read_conf(files: list[str] | None = None) -> cfg.ConfigOpts:
+    """nova.conf with our options in it.
+
+    :param files: None for the files that nova-compute reads by default
+    :raises errors.InvalidOption: a file is missing or cannot be parsed
+    """
+    conf.register_opts(nova_conf.CONF)
+    try:
+        nova_conf.CONF([], project='nova', default_config_files=files)
+    except cfg.ConfigFilesNotFoundError as e:
+        raise errors.InvalidOption(
+            f'--config-file: there is no {", ".join(e.config_files)}, or you '
+            f'may not read it.', 'Name the nova.conf of nova-compute.') from e
+    except (cfg.ConfigFileParseError, cfg.ConfigFileValueError) as e:
+        raise errors.InvalidOption(
+            f'The configuration cannot be read: {errors.clean(e)}.',
+            'Correct the file.') from e
+    return nova_conf.CONF
+
+
+@contextlib.contextmanager
+def libvirt_connection(uri: str, read_only: bool = False
+                       ) -> Iterator[libvirt.virConnect]:
+    """A connection to libvirt that is closed in the end.
+
+    :raises errors.HostError: libvirt cannot be reached, and why
+    """
+    # Otherwise libvirt prints each error that we handle to standard error.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        connection = (libvirt.openReadOnly if read_only else libvirt.open)(uri)
+    except libvirt.libvirtError as e:
+        raise errors.HostError(
+            f'libvirt at {uri} cannot be reached: '
+            f'{errors.with_explanation(e)}') from e
+    try:
+        yield connection
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+
+class HostCommand(command.Command):
+    """A command with ``--config-file`` and ``--connect``.
+
+    Goes before cliff's class among a command's bases: ``class List(
+    HostCommand, lister.Lister)``.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.add_argument(
+            '--config-file', metavar='FILE', action='append',
+            dest='config_files',
+            help='nova.conf to go by (repeat for more); by default those that '
+                 'nova-compute reads')
+        parser.add_argument(
+            '--connect', metavar='URI',
+            help=f'libvirt to look at; by default [libvirt] connection_uri, '
+                 f'or {LIBVIRT_URI}')
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The command's exit code, an error said in one line.
+
+        2 is a wrong command line or configuration, 3 a host that lacks
+        something or an error of libvirt.
+        """
+        try:
+            return super().run(parsed_args)
+        except errors.KVMExtError as e:
+            said, code = str(e), (
+                ExitCode.USAGE if isinstance(
+                    e, errors.InvalidOption | errors.InvalidRequest)
+                else ExitCode.HOST)
+        except libvirt.libvirtError as e:
+            said, code = errors.with_explanation(e), ExitCode.HOST
+        print(f'error: {said}', file=sys.stderr)
+        return int(code)
+
+    @staticmethod
+    def uri(args: argparse.Namespace, nova: cfg.ConfigOpts) -> str:
+        """The libvirt to talk to."""
+        return args.connect or nova.libvirt.connection_uri or LIBVIRT_URI
+
+    def connected(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+                  read_only: bool = False
+                  ) -> contextlib.AbstractContextManager[Any]:
+        """:func:`libvirt_connection` to the libvirt that is meant."""
+        return libvirt_connection(self.uri(args, nova), read_only)
