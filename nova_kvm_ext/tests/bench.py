@@ -1,0 +1,317 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""KVMDriver side by side with LibvirtDriver: a benchmark, not a test.
+
+``tools/bench`` runs it. Both drivers do the same things in one process, in
+turns, on the same libvirt: Nova's fake one (init_host, guest configuration to
+XML, the periodic update) and, as root, a real private one (spawn and destroy
+of a guest that is never waited for). Printed are times, the ratio of ours to
+Nova's with its spread, and, exactly, the libvirt calls of each.
+"""
+
+import argparse
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+import uuid
+
+# First of all: it may patch the standard library.
+import nova.tests.unit  # noqa: F401
+
+import fixtures
+from nova.compute import provider_tree
+from nova import objects
+from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.virt import fake
+from nova.virt.libvirt import driver as libvirt_driver
+import testtools
+
+from nova_kvm_ext import driver
+from nova_kvm_ext.tests.unit import driver_base
+
+DRIVERS: dict[str, type[libvirt_driver.LibvirtDriver]] = {
+    'LibvirtDriver': libvirt_driver.LibvirtDriver,
+    'KVMDriver': driver.KVMDriver}
+GUESTS = 100
+
+Times = dict[str, dict[str, list[float]]]
+Calls = dict[str, dict[str, collections.Counter[str]]]
+
+
+class CallCounter:
+    """Counts the calls of libvirt's methods, each outermost one once."""
+
+    def __init__(self, *classes: type) -> None:
+        self.calls: collections.Counter[str] = collections.Counter()
+        self._inside = threading.local()
+        self._on = False
+        for cls in classes:
+            for name, method in list(vars(cls).items()):
+                if callable(method) and not name.startswith('_'):
+                    setattr(cls, name, self._counted(
+                        f'{cls.__name__}.{name}', method))
+
+    def _counted(self, name: str,
+                 method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._on or getattr(self._inside, 'call', False):
+                return method(*args, **kwargs)
+            self.calls[name] += 1
+            self._inside.call = True
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._inside.call = False
+        return call
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[collections.Counter[str]]:
+        self.calls.clear()
+        self._on = True
+        try:
+            yield self.calls
+        finally:
+            self._on = False
+
+
+def in_turns(rounds: int, actions: dict[str, Callable[[], Any]]
+             ) -> dict[str, list[float]]:
+    """Seconds of each action in each round; who goes first alternates."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds):
+        for name in sorted(actions, reverse=bool(number % 2)):
+            started = time.perf_counter()
+            actions[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+class FakeLibvirt(driver_base.DriverTestCase):
+    """What both drivers do on Nova's fake libvirt."""
+
+    # Of the class, because Nova's tests forget their attributes at the end.
+    rounds = 1
+    times: Times = {}
+    calls: Calls = collections.defaultdict(dict)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.counter = CallCounter(fakelibvirt.Connection, fakelibvirt.Domain)
+
+    def start(self, cls: type) -> Any:
+        found = cls(fake.FakeVirtAPI())
+        found.init_host('host')
+        return found
+
+    def compare(self, name: str, rounds: int,
+                action: Callable[[Any], Any], subjects: dict[str, Any]
+                ) -> None:
+        """Time an action on each subject, and count its libvirt calls."""
+        for key, subject in subjects.items():
+            action(subject)
+            with self.counter.counting() as calls:
+                action(subject)
+            self.calls[name][key] = collections.Counter(calls)
+        self.times[name] = in_turns(rounds, {
+            key: functools.partial(action, subject)
+            for key, subject in subjects.items()})
+
+    def test_all(self) -> None:
+        drivers = {name: self.start(cls) for name, cls in DRIVERS.items()}
+        self.compare('init_host', self.rounds, self.start, DRIVERS)
+        self.compare(
+            'guest to XML', 20 * self.rounds,
+            lambda d: self.guest_xml(
+                d, {'hw_qemu_guest_agent': 'yes'}), drivers)
+        self.guests(drivers.values())
+        self.compare(f'update, {GUESTS} guests', self.rounds,
+                     self.update, drivers)
+
+    def guests(self, drivers: Iterable[Any]) -> None:
+        """The same running guests for each driver's fake libvirt."""
+        instances = []
+        for _ in range(GUESTS):
+            guest_id = str(uuid.uuid4())
+            for drvr in drivers:
+                drvr._host.get_connection().defineXML(
+                    f'<domain type="kvm"><name>{guest_id}</name>'
+                    f'<uuid>{guest_id}</uuid><memory>524288</memory>'
+                    f'<vcpu>1</vcpu><os><type>hvm</type></os><devices/>'
+                    f'</domain>').createWithFlags(0)
+            instances.append(objects.Instance(
+                uuid=guest_id, root_device_name=None, ephemeral_gb=0,
+                system_metadata={}, image_ref=''))
+        # The update asks Nova's database for them.
+        for cls, name, found in (
+                (objects.InstanceList, 'get_by_filters', instances),
+                (objects.BlockDeviceMappingList, 'bdms_by_instance_uuid',
+                 {instance.uuid: [] for instance in instances})):
+            self.useFixture(fixtures.MockPatchObject(
+                cls, name, return_value=found))
+
+    @staticmethod
+    def update(drvr: Any) -> None:
+        """What the compute manager asks for each minute."""
+        drvr.get_available_resource('node')
+        tree = provider_tree.ProviderTree()
+        tree.new_root('node', str(uuid.uuid4()), generation=1)
+        drvr.update_provider_tree(tree, 'node')
+
+
+def on_fake_libvirt(rounds: int) -> tuple[Times, Calls]:
+    """:raises RuntimeError: something failed; it says what"""
+    FakeLibvirt.rounds = rounds
+    case = FakeLibvirt('test_all')
+    result = testtools.TestResult()
+    case.run(result)
+    if not result.wasSuccessful():
+        raise RuntimeError('\n'.join(
+            text for _, text in result.errors + result.failures))
+    return FakeLibvirt.times, FakeLibvirt.calls
+
+
+# In a process of its own, as it needs Nova's real configuration.
+_REAL = 'real'
+
+
+def on_real_libvirt(rounds: int) -> tuple[Times, Calls]:
+    """Spawn and destroy on a private libvirtd; needs root."""
+    from nova_kvm_ext.tests.functional import libvirtd
+    with libvirtd.PrivateLibvirt() as private:
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as directory:
+            os.chmod(directory, 0o755)
+            told = subprocess.run(
+                [sys.executable, '-m', __spec__.name, _REAL, str(rounds),
+                 private.uri, directory], stdout=subprocess.PIPE, check=True)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def _real(rounds: int, uri: str, directory: str) -> None:
+    import libvirt
+
+    from nova_kvm_ext.boot import cloudless
+    disk = os.path.join(directory, 'disk.qcow2')
+    subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', disk, '64M'],
+                   check=True)
+    with open(os.path.join(directory, 'nova.conf'), 'w') as f:
+        f.write(f'[libvirt]\nconnection_uri = {uri}\nvirt_type = qemu\n')
+    cloudless.configure(directory, directory, [f.name])
+    image = cloudless.LocalImage(disk, 'qcow2',
+                                 {'hw_qemu_guest_agent': 'yes'})
+    counter = CallCounter(libvirt.virConnect, libvirt.virDomain)
+    drivers = {}
+    for name, cls in DRIVERS.items():
+        drivers[name] = cls(cloudless.virtapi())
+        drivers[name].init_host(cloudless.CONF.host)
+        image.serve(drivers[name])
+    ctx, network = cloudless.context(), cloudless.network(None, None)
+    times: Times = {part: {name: [] for name in drivers}
+                    for part in ('spawn', 'destroy')}
+    calls: Calls = {part: {} for part in times}
+    for number in range(-1, rounds):
+        for name in sorted(drivers, reverse=bool(number % 2)):
+            instance = cloudless.create_instance(
+                ctx, str(uuid.uuid4()), image, vcpus=1, memory_mb=64,
+                extra_specs={})
+            for part in times:
+                with counter.counting() as counted:
+                    started = time.perf_counter()
+                    if part == 'spawn':
+                        drivers[name].spawn(ctx, instance, image.meta(), [],
+                                            None, {}, network_info=network)
+                    else:
+                        drivers[name].destroy(ctx, instance, network)
+                    seconds = time.perf_counter() - started
+                # The first round fills Nova's image cache.
+                if number >= 0:
+                    times[part][name].append(seconds)
+                    calls[part][name] = collections.Counter(counted)
+            print(f'round {number + 1} of {rounds}: {name}', file=sys.stderr)
+    print(json.dumps((times, calls)), flush=True)
+    # Nova leaves threads behind that never end.
+    os._exit(0)
+
+
+def _memory() -> dict[str, list[float]]:
+    """MiB resident in a process that has imported a driver."""
+    program = ('import os, {0}; print(int(open("/proc/self/statm").read()'
+               '.split()[1]) * os.sysconf("SC_PAGESIZE") / 2 ** 20)')
+    return {name: [float(subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', program.format(module)],
+        stdout=subprocess.PIPE, check=True).stdout)]
+        for name, module in (('LibvirtDriver', 'nova.virt.libvirt.driver'),
+                             ('KVMDriver', 'nova.virt.kvm_ext'))}
+
+
+def _row(name: str, unit: str, scale: float,
+         values: dict[str, list[float]]) -> str:
+    theirs, ours = values['LibvirtDriver'], values['KVMDriver']
+    ratios = sorted(o / t for o, t in zip(ours, theirs))
+    return (f'{name:<20} {statistics.median(theirs) * scale:9.2f} '
+            f'{statistics.median(ours) * scale:9.2f} {unit:<4} '
+            f'{statistics.median(ratios):6.3f}  '
+            f'{ratios[len(ratios) // 4]:.3f} .. '
+            f'{ratios[-1 - len(ratios) // 4]:.3f}')
+
+
+def report(times: Times, calls: Calls) -> str:
+    """A table for people; the spread is that of the middle half."""
+    lines = [f'{"":<20} {"Nova":>9} {"ours":>9}      {"ratio":>6}  spread']
+    lines += [_row(name, 'ms', 1000, values)
+              for name, values in times.items()]
+    lines.append(_row('memory', 'MiB', 1, _memory()))
+    lines.append(f'\n{"libvirt calls":<20} {"Nova":>9} {"ours":>9}')
+    for name, counted in calls.items():
+        theirs, ours = counted['LibvirtDriver'], counted['KVMDriver']
+        lines.append(f'{name:<20} {sum(theirs.values()):9} '
+                     f'{sum(ours.values()):9}')
+        for call in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(call) != ours.get(call):
+                lines.append(f'    {call}: {theirs.get(call, 0)}, '
+                             f'{ours.get(call, 0)}')
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    if sys.argv[1:2] == [_REAL]:
+        _real(int(sys.argv[2]), *sys.argv[3:])
+    parser = argparse.ArgumentParser(prog='tools/bench', description=__doc__)
+    parser.add_argument('--rounds', type=int, default=15, metavar='N',
+                        help='default %(default)s')
+    rounds = parser.parse_args().rounds
+    times, calls = on_fake_libvirt(rounds)
+    if os.geteuid() == 0:
+        more_times, more_calls = on_real_libvirt(rounds)
+        times |= more_times
+        calls |= more_calls
+    else:
+        print('spawn and destroy on a real libvirt are left out: they need '
+              'root', file=sys.stderr)
+    print(report(times, calls))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
