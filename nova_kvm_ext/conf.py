@@ -24,6 +24,7 @@ import re
 from typing import Any
 
 from oslo_config import cfg
+from oslo_config import types
 
 from nova_kvm_ext import errors
 
@@ -39,6 +40,22 @@ written for Nova's own libvirt driver works unchanged. An option set in both
 groups must have the same value in both; the service refuses to start
 otherwise.
 """)
+
+_CPU_MODES = [
+    ('host-model', 'The named model and features closest to the '
+                   'host CPU; guests can migrate between like hosts.'),
+    ('host-passthrough', 'The host CPU as it is; guests migrate only '
+                         'between identical hosts. Needs KVM.'),
+    ('maximum', 'Every feature that the hypervisor can give. Under '
+                'qemu the best CPU there is; under kvm much the same '
+                'as host-passthrough.'),
+    ('custom', 'The model that cpu_model names.'),
+    ('none', 'No CPU element: the default of QEMU (qemu64), on which '
+             'guests built for x86-64-v2 or later do not boot.'),
+]
+# Model names of libvirt's cpu_map and of QEMU, and levels: Nehalem,
+# Skylake-Server-v3, POWER9, gen15a-base, z14.2-base, 486, x86-64-v3.
+_CPU_MODEL = r'^[A-Za-z0-9][A-Za-z0-9._-]*$'
 
 _OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -77,18 +94,7 @@ Related options:
 """),
     cfg.StrOpt(
         'cpu_mode',
-        choices=[
-            ('host-model', 'The named model and features closest to the '
-                           'host CPU; guests can migrate between like hosts.'),
-            ('host-passthrough', 'The host CPU as it is; guests migrate only '
-                                 'between identical hosts. Needs KVM.'),
-            ('maximum', 'Every feature that the hypervisor can give. Under '
-                        'qemu the best CPU there is; under kvm much the same '
-                        'as host-passthrough.'),
-            ('custom', 'The model that cpu_model names.'),
-            ('none', 'No CPU element: the default of QEMU (qemu64), on which '
-                     'guests built for x86-64-v2 or later do not boot.'),
-        ],
+        choices=_CPU_MODES,
         help="""
 CPU mode of the guests.
 
@@ -108,9 +114,7 @@ Related options:
 """),
     cfg.StrOpt(
         'cpu_model',
-        # Model names of libvirt's cpu_map and of QEMU: Nehalem,
-        # Skylake-Server-v3, POWER9, gen15a-base, z14.2-base, 486.
-        regex=r'^[A-Za-z0-9][A-Za-z0-9._-]*$',
+        regex=_CPU_MODEL,
         help="""
 Named CPU model of the guests, for ``cpu_mode = custom``.
 
@@ -118,13 +122,170 @@ Possible values:
 
 * Unset: what ``[libvirt] cpu_models`` says.
 * A model that libvirt knows, in upper or lower case, for example
-  ``Nehalem`` or ``EPYC-Rome``. ``virsh domcapabilities`` lists them.
+  ``Nehalem`` or ``EPYC-Rome``. ``nova-kvm-ext cpu model list`` says which
+  are usable on a host, and why the others are not.
+* ``x86-64-v2``, ``x86-64-v2-AES``, ``x86-64-v3``, ``x86-64-v4``: the CPU of
+  that level of the x86-64 ABI. It has the features of the level and no other
+  that matters to programs, the same on Intel and AMD and on every host.
 
 Related options:
 
 * ``cpu_mode``: must be ``custom``.
 * ``[libvirt] cpu_models`` (also written ``cpu_model``): must name the same
   model if both are set.
+"""),
+    cfg.ListOpt(
+        'image_cpu_modes',
+        default=['custom'],
+        item_type=types.String(choices=_CPU_MODES),
+        help="""
+CPU modes that an image may ask for with its property ``kvm_ext_cpu_mode``.
+
+Images are the tenants'. What a flavor asks for with its extra spec
+``kvm_ext:cpu_mode`` is the operator's word and not limited by this. Asking
+for what the host's guests get anyway is always allowed.
+
+The default lets no tenant make a guest that is hard to live-migrate.
+``custom`` gives the same CPU on every host, and ``image_cpu_models`` says
+which. ``host-model``, ``host-passthrough`` and ``maximum`` copy the host on
+which the guest happens to start, so that it can move only to hosts that can
+do at least as much.
+
+Possible values:
+
+* A list of ``host-model``, ``host-passthrough``, ``maximum``, ``custom`` and
+  ``none``. An empty list allows none.
+
+Related options:
+
+* ``image_cpu_models``
+"""),
+    cfg.ListOpt(
+        'image_cpu_models',
+        default=['x86-64-v2'],
+        item_type=types.String(regex=_CPU_MODEL),
+        help="""
+CPU models that an image may ask for with its property ``kvm_ext_cpu_model``.
+
+What a flavor asks for with its extra spec ``kvm_ext:cpu_model`` is not
+limited by this. Asking for what the host's guests get anyway is always
+allowed. Names are compared as they are written, in upper or lower case.
+
+The default is the one level that every x86-64 server made since 2011 can do,
+so that a guest with it can move to any of them. Allow more if all hosts that
+a guest may move to can do more: a guest cannot move to a host that lacks a
+feature of its model.
+
+Possible values:
+
+* A list of models and levels, as for ``cpu_model``. An empty list allows
+  none.
+
+Related options:
+
+* ``image_cpu_modes``: must have ``custom`` for a model to be asked for.
+"""),
+    cfg.BoolOpt(
+        'keep_guest_cpu',
+        default=False,
+        help="""
+Keep the CPU that a guest has had when it is started again on the same host.
+
+``host-model`` is worked out afresh each time that a guest is started. After
+an upgrade of the host's kernel, microcode, QEMU or libvirt a guest can find
+another CPU after a hard reboot, and one that it can no longer take to the
+hosts that are not upgraded yet. With this option a hard reboot gives the
+guest the CPU that it has had, as long as the host can still give it; if it
+cannot, the log says which features the guest lost and gained.
+
+Whether this is on or off, a guest that finds another CPU than before is
+logged with the features that it gained and lost.
+
+Related options:
+
+* ``cpu_mode``: with ``custom`` a guest's CPU changes only if this file does.
+"""),
+    cfg.StrOpt(
+        'vhost_net',
+        default='prefer',
+        choices=[
+            ('prefer', 'Interfaces use vhost-net where the host can do it; '
+                       'where it cannot, the log says so, once at start and '
+                       'for each interface.'),
+            ('require', 'As prefer, but the service does not start on a host '
+                        'that cannot, and a guest or port that would lose '
+                        'it is refused.'),
+            ('off', 'Interfaces are served by QEMU itself.'),
+        ],
+        help="""
+Whether the kernel (vhost-net) moves the packets of KVM guests.
+
+libvirt falls back to QEMU's own, slower virtio without a word when
+``/dev/vhost-net`` cannot be opened. With ``prefer`` and ``require`` an
+interface names the vhost driver, so libvirt refuses the guest instead.
+
+It is about virtio interfaces with a tap or macvtap device. vhost-user, SR-IOV,
+vDPA and emulated models such as e1000 have data paths of their own, and
+guests of ``virt_type = qemu`` do without vhost-net, whatever is said here.
+
+Whether the host can do it is found by opening ``/dev/vhost-net`` as root, as
+libvirt does, and again for each guest and port: a node can be there whose
+module does not load. Opening the node also loads the module.
+
+Possible values:
+
+* ``prefer``, ``require``, ``off``
+
+Related options:
+
+* ``load_vhost_net``: have the module loaded.
+* ``virt_type``: there is no vhost-net with ``qemu``.
+"""),
+    cfg.BoolOpt(
+        'load_vhost_net',
+        default=True,
+        help="""
+Load the kernel module vhost_net when the service starts.
+
+Does what an administrator would do by hand: if ``/dev/vhost-net`` cannot be
+opened, ``modprobe vhost_net`` is run as root through oslo.privsep, and the
+log has its words if it fails. When this is switched off, the module must be
+loaded by other means, by systemd's ``modules-load.d`` for one.
+
+Possible values:
+
+* Any boolean
+
+Related options:
+
+* ``vhost_net``: nothing is loaded with ``off``, or where guests do not run
+  under KVM.
+* ``[nova_sys_admin]``: the privsep context in which it runs.
+"""),
+    cfg.IntOpt(
+        'max_vhost_queues',
+        min=1, max=256,
+        help="""
+The most queues that an interface of a KVM guest gets.
+
+Nova gives an interface one queue for each vCPU where multiqueue is enabled
+(``hw:vif_multiqueue_enabled``). Each queue is a thread of the kernel and a
+descriptor of QEMU. A flavor (``kvm_ext:vhost_queues``) and an image
+(``kvm_ext_vhost_queues``) can lower the number further, not raise it.
+
+It is about interfaces with a tap or macvtap device; those of vhost-user keep
+one queue for each vCPU. Hosts between which guests migrate live should all
+say 1 here, or none of them: a running guest keeps its number of queues, and
+with 1 its tap device has no queues.
+
+Possible values:
+
+* Unset: 256, the most that the kernel gives a tap device.
+* 1 to 256; 1 switches multiqueue off.
+
+Related options:
+
+* ``[libvirt] max_queues``: Nova's own limit; the lower one counts.
 """),
 ]
 
@@ -175,6 +336,13 @@ class Settings:
     :ivar cpu_models: models in order of preference; more than one only from
         ``[libvirt] cpu_models``
     :ivar extra_flags: ``[libvirt] cpu_model_extra_flags`` in lower case
+    :ivar image_cpu_modes: modes that a tenant may ask for
+    :ivar image_cpu_models: models and levels that a tenant may ask for
+    :ivar keep_guest_cpu: whether a hard reboot keeps the guest's CPU
+    :ivar vhost_net: ``prefer``, ``require`` or ``off``
+    :ivar load_vhost_net: whether to load the module at start
+    :ivar max_vhost_queues: queues of an interface at most; None for as many
+        as the kernel allows
     """
 
     virt_type: str
@@ -184,6 +352,12 @@ class Settings:
     cpu_models: tuple[str, ...]
     cpu_models_option: str
     extra_flags: tuple[str, ...]
+    image_cpu_modes: tuple[str, ...]
+    image_cpu_models: tuple[str, ...]
+    keep_guest_cpu: bool
+    vhost_net: str
+    load_vhost_net: bool
+    max_vhost_queues: int | None
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
@@ -205,7 +379,15 @@ class Settings:
             cpu_models=tuple(models), cpu_models_option=models_option,
             extra_flags=tuple(
                 flag.lower() for flag in
-                _read(conf, 'libvirt', 'cpu_model_extra_flags')))
+                _read(conf, 'libvirt', 'cpu_model_extra_flags')),
+            image_cpu_modes=tuple(
+                _read(conf, GROUP.name, 'image_cpu_modes')),
+            image_cpu_models=tuple(
+                _read(conf, GROUP.name, 'image_cpu_models')),
+            keep_guest_cpu=_read(conf, GROUP.name, 'keep_guest_cpu'),
+            vhost_net=_read(conf, GROUP.name, 'vhost_net'),
+            load_vhost_net=_read(conf, GROUP.name, 'load_vhost_net'),
+            max_vhost_queues=_read(conf, GROUP.name, 'max_vhost_queues'))
 
     @staticmethod
     def _resolve(conf: cfg.ConfigOpts, ours: str,

@@ -21,7 +21,7 @@ from typing import Any
 
 from nova.virt.libvirt import config as vconfig
 
-from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.vhost import policy
 
@@ -46,15 +46,17 @@ class GuestAgentChannel(vconfig.LibvirtConfigGuestChannel):
         return dev
 
 
-def set_cpu_mode(cpu: Any, choice: choose.CPUChoice) -> None:
-    """Give a guest CPU the mode that Nova was told the nearest one of.
+def set_cpu(cpu: Any, wanted: definition.CPU | None) -> None:
+    """Give a guest exactly this CPU; topology and NUMA cells stay.
 
-    :param cpu: nova.virt.libvirt.config.LibvirtConfigGuestCPU or None; one
-        that Nova built for another architecture than the host's has no mode
-        and stays as it is
+    :param cpu: nova.virt.libvirt.config.LibvirtConfigGuestCPU
+    :param wanted: None for QEMU's default CPU
     """
-    if cpu is not None and cpu.mode and cpu.mode == choice.nova_mode:
-        cpu.mode = choice.mode
+    wanted = wanted or definition.CPU()
+    cpu.mode, cpu.model, cpu.vendor = wanted.mode, wanted.model, wanted.vendor
+    cpu.features = {
+        vconfig.LibvirtConfigGuestCPUFeature(name, policy=policy)
+        for name, policy in wanted.features}
 
 
 def set_guest_agent_channel(
@@ -74,9 +76,23 @@ def set_guest_agent_channel(
 
 
 def set_vhost(interface: Any, decision: policy.VhostDecision) -> None:
-    """Name the vhost driver where that was decided.
+    """Name the driver that was decided.
 
     :param interface: nova.virt.libvirt.config.LibvirtConfigGuestInterface
     """
-    if decision.vhost:
-        interface.driver_name = 'vhost'
+    if not decision.applies:
+        return
+    if decision.driver is not None:
+        interface.driver_name = decision.driver
+    elif interface.driver_name is not None:
+        # Nova names vhost for the sake of queues and ring sizes, which it
+        # leaves out of an interface without a driver. QEMU's own has them too.
+        interface.driver_name = 'qemu'
+
+
+def set_queues(interface: Any, queues: int) -> None:
+    """Give an interface this many queues.
+
+    :param interface: nova.virt.libvirt.config.LibvirtConfigGuestInterface
+    """
+    interface.vhost_queues = queues if queues > 1 else None

@@ -30,10 +30,13 @@ from oslo_log import log as logging
 
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import hooks as cpu_hooks
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.host import virt_type
+from nova_kvm_ext import traits
+from nova_kvm_ext.vhost import hooks as vhost_hooks
 from nova_kvm_ext.vhost import vif
 
 LOG = logging.getLogger(__name__)
@@ -66,8 +69,9 @@ class KVMDriver(driver.LibvirtDriver):
         with _wrong_options_said():
             conf.Settings.from_conf(CONF)
         super().__init__(virtapi, read_only)
-        self.vif_driver = vif.KVMVIFDriver(self._host)
-        self._cpu_choice: choose.CPUChoice | None = None
+        self._vhost_net = vhost_hooks.VhostNet()
+        self.vif_driver = vif.KVMVIFDriver(self._host, self._vhost_net)
+        self._cpu = cpu_hooks.CPUHooks(self._host)
 
     def init_host(self, host: str) -> None:
         """Settle virt_type and CPU, then let Nova start up with them.
@@ -78,6 +82,7 @@ class KVMDriver(driver.LibvirtDriver):
         with _wrong_options_said():
             self._settle_options()
         super().init_host(host)
+        self._cpu.remember_running(host)
 
     def _settle_options(self) -> None:
         """Resolve ``[kvm_ext]`` and tell Nova's own options the answer.
@@ -101,13 +106,13 @@ class KVMDriver(driver.LibvirtDriver):
 
         def probe_kvm() -> tuple[bool, str]:
             return virt_type.probe(
-                connection, arch, choose.choose(settings, 'kvm', models),
+                connection, arch, choose.as_configured(settings, models),
                 cache_file=os.path.join(
                     CONF.state_path, 'kvm-ext-probe.json'),
                 directory=CONF.instances_path)
 
         resolved = virt_type.resolve(settings, probe_kvm)
-        choice = choose.choose(settings, resolved.value, models)
+        choice = self._cpu.settle(settings, resolved.value)
         LOG.info('Guests run with virt_type=%(type)s (%(why)s), '
                  'cpu_mode=%(mode)s (%(mode_option)s)%(models)s.',
                  {'type': resolved.value, 'why': resolved.reason,
@@ -116,19 +121,21 @@ class KVMDriver(driver.LibvirtDriver):
                   'models': ''.join(f' {m}' for m in choice.models)})
         for name, value in (('virt_type', resolved.value),
                             ('cpu_mode', choice.nova_mode),
-                            ('cpu_models', list(choice.models))):
+                            ('cpu_models', list(choice.nova_models))):
             if CONF.libvirt[name] != value:
                 CONF.set_override(name, value, group='libvirt')
-        self._cpu_choice = choice
+        self._vhost_net.start(settings, resolved.value)
 
     def _get_guest_config(self, instance: Any, network_info: Any,
                           image_meta: Any, disk_info: Any,
                           *args: Any, **kwargs: Any) -> Any:
         """Nova's finished guest, refined."""
-        guest = super()._get_guest_config(
-            instance, network_info, image_meta, disk_info, *args, **kwargs)
-        if self._cpu_choice is not None:
-            designer.set_cpu_mode(guest.cpu, self._cpu_choice)
+        with self._cpu.configuring(instance):
+            guest = super()._get_guest_config(
+                instance, network_info, image_meta, disk_info,
+                *args, **kwargs)
+        self._cpu.configure(guest, instance, image_meta,
+                            self._check_emulation_arch(image_meta))
         wanted = image_meta.properties.get('hw_qemu_guest_agent')
         decision = channel.decide(
             # Nova reads nonsense as False, so only then it matters what the
@@ -139,4 +146,95 @@ class KVMDriver(driver.LibvirtDriver):
             LOG.warning('No guest agent channel: %s.', decision.reason,
                         instance=instance)
         designer.set_guest_agent_channel(guest, decision)
+        self._vhost_net.before_start(instance, image_meta, guest)
         return guest
+
+    def _create_guest(self, context: Any, xml: str, instance: Any,
+                      *args: Any, **kwargs: Any) -> Any:
+        """Every way in which a guest starts on this host comes here."""
+        guest = super()._create_guest(context, xml, instance, *args, **kwargs)
+        self._guest_started(instance, guest)
+        return guest
+
+    def attach_interface(self, context: Any, instance: Any, image_meta: Any,
+                         vif: Any) -> None:
+        # Before Nova plugs it: what it does not catch leaves the VIF plugged.
+        self._vhost_net.before_attach(
+            instance, image_meta, vif, self.vif_driver.get_config)
+        super().attach_interface(context, instance, image_meta, vif)
+        self._vhost_net.guest_started(
+            instance, lambda: self._host.get_guest(instance).get_xml_desc())
+
+    def live_migration(self, context: Any, instance: Any, dest: Any,
+                       post_method: Any, recover_method: Any,
+                       block_migration: Any = False,
+                       migrate_data: Any = None) -> None:
+        self._vhost_net.before_migration(
+            instance, migrate_data, self._host.get_guest)
+        super().live_migration(
+            context, instance, dest, post_method, recover_method,
+            block_migration, migrate_data)
+
+    def pre_live_migration(self, context: Any, instance: Any,
+                           block_device_info: Any, network_info: Any,
+                           disk_info: Any, migrate_data: Any) -> Any:
+        self._vhost_net.answer_migration(
+            instance, migrate_data, self.vif_driver.get_config)
+        return super().pre_live_migration(
+            context, instance, block_device_info, network_info, disk_info,
+            migrate_data)
+
+    def post_live_migration_at_destination(
+            self, context: Any, instance: Any, network_info: Any,
+            block_migration: bool = False,
+            block_device_info: Any = None) -> None:
+        """A guest has moved here, which is no start."""
+        super().post_live_migration_at_destination(
+            context, instance, network_info, block_migration,
+            block_device_info)
+        self._guest_started(instance, self._host.get_guest(instance))
+
+    def _guest_started(self, instance: Any, guest: Any) -> None:
+        """What there is to do once a guest is here, running or not."""
+        self._cpu.started(instance, guest)
+        self._vhost_net.guest_started(instance, guest.get_xml_desc)
+
+    def _hard_reboot(self, context: Any, instance: Any,
+                     *args: Any, **kwargs: Any) -> None:
+        """With the CPU that the guest has had, if that is asked for."""
+        with self._cpu.rebooting(
+                instance, self._check_emulation_arch(instance.image_meta)):
+            super()._hard_reboot(context, instance, *args, **kwargs)
+
+    def _match_cpu_model_by_flags(self, models: Any, *args: Any,
+                                  **kwargs: Any) -> Any:
+        """Any model for now: _get_guest_config() chooses the right one.
+
+        Nova would refuse the boot here, and counts neither extra flags nor
+        what an image requires.
+        """
+        if self._cpu.matches_models:
+            return models[0]
+        return super()._match_cpu_model_by_flags(models, *args, **kwargs)
+
+    def _compare_cpu(self, guest_cpu: Any, *args: Any, **kwargs: Any) -> None:
+        """A live migration to this host is judged by the guest's own CPU."""
+        if not self._cpu.check_guest(guest_cpu):
+            super()._compare_cpu(guest_cpu, *args, **kwargs)
+
+    def _get_cpu_feature_traits(self) -> dict[str, bool]:
+        """Traits about CPU features, as guests here really get them."""
+        return self._cpu.feature_traits(super()._get_cpu_feature_traits())
+
+    def update_provider_tree(self, provider_tree: Any, nodename: str,
+                             allocations: Any = None) -> None:
+        """Nova's inventory and traits, and this driver's own traits."""
+        super().update_provider_tree(provider_tree, nodename, allocations)
+        add, remove = traits.changes(
+            provider_tree.data(nodename).traits, self._our_traits())
+        provider_tree.add_traits(nodename, *add)
+        provider_tree.remove_traits(nodename, *remove)
+
+    def _our_traits(self) -> set[str]:
+        """The custom traits that are true of this host."""
+        return {*self._cpu.our_traits(), *self._vhost_net.traits()}

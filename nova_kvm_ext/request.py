@@ -20,6 +20,7 @@ decided where it is granted. Pure: takes dictionaries, never an instance.
 
 from collections.abc import Mapping
 import dataclasses
+import re
 
 from nova_kvm_ext import errors
 
@@ -30,7 +31,19 @@ IMAGE_PREFIX = 'kvm_ext_'
 _SYSTEM_METADATA_PREFIX = 'image_' + IMAGE_PREFIX
 
 # The wishes that there are. What grants one adds its name here.
-KNOWN = frozenset[str]()
+KNOWN = frozenset({'cpu_mode', 'cpu_model', 'vhost_queues'})
+
+
+# Nova's syntax, in flavors and images alike; a suffix names a request group.
+# https://docs.openstack.org/nova/latest/configuration/extra-specs.html
+_TRAIT = re.compile(r'trait(?:[a-zA-Z0-9_-]{1,64})?:(.+)')
+
+
+def required_traits(given: Mapping[str, str]) -> frozenset[str]:
+    """The traits that extra specs or image properties require."""
+    return frozenset(
+        found[1] for name, value in given.items()
+        if value == 'required' and (found := _TRAIT.fullmatch(name)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,8 @@ report_nics() {
         say nic.$n.name "${nic##*/}"
         say nic.$n.mac "$mac"
         cd -P "$nic/device/driver" && say nic.$n.driver "${PWD##*/}"
+        # IPv6 looks for neighbours then, which is traffic to be seen.
+        ip link set "${nic##*/}" up 2> /dev/null
         n=$((n + 1))
     done
     cd /

@@ -17,6 +17,7 @@ checks with their results. The guest's words are hostile input: they are
 compared and cut, never trusted. Starts nothing and asks nobody.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import enum
@@ -27,6 +28,7 @@ from nova_kvm_ext.boot import report
 from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.vhost import proof
 
 # Linux takes the kernel image, its page tables and reserved ranges out of
 # MemTotal; seen: 14 % of 256 MiB with Debian's cloud kernel. What is missing
@@ -272,6 +274,18 @@ def check_nics(domain: Domain,
                 'nic', nic.model != 'virtio' or card.driver == 'virtio_net',
                 f'{details}; in the guest {errors.clean(card.name, 20)} with '
                 f'driver {errors.clean(card.driver, 40)}'))
+    return checks
+
+
+def check_vhost(verdicts: Iterable[proof.Verdict]) -> list[Check]:
+    """Each interface that names vhost against what the kernel does."""
+    checks = []
+    for verdict in verdicts:
+        result = Result.SKIP
+        if verdict.promised and verdict.uses is not None:
+            result = Result.PASS if verdict.uses else Result.FAIL
+        checks.append(Check(
+            'vhost-net', result, f'{verdict.nic.mac}: {verdict.details}'))
     return checks
 
 

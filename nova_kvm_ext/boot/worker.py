@@ -54,6 +54,7 @@ from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.host import facts
+from nova_kvm_ext.vhost import proof
 
 _POLL = 0.2
 _PR_SET_PDEATHSIG = 1   # Linux include/uapi/linux/prctl.h
@@ -129,6 +130,9 @@ def _as_stop(error: Exception, otherwise: ExitCode) -> Stop:
     """
     if isinstance(error, Stop):
         return error
+    if isinstance(error.__cause__, errors.HostError):
+        # The driver turned it into Nova's exception.
+        return Stop(ExitCode.HOST, str(error.__cause__))
     if isinstance(error, (errors.InvalidOption, exception.InvalidCPUInfo,
                           exception.InvalidConfiguration, cfg.Error)):
         return Stop(ExitCode.USAGE, errors.clean(error, 1000))
@@ -243,6 +247,9 @@ class Boot:
         checks = verify.check_all(
             domain, wants_agent, agent_answer, seen,
             self._host_model(domain), facts.read_cpu_map())
+        checks += verify.check_vhost(proof.judge(
+            proof.nics(self.domain.XMLDesc(0)),
+            facts.read_vhost([self.record.uuid])[self.record.uuid]))
         for check in checks:
             self.events.emit('check', **dataclasses.asdict(check))
         return any(check.result == verify.Result.FAIL for check in checks)

@@ -54,11 +54,19 @@ class CPUMap:
         a model-specific register instead are not in it
     :ivar models: names of features by name of CPU model
     :ivar signatures: (family, model) pairs by name of CPU model
+    :ivar register_features: names of the features that a model-specific
+        register tells
     """
 
     features: Mapping[str, tuple[Bits, ...]]
     models: Mapping[str, frozenset[str]]
     signatures: Mapping[str, frozenset[tuple[int, int]]]
+    register_features: frozenset[str] = frozenset()
+
+    @property
+    def feature_names(self) -> frozenset[str]:
+        """Every feature that libvirt knows."""
+        return self.register_features.union(self.features)
 
     def has_feature(self, name: str, cpuid: CPUID) -> bool | None:
         """Whether a CPU has a feature.
@@ -77,6 +85,7 @@ class CPUMap:
 def parse(documents: Iterable[bytes]) -> CPUMap:
     """Parse the XML files of libvirt's cpu_map directory, in any order."""
     features: dict[str, tuple[Bits, ...]] = {}
+    register_features: set[str] = set()
     elements: dict[str, etree._Element] = {}
     for document in documents:
         root = etree.fromstring(document)
@@ -89,6 +98,8 @@ def parse(documents: Iterable[bytes]) -> CPUMap:
                 for cpuid in feature.findall('cpuid'))
             if bits:
                 features[feature.get('name')] = bits
+            else:
+                register_features.add(feature.get('name'))
         for model in root.findall('model'):
             elements[model.get('name')] = model
     return CPUMap(
@@ -98,7 +109,8 @@ def parse(documents: Iterable[bytes]) -> CPUMap:
             (int(s.get('family', '0')), int(number))
             for s in model.findall('signature')
             for number in [s.get('model', '')] if number.isdigit())
-         for name, model in elements.items()})
+         for name, model in elements.items()},
+        frozenset(register_features))
 
 
 def _mask(cpuid: etree._Element, register: str) -> int:

@@ -41,6 +41,23 @@ class DeviceFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class VhostFacts:
+    """What the kernel shows of a running guest's vhost-net.
+
+    :ivar pid: of its QEMU; None where no such process is seen
+    :ivar descriptors: how many descriptors of /dev/vhost-net it has open, one
+        for each queue; None where this process may not look
+    :ivar threads: how many threads of the kernel serve it, one for each
+        descriptor; None where kernel threads are not seen (in a PID
+        namespace)
+    """
+
+    pid: int | None = None
+    descriptors: int | None = None
+    threads: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class InstallFacts:
     """Where Nova and this package are installed.
 

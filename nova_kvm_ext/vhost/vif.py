@@ -10,45 +10,47 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's VIF driver with vhost-net named where the host has it.
+"""Nova's VIF driver with vhost-net and queues as they are decided here.
 
-Every interface of a guest comes through :meth:`KVMVIFDriver.get_config`, at
-boot and when a port is attached, so this is the one place. Decides nothing:
-see :mod:`nova_kvm_ext.vhost.policy`.
+Every interface of a guest comes through :meth:`KVMVIFDriver.get_config`: at
+boot, when a port is attached, when it is detached (Nova looks the interface
+up by what this gives) and when the source of a live migration writes the
+destination's XML. So it never refuses; :mod:`nova_kvm_ext.vhost.hooks` does,
+where a guest or a port starts.
 """
 
 from typing import Any
 
 from nova.virt.libvirt import vif
-from oslo_log import log as logging
 
-from nova_kvm_ext import designer
-from nova_kvm_ext.host import facts
-from nova_kvm_ext.vhost import policy
-
-LOG = logging.getLogger(__name__)
+from nova_kvm_ext.vhost import hooks
 
 
 class KVMVIFDriver(vif.LibvirtGenericVIFDriver):
     """Names the vhost driver, which libvirt otherwise drops silently."""
 
+    def __init__(self, host: Any, vhost_net: hooks.VhostNet) -> None:
+        super().__init__(host)
+        self._vhost_net = vhost_net
+
     def get_config(self, instance: Any, vif: Any, image_meta: Any,
                    flavor: Any, virt_type: str) -> Any:
-        """Nova's interface, with the driver decided.
+        """Nova's interface, with driver and queues decided.
 
         :returns: nova.virt.libvirt.config.LibvirtConfigGuestInterface, or a
             hostdev configuration, which is left alone
         """
         interface = super().get_config(
             instance, vif, image_meta, flavor, virt_type)
-        decision = policy.decide(
-            virt_type, getattr(interface, 'net_type', None),
-            getattr(interface, 'model', None),
-            facts.read_device('/dev/vhost-net'))
-        designer.set_vhost(interface, decision)
-        if decision.applies and not decision.vhost:
-            LOG.warning('Interface %(mac)s does without vhost-net, on slower '
-                        'userspace virtio: %(reason)s.',
-                        {'mac': interface.mac_addr,
-                         'reason': decision.reason}, instance=instance)
+        self._vhost_net.refine(
+            interface, instance, vif, image_meta, flavor)
         return interface
+
+    def plug(self, instance: Any, vif: Any) -> None:
+        """Plug as the XML will have it: without queues where it has one.
+
+        A tap device with queues is not opened by an interface without
+        (Linux drivers/net/tun.c, tun_set_iff), and Nova goes by the flavor
+        and image alone.
+        """
+        super().plug(self._vhost_net.as_plugged(instance), vif)

@@ -21,14 +21,19 @@ from nova import context
 from nova import objects
 from nova import test
 from nova.tests import fixtures as nova_fixtures
+from nova.tests.fixtures import libvirt as libvirt_fixture
 from nova.virt import fake
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import driver as libvirt_driver
 import os_vif
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import compare
+from nova_kvm_ext.cpu import definition
 from nova_kvm_ext import driver
 from nova_kvm_ext.host import model
+from nova_kvm_ext.tests.unit.cpu import hosts
 
 VHOST_NET = model.DeviceFacts('/dev/vhost-net', present=True)
 NO_VHOST_NET = model.DeviceFacts('/dev/vhost-net', present=False)
@@ -41,12 +46,16 @@ class DriverTestCase(test.NoDBTestCase):
         os_vif.initialize()
         self.libvirt = self.useFixture(nova_fixtures.LibvirtFixture())
         self.useFixture(nova_fixtures.CGroupsFixture())
+        self.be_host()
         self.flags(instances_path=self.useFixture(fixtures.TempDir()).path,
                    state_path=self.useFixture(fixtures.TempDir()).path)
         self.flags(sysinfo_serial='none', group='libvirt')
         self.vhost_net = self.useFixture(fixtures.MockPatch(
             'nova_kvm_ext.host.facts.read_device',
             return_value=NO_VHOST_NET)).mock
+        self.modprobe = self.useFixture(fixtures.MockPatch(
+            'nova_kvm_ext.vhost.privileged.modprobe',
+            return_value='Module vhost_net not found.')).mock
         # Up to Nova 33, init_host looks for instances in the database.
         self.useFixture(fixtures.MockPatchObject(
             objects.InstanceList, 'get_by_host',
@@ -55,7 +64,37 @@ class DriverTestCase(test.NoDBTestCase):
         self.useFixture(fixtures.MockPatchObject(
             libvirt_driver.LibvirtDriver, '_check_vtpm_support'))
 
-    def started(self, **kvm_ext: str) -> driver.KVMDriver:
+    def be_host(self, **host: Any) -> None:
+        """Have the CPUs of this host, see hosts.capabilities()."""
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_kvm_ext.host.facts.read_cpu_map',
+            lambda root='/': hosts.MAP))
+        theirs = libvirt_fixture.Connection.getDomainCapabilities
+
+        def answer(connection: Any, emulator: str | None, arch: str,
+                   machine: str, virt_type: str, flags: int) -> str:
+            # Nova always names the emulator.
+            if emulator is None:
+                return hosts.capabilities(virt_type, **host)
+            return theirs(connection, emulator, arch, machine, virt_type,
+                          flags)
+
+        def compared(connection: Any, emulator: str | None, arch: str | None,
+                     machine: str | None, virt_type: str | None, xml: str,
+                     flags: int) -> int:
+            # Nova names nothing but the CPU. 2 is VIR_CPU_COMPARE_SUPERSET.
+            found = compare.compare(
+                definition.CPU.parse(xml), capabilities.parse(
+                    hosts.capabilities(virt_type or 'kvm', **host)),
+                hosts.MAP)
+            return 0 if found.possible is False else 2
+
+        for name, ours in (('getDomainCapabilities', answer),
+                           ('compareHypervisorCPU', compared)):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'nova.tests.fixtures.libvirt.Connection.{name}', ours))
+
+    def started(self, **kvm_ext: Any) -> driver.KVMDriver:
         """A driver after init_host with these options of [kvm_ext]."""
         for name, value in kvm_ext.items():
             self.flags(group='kvm_ext', **{name: value})
@@ -69,33 +108,49 @@ class DriverTestCase(test.NoDBTestCase):
 
     def guest_xml(self, drvr: driver.KVMDriver,
                   properties: dict[str, str] | None = None,
-                  network_info: Any = ()) -> etree._Element:
+                  network_info: Any = (),
+                  extra_specs: dict[str, str] | None = None,
+                  vcpus: int = 2) -> etree._Element:
         """The XML of a guest with these image properties."""
+        instance = self.instance(properties, extra_specs, vcpus)
+        guest = self.guest(drvr, instance, properties, network_info)
+        guest.metadata = []
+        return etree.fromstring(guest.to_xml())
+
+    def instance(self, properties: dict[str, str] | None = None,
+                 extra_specs: dict[str, str] | None = None,
+                 vcpus: int = 2, vcpu_model: Any = None) -> Any:
+        """An instance whose image and flavor say this."""
         ctx = context.get_admin_context()
         flavor = objects.Flavor(
-            id=1, flavorid='1', name='m1.tiny', vcpus=2, memory_mb=512,
-            root_gb=0, ephemeral_gb=0, swap=0, extra_specs={})
+            id=1, flavorid='1', name='m1.tiny', vcpus=vcpus, memory_mb=512,
+            root_gb=0, ephemeral_gb=0, swap=0,
+            extra_specs=extra_specs or {})
         properties = properties or {}
-        instance = objects.Instance(
+        return objects.Instance(
             ctx, id=1, uuid=uuids.instance, user_id='u', project_id='p',
             host='host', node='node', display_name='guest', hostname='guest',
-            flavor=flavor, vcpus=2, memory_mb=512, root_gb=0, ephemeral_gb=0,
+            flavor=flavor, vcpus=vcpus, memory_mb=512, root_gb=0,
+            ephemeral_gb=0,
             image_ref=uuids.image, kernel_id=None, ramdisk_id=None,
             os_type=None, architecture=None, vm_mode=None, config_drive=None,
             key_name=None,
             vm_state='building', task_state=None, root_device_name=None,
-            vcpu_model=None, numa_topology=None, pci_devices=None,
+            vcpu_model=vcpu_model, numa_topology=None, pci_devices=None,
             pci_requests=None, trusted_certs=None, resources=None,
             device_metadata=None, migration_context=None, metadata={},
             system_metadata={f'image_{key}': value
                              for key, value in properties.items()})
+
+    def guest(self, drvr: driver.KVMDriver, instance: Any,
+              properties: dict[str, str] | None = None,
+              network_info: Any = ()) -> Any:
+        """Nova's configuration of an instance's guest."""
         image_meta = objects.ImageMeta.from_dict(
-            {'disk_format': 'raw', 'properties': properties})
+            {'disk_format': 'raw', 'properties': properties or {}})
         disk_info = blockinfo.get_disk_info(
             driver.CONF.libvirt.virt_type, instance, image_meta)
         with mock.patch.object(
                 libvirt_driver.LibvirtDriver, '_get_guest_config_meta'):
-            guest = drvr._get_guest_config(
+            return drvr._get_guest_config(
                 instance, network_info, image_meta, disk_info)
-        guest.metadata = []
-        return etree.fromstring(guest.to_xml())

@@ -21,12 +21,10 @@ from nova import exception
 from nova.network import model as network_model
 from nova.virt import driver as virt_driver
 from nova.virt import fake
-from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_config import cfg
 from oslo_utils.fixture import uuidsentinel as uuids
 
-from nova_kvm_ext import designer
 from nova_kvm_ext import driver
 from nova_kvm_ext.host import probe
 from nova_kvm_ext.tests.unit import driver_base
@@ -186,17 +184,6 @@ class CPUTestCase(driver_base.DriverTestCase):
         for virt_type in ('kvm', 'qemu'):
             xml = self.guest_xml(self.started(virt_type=virt_type))
             self.assertEqual(virt_type, xml.get('type'))
-
-    def test_another_architecture_keeps_its_cpu(self):
-        """Nova names a model without a mode for an emulated architecture."""
-        cpu = vconfig.LibvirtConfigGuestCPU()
-        cpu.model = 'cortex-a57'
-        choice = self.started(cpu_mode='maximum')._cpu_choice
-        assert choice is not None
-        designer.set_cpu_mode(cpu, choice)
-        self.assertIsNone(cpu.mode)
-        # Some emulated architectures get no CPU at all.
-        designer.set_cpu_mode(None, choice)
 
 
 class GuestAgentTestCase(driver_base.DriverTestCase):

@@ -27,17 +27,21 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 
 # Facts and decisions: frozen data in, frozen data out.
 PURE = {
-    'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.choose',
-    'cpu.cpu_map', 'errors', 'exit_codes', 'guest_agent.channel',
-    'host.install', 'host.model', 'request', 'traits', 'vhost.policy'}
+    'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.capabilities',
+    'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
+    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.usable', 'errors',
+    'exit_codes', 'guest_agent.channel', 'host.install', 'host.model',
+    'request', 'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {'boot.inside', 'host.facts', 'host.probe', 'host.virt_type'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {'boot.leftovers', 'boot.supervisor', 'boot.testguest'}
 # The edge to Nova.
-NOVA = {'boot.cloudless', 'boot.worker', 'designer', 'driver', 'vhost.vif'}
-COMMANDS = {'cmd.base', 'cmd.guest', 'cmd.main'}
+NOVA = {'boot.cloudless', 'boot.worker', 'cpu.hooks', 'designer', 'driver',
+        'extra_specs', 'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
+COMMANDS = {'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.main', 'cmd.vhost'}
 
+NO_NOVA = {'nova.conf', 'nova.virt.libvirt.utils'}
 PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
 # What each floor may import from outside the standard library, and from which
 # floors.
@@ -46,11 +50,11 @@ RULES = {
     'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_log'},
                 PURE | READERS),
     'MAKERS': (MAKERS, {'libvirt'}, PURE | MAKERS),
-    'NOVA': (NOVA, PURE_LIBRARIES | {'nova', 'nova.conf',
-                                     'oslo_concurrency', 'oslo_log'},
+    'NOVA': (NOVA, (PURE_LIBRARIES | NO_NOVA |
+                    {'nova', 'oslo_concurrency', 'oslo_log'}),
              PURE | READERS | MAKERS | NOVA),
     'COMMANDS': (COMMANDS,
-                 {'cliff', 'libvirt', 'nova.conf', 'oslo_config', 'pbr'},
+                 {'cliff', 'libvirt', 'oslo_config', 'pbr'} | NO_NOVA,
                  (PURE | READERS | MAKERS | COMMANDS)),
 }
 
@@ -87,8 +91,8 @@ def imports(path: str) -> tuple[set[str], set[str]]:
             rooms |= {room for room in known
                       if rest == room or rest.startswith(room + '.')}
         elif top not in sys.stdlib_module_names:
-            # Nova's options alone are no Nova.
-            libraries.add('nova.conf' if name == 'nova.conf' else top)
+            # Nova's options and its table of traits alone are no Nova.
+            libraries.add(name if name in NO_NOVA else top)
     return libraries, rooms
 
 

@@ -20,6 +20,7 @@ from nova_kvm_ext.boot import report
 from nova_kvm_ext.boot import verify
 from nova_kvm_ext.cpu import cpu_map
 import nova_kvm_ext.tests
+from nova_kvm_ext.vhost import proof
 
 # A guest of `guest boot --nic bridge=... --vcpus 2` while it ran.
 RUNNING = os.path.join(
@@ -418,3 +419,23 @@ class CheckAllTestCase(base.BaseTestCase):
             report.parse('@nke begin=1\n@nke end lines=0\n'), None, KNOWN)
         self.assertEqual([SKIP, SKIP, FAIL, FAIL, FAIL, FAIL],
                          [check.result for check in checks])
+
+
+class VhostTestCase(base.BaseTestCase):
+
+    def result(self, promised: bool, uses: bool | None) -> verify.Result:
+        nic = proof.Nic(MAC, 'bridge', 'virtio', None, 1, None)
+        check, = verify.check_vhost(
+            [proof.Verdict(nic, promised, uses, 'so it is')])
+        self.assertEqual(('vhost-net', f'{MAC}: so it is'),
+                         (check.name, check.details))
+        return check.result
+
+    def test_promised(self):
+        self.assertEqual(PASS, self.result(True, True))
+        self.assertEqual(FAIL, self.result(True, False))
+
+    def test_what_was_not_promised_or_cannot_be_seen(self):
+        for promised, uses in ((True, None), (False, None), (False, True),
+                               (False, False)):
+            self.assertEqual(SKIP, self.result(promised, uses))

@@ -97,6 +97,14 @@ class AsStopTestCase(base.BaseTestCase):
                         errors.HostError('No bridge.', 'Make it.'),
                         'No bridge. Make it.')
 
+    def test_host_that_the_driver_refuses(self):
+        """It has the loader's exception for it, as for a wrong option."""
+        cause = errors.HostError('No vhost-net.', 'Load it.')
+        self.assertStop(
+            ExitCode.HOST,
+            caused(exception.InvalidConfiguration(str(cause)), cause),
+            'No vhost-net. Load it.')
+
     def test_hypervisor_unavailable(self):
         text = self.assertStop(
             ExitCode.HOST,

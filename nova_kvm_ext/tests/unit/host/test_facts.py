@@ -86,3 +86,117 @@ class InstallTestCase(base.BaseTestCase):
     def test_incomplete(self):
         self.assertIn('incomplete', self.problem(
             model.InstallFacts(('/x/nova/virt',), None, 'no kvm_ext')))
+
+
+class ReadVhostTestCase(base.BaseTestCase):
+    """A /proc made of files."""
+
+    UUID = 'c3f1a8e2-0f1b-4a53-9d3c-0123456789ab'
+
+    def setUp(self):
+        super().setUp()
+        self.root = self.useFixture(fixtures.TempDir()).path
+        os.mkdir(os.path.join(self.root, 'proc'))
+        self.write('meminfo')
+        self.write('2/cmdline')
+        self.write('2/comm', 'kthreadd\n')
+
+    def write(self, name: str, text: str = '') -> None:
+        path = os.path.join(self.root, 'proc', name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'w') as f:
+            f.write(text)
+
+    def qemu(self, pid: int = 70, descriptors: int = 1,
+             own_workers: int = 0, uuid: str = UUID) -> None:
+        self.write(f'{pid}/cmdline', '\0'.join(
+            ['/usr/bin/qemu-system-x86_64', '-name', 'guest=g', '-uuid',
+             uuid, '']))
+        self.write(f'{pid}/comm', 'qemu-system-x86')
+        self.write(f'{pid}/task/{pid}/comm', 'qemu-system-x86\n')
+        self.write(f'{pid}/task/{pid + 1}/comm', 'CPU 0/KVM\n')
+        for number in range(own_workers):
+            self.write(f'{pid}/task/{pid + 5 + number}/comm',
+                       f'vhost-{pid}\n')
+        os.mkdir(os.path.join(self.root, 'proc', str(pid), 'fd'))
+        for number, target in enumerate(
+                ['/dev/kvm', '/dev/net/tun', 'socket:[1]'] +
+                descriptors * ['/dev/vhost-net']):
+            os.symlink(target, os.path.join(
+                self.root, 'proc', str(pid), 'fd', str(number)))
+
+    def kernel_thread(self, pid: int, name: str) -> None:
+        self.write(f'{pid}/cmdline')
+        self.write(f'{pid}/comm', f'{name}\n')
+
+    def read(self) -> model.VhostFacts:
+        return facts.read_vhost([self.UUID], self.root)[self.UUID]
+
+    def test_threads_of_the_kernel(self):
+        """Before Linux 6.4."""
+        self.qemu(descriptors=2)
+        self.kernel_thread(80, 'vhost-70')
+        self.kernel_thread(81, 'vhost-70')
+        self.kernel_thread(82, 'vhost-7')
+        self.assertEqual(model.VhostFacts(70, 2, 2), self.read())
+
+    def test_threads_of_qemu(self):
+        """From Linux 6.4 on."""
+        self.qemu(descriptors=4, own_workers=4)
+        self.assertEqual(model.VhostFacts(70, 4, 4), self.read())
+
+    def test_none(self):
+        self.qemu(descriptors=0)
+        self.assertEqual(model.VhostFacts(70, 0, 0), self.read())
+
+    def test_no_such_guest(self):
+        self.qemu(uuid='another')
+        self.assertEqual(model.VhostFacts(), self.read())
+
+    def test_many_guests_in_one_walk(self):
+        self.qemu()
+        self.qemu(90, descriptors=0, uuid='another')
+        self.assertEqual(
+            {self.UUID: 70, 'another': 90, 'third': None},
+            {uuid: found.pid for uuid, found in facts.read_vhost(
+                [self.UUID, 'another', 'third'], self.root).items()})
+
+    def test_someone_who_says_that_he_is_the_guest_too(self):
+        self.qemu()
+        self.write('99/cmdline', f'sleep\0-uuid\0{self.UUID}')
+        self.assertEqual(model.VhostFacts(), self.read())
+        self.write('99/cmdline', 'sleep\0-uuid')
+        self.assertEqual(70, self.read().pid)
+
+    def test_descriptors_of_another_user(self):
+        self.qemu(own_workers=1)
+        listdir = os.listdir
+
+        def denied(path: str) -> list[str]:
+            if path.endswith('/fd'):
+                raise PermissionError(13, 'Permission denied')
+            return listdir(path)
+
+        self.useFixture(fixtures.MockPatch('os.listdir', denied))
+        self.assertEqual(model.VhostFacts(70, None, 1), self.read())
+
+    def test_links_of_another_user(self):
+        self.qemu(own_workers=1)
+        self.useFixture(fixtures.MockPatch(
+            'os.readlink', side_effect=PermissionError(13, 'denied')))
+        self.assertIsNone(self.read().descriptors)
+
+    def test_in_a_pid_namespace_kernel_threads_are_not_seen(self):
+        self.kernel_thread(2, 'sh')
+        self.qemu()
+        self.assertEqual(model.VhostFacts(70, 1, None), self.read())
+
+    def test_opened_in_another_mount_namespace(self):
+        self.qemu(descriptors=0)
+        os.symlink('/vhost-net', os.path.join(
+            self.root, 'proc', '70', 'fd', '30'))
+        self.assertEqual(1, self.read().descriptors)
+
+    def test_this_machine(self):
+        found = facts.read_vhost(['no-such-guest'])
+        self.assertEqual({'no-such-guest': model.VhostFacts()}, found)

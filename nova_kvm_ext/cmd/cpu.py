@@ -1,0 +1,361 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext cpu ...``: what CPUs guests of this host get.
+
+Reads nova.conf and libvirt, calls :mod:`nova_kvm_ext.cpu`, prints. Starts no
+guest but the one by which ``virt_type = auto`` is answered where the answer
+is not kept.
+"""
+
+import argparse
+from collections.abc import Iterable
+from collections.abc import Sequence
+import os
+import stat
+import sys
+import tempfile
+from typing import Any
+
+from cliff import lister
+from cliff import show
+import libvirt
+from oslo_config import cfg
+
+from nova_kvm_ext.cmd import base
+from nova_kvm_ext import conf
+from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import compare
+from nova_kvm_ext.cpu import definition
+from nova_kvm_ext.cpu import document
+from nova_kvm_ext.cpu import levels
+from nova_kvm_ext.cpu import traits
+from nova_kvm_ext.cpu import usable
+from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import virt_type
+from nova_kvm_ext import request
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition('=')
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(
+            f'{errors.clean(text, 80)!r} is not KEY=VALUE')
+    return key, value
+
+
+class _CPUCommand(base.HostCommand):
+    """A command about the CPUs that the configured guests can have."""
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Any]:
+        nova = base.read_conf(parsed_args.config_files)
+        settings = conf.Settings.from_conf(nova)
+        # libvirt gives domain capabilities to no read-only connection.
+        with self.connected(parsed_args, nova) as connection:
+            return self.look(parsed_args, nova, settings, connection)
+
+    def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+             settings: conf.Settings, connection: libvirt.virConnect
+             ) -> tuple[Sequence[str], Any]:
+        raise NotImplementedError
+
+    @staticmethod
+    def warn(text: str) -> None:
+        print(f'warning: {text}', file=sys.stderr)
+
+
+def _machine(nova: cfg.ConfigOpts, arch: str) -> str | None:
+    """The machine type that ``[libvirt] hw_machine_type`` gives guests."""
+    for entry in nova.libvirt.hw_machine_type or ():
+        name, _, machine = entry.partition('=')
+        if name == arch:
+            return machine or None
+    return None
+
+
+def _resolve(nova: cfg.ConfigOpts, settings: conf.Settings,
+             connection: libvirt.virConnect) -> virt_type.VirtType:
+    """The virt_type as the driver would settle it, by its kept answer."""
+    arch = os.uname().machine
+
+    def probe_kvm() -> tuple[bool, str]:
+        directory = nova.instances_path
+        return virt_type.probe(
+            connection, arch,
+            choose.as_configured(
+                settings, connection.getCPUModelNames(arch)
+                if settings.cpu_models else ()),
+            cache_file=os.path.join(nova.state_path, 'kvm-ext-probe.json'),
+            directory=directory if os.path.isdir(directory) else
+            tempfile.gettempdir())
+
+    return virt_type.resolve(settings, probe_kvm)
+
+
+def _look(nova: cfg.ConfigOpts, settings: conf.Settings,
+          connection: libvirt.virConnect
+          ) -> tuple[virt_type.VirtType, usable.Host]:
+    arch = os.uname().machine
+    resolved = _resolve(nova, settings, connection)
+    return resolved, facts.read_cpu_host(
+        connection, resolved.value, arch, _machine(nova, arch))
+
+
+class Show(_CPUCommand, show.ShowOne):
+    """Show what CPU a guest gets on this host, each feature with its origin.
+
+    By default the guest of a flavor and an image that ask for nothing;
+    --flavor-spec and --property say what they ask for. With maximum and
+    host-passthrough the features shown are those that host-model would have;
+    there may be more.
+
+    Exit codes: 0 such a guest can be, 2 wrong command line or configuration,
+    or the guest is refused, 3 the host lacks something or libvirt fails.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--flavor-spec', metavar='KEY=VALUE', type=_pair,
+            action='append', default=[], dest='flavor_specs',
+            help='what if the flavor had this extra spec, for example '
+                 'kvm_ext:cpu_model=x86-64-v3 or '
+                 'trait:HW_CPU_X86_AVX2=required (repeat for more)')
+        parser.add_argument(
+            '--property', metavar='KEY=VALUE', type=_pair, action='append',
+            default=[], dest='properties',
+            help='what if the image had this property, for example '
+                 'kvm_ext_cpu_mode=host-model (repeat for more)')
+        return parser
+
+    def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+             settings: conf.Settings, connection: libvirt.virConnect
+             ) -> tuple[Sequence[str], Sequence[Any]]:
+        resolved, host = _look(nova, settings, connection)
+        choice = choose.choose(settings, host)
+        for warning in choice.warnings:
+            self.warn(warning)
+        guest = choose.choose_for_guest(
+            choice, self._needs(args), settings, host, _mapping(args))
+        cpu = guest.cpu
+        rows: dict[str, Any] = {
+            'virt_type': resolved.value,
+            'virt_type_reason': resolved.reason,
+            'machine': host.caps.machine,
+            'cpu_mode': guest.mode,
+            'cpu_model': guest.model,
+            'asked_by': guest.said,
+            'xml': None if cpu is None else cpu.to_xml()}
+        if args.formatter == 'table':
+            rows |= self._by_origin(guest.features)
+        else:
+            rows['warnings'] = list(choice.warnings)
+            rows['features'] = [
+                {'name': f.name, 'policy': f.policy, 'origin': f.origin,
+                 'asked_by': f.asked_by} for f in guest.features]
+        return tuple(rows), tuple(rows.values())
+
+    def _needs(self, args: argparse.Namespace) -> choose.GuestNeeds:
+        specs, properties = dict(args.flavor_specs), dict(args.properties)
+        wishes = request.GuestRequest.read(
+            specs, {f'image_{name}': value
+                    for name, value in properties.items()})
+        for unknown in wishes.unknown():
+            self.warn(f'{unknown} means nothing to this driver')
+        return choose.GuestNeeds(
+            wishes, request.required_traits(specs),
+            request.required_traits(properties))
+
+    @staticmethod
+    def _by_origin(features: Iterable[choose.Feature]) -> dict[str, str]:
+        """Rows for people: names of features by where they come from."""
+        rows: dict[str, list[str]] = {}
+        for feature in features:
+            origin = feature.origin
+            if origin != 'extra flag' and feature.asked_by in (
+                    'flavor', 'image'):
+                origin += f' ({feature.asked_by})'
+            sign = '-' if feature.policy == 'disable' else ''
+            rows.setdefault(origin, []).append(sign + feature.name)
+        return {origin: ' '.join(names)
+                for origin, names in sorted(rows.items())}
+
+
+def _mapping(args: argparse.Namespace) -> traits.ByFeature:
+    """Nova's table of traits; only then, because it takes seconds."""
+    if not any(name.startswith('trait')
+               for name, _ in args.flavor_specs + args.properties):
+        return {}
+    from nova.virt.libvirt import utils
+    return utils.CPU_TRAITS_MAPPING
+
+
+class ModelList(_CPUCommand, lister.Lister):
+    """List the CPU models and levels: usable on this host, or why not.
+
+    Usable is what guests of the configured virt_type can have. Missing are
+    the features that the host lacks.
+
+    Exit codes: 0 listed, 2 wrong command line or configuration, 3 the host
+    lacks something or libvirt fails.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--usable', action='store_true',
+            help='only those that guests can have')
+        return parser
+
+    def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+             settings: conf.Settings, connection: libvirt.virConnect
+             ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        _, host = _look(nova, settings, connection)
+        rows = [row for row in (*self._levels(host), *self._models(host))
+                if not args.usable or row[1] == 'yes']
+        if args.formatter == 'table':
+            rows = [(*row[:-1], usable.some(row[-1] or ())) for row in rows]
+        return ('name', 'usable', 'vendor', 'deprecated', 'missing'), rows
+
+    @staticmethod
+    def _levels(host: usable.Host) -> Iterable[tuple[Any, ...]]:
+        available = host.available
+        for level in levels.ALL if host.is_x86 else ():
+            missing = None if available is None else level.missing(available)
+            yield (level.name, 'unknown' if missing is None else
+                   'no' if missing else 'yes', None, False,
+                   None if missing is None else list(missing))
+
+    @staticmethod
+    def _models(host: usable.Host) -> Iterable[tuple[Any, ...]]:
+        for model in host.caps.models:
+            missing = (list(usable.missing_features(model, host)) or None
+                       if model.usable == 'no' else [])
+            yield (model.name, model.usable, model.vendor, model.deprecated,
+                   missing if model.usable != 'unknown' else None)
+
+
+class Compare(_CPUCommand, show.ShowOne):
+    """Tell whether this host can run the CPU of a domain or of a file.
+
+    FILE is a domain's XML (virsh dumpxml), a <cpu> element or a host's
+    capabilities; - is standard input, and what is a file is no domain. Of a
+    running domain the CPU is known exactly, so its XML from one host tells
+    whether it can move to another.
+
+    libvirt decides where it can; the features are worked out with its CPU
+    map and are those that libvirt misses.
+
+    Exit codes: 0 it can, 1 it cannot, 2 wrong command line, configuration or
+    file, 3 the host lacks something, libvirt fails, or it cannot be told.
+    """
+
+    _CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.HOST}
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'cpu', metavar='DOMAIN|FILE',
+            help='name or UUID of a domain on this host, or a file')
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
+
+    def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+             settings: conf.Settings, connection: libvirt.virConnect
+             ) -> tuple[Sequence[str], Sequence[Any]]:
+        text = self._text(args.cpu, connection)
+        try:
+            cpu = definition.CPU.parse(text, args.cpu)
+            domain = document.parse(text, args.cpu)
+        except errors.HostError as e:
+            raise errors.InvalidRequest(e.problem, e.remedy) from e
+        kind = domain.get('type') if domain.tag == 'domain' else None
+        arch = domain.find('os/type')
+        if kind not in virt_type.SUPPORTED:
+            kind = _resolve(nova, settings, connection).value
+        guest_arch = (arch.get('arch') if arch is not None else
+                      None) or os.uname().machine
+        host = facts.read_cpu_host(connection, kind, guest_arch)
+        found = compare.compare(cpu, host.caps, host.known)
+        answer, words = self._ask_libvirt(
+            connection, kind, guest_arch, cpu)
+        possible = found.possible if answer is None else answer
+        self._code = self._CODES[possible]
+        rows = {
+            'cpu_mode': cpu.mode, 'cpu_model': cpu.model,
+            'virt_type': kind,
+            'possible': {True: 'yes', False: 'no', None: 'unknown'}[possible],
+            'reason': found.reason, 'missing': list(found.missing),
+            'libvirt': words}
+        if args.formatter == 'table':
+            rows['missing'] = ' '.join(found.missing)
+        return tuple(rows), tuple(rows.values())
+
+    @classmethod
+    def _text(cls, name: str, connection: libvirt.virConnect) -> str | bytes:
+        if name == '-':
+            return sys.stdin.buffer.read(document.MAX_BYTES + 1)
+        if '/' in name or os.path.isfile(name):
+            return cls._read(name)
+        try:
+            try:
+                domain = connection.lookupByUUIDString(name)
+            except libvirt.libvirtError:
+                domain = connection.lookupByName(name)
+            return domain.XMLDesc()
+        except libvirt.libvirtError as e:
+            if e.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            raise errors.InvalidRequest(
+                f'{errors.clean(name, 80)}: there is no such domain on this '
+                f'host, and no such file.',
+                'virsh list --all has the domains.') from e
+
+    @staticmethod
+    def _read(path: str) -> bytes:
+        """What is in a regular file; opening a named pipe would block."""
+        try:
+            descriptor = os.open(
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, 'rb') as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise errors.InvalidRequest(
+                        f'{errors.clean(path, 80)} is no regular file.',
+                        'Name a file with the XML in it.')
+                return file.read(document.MAX_BYTES + 1)
+        except OSError as e:
+            raise errors.InvalidRequest(
+                f'{errors.clean(path, 80)} cannot be read: {e.strerror}.',
+                'Name a file with the XML in it.') from e
+
+    @staticmethod
+    def _ask_libvirt(connection: libvirt.virConnect, kind: str, arch: str,
+                     cpu: definition.CPU) -> tuple[bool | None, str | None]:
+        """libvirt's own answer and its words; None where it has none."""
+        if cpu.model is None:
+            return None, None
+        try:
+            result = connection.compareHypervisorCPU(
+                None, arch, None, kind, cpu.to_xml(),
+                libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
+        except libvirt.libvirtError as e:
+            words = errors.clean(e)
+            if e.get_error_code() == libvirt.VIR_ERR_CPU_INCOMPATIBLE:
+                return False, words
+            return None, words
+        return result > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE, None

@@ -1,0 +1,206 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A CPU as libvirt writes it: ``<cpu>`` of a domain or of a host.
+
+Frozen: what it says, what features it has by libvirt's own CPU map, and how
+two of them differ. Pure: whether a host can give it is decided elsewhere.
+
+https://libvirt.org/formatdomain.html#cpu-model-and-topology
+"""
+
+from collections.abc import Iterable
+import dataclasses
+
+from lxml import etree
+
+from nova_kvm_ext.cpu import cpu_map
+from nova_kvm_ext.cpu import document
+from nova_kvm_ext import errors
+
+MODES = ('custom', 'host-model', 'host-passthrough', 'maximum')
+# What a guest has and what it has not, whatever its model says.
+_HAS = ('require', 'force')
+_LACKS = ('disable', 'forbid')
+_POLICIES = (*_HAS, 'optional', *_LACKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class CPU:
+    """One CPU.
+
+    :ivar mode: one of :data:`MODES`; None where there is no ``<cpu>`` or
+        where it is a host's
+    :ivar model: name of the model, None where the mode stands for it
+    :ivar vendor: ``Intel``, ``AMD``, ``Hygon``, or None for any
+    :ivar features: (name, policy) pairs in the order written, one a name.
+        Policies are those of libvirt: force, require, optional, disable,
+        forbid
+    :ivar match: ``minimum``, ``exact`` or ``strict``, or None
+    :ivar check: how libvirt compares it at start: ``none``, ``partial`` or
+        ``full``, or None. ``full`` is in the XML of a running guest and says
+        that this is exactly what the guest has
+    """
+
+    mode: str | None = None
+    model: str | None = None
+    vendor: str | None = None
+    features: tuple[tuple[str, str], ...] = ()
+    match: str | None = None
+    check: str | None = None
+
+    @classmethod
+    def parse(cls, text: str | bytes, what: str = 'the CPU') -> 'CPU':
+        """The CPU of a document.
+
+        :param text: a ``<domain>`` (live or not), a ``<cpu>``, or a host's
+            ``<capabilities>``
+        :param what: what the text is, for the error
+        :raises errors.HostError: it is none of these, or nonsense
+        """
+        root = document.parse(text, what)
+        places = {'cpu': '.', 'domain': 'cpu', 'capabilities': 'host/cpu'}
+        document.expect(root, tuple(places), what)
+        found = root.find(places[root.tag])
+        return cls() if found is None else cls.from_element(found, what)
+
+    @classmethod
+    def from_element(cls, element: etree._Element, what: str) -> 'CPU':
+        """The CPU of a ``<cpu>``, or of a ``<mode>`` of domain capabilities.
+
+        :raises errors.HostError: it is nonsense
+        """
+        mode = element.get('mode')
+        model = element.findtext('model')
+        vendor = element.findtext('vendor')
+        if mode is None and element.get('match') is not None:
+            # libvirt's default where a domain only names a model.
+            mode = 'custom'
+        if mode is not None and mode not in MODES:
+            raise errors.HostError(
+                f'{what} has the CPU mode {errors.clean(mode, 40)!r}.',
+                f'libvirt has {", ".join(MODES)}.')
+        features: dict[str, str] = {}
+        for feature in element.findall('feature'):
+            # A host's features have no policy.
+            policy = feature.get('policy', 'require')
+            if policy not in _POLICIES:
+                raise errors.HostError(
+                    f'{what} has a CPU feature with the policy '
+                    f'{errors.clean(policy, 40)!r}.',
+                    f'libvirt has {", ".join(_POLICIES)}.')
+            features[document.name(feature.get('name'), what)] = policy
+        return cls(
+            mode=mode,
+            model=document.name(model, what) if model else None,
+            vendor=document.name(vendor, what) if vendor else None,
+            features=tuple(features.items()),
+            match=element.get('match'), check=element.get('check'))
+
+    def to_xml(self) -> str:
+        """The ``<cpu>`` element of a domain, without topology."""
+        cpu = etree.Element('cpu')
+        for attribute in ('mode', 'match', 'check'):
+            value = getattr(self, attribute)
+            if value is not None:
+                cpu.set(attribute, value)
+        if self.model is not None:
+            etree.SubElement(cpu, 'model').text = self.model
+        if self.vendor is not None:
+            etree.SubElement(cpu, 'vendor').text = self.vendor
+        for name, policy in self.features:
+            etree.SubElement(cpu, 'feature', policy=policy, name=name)
+        return etree.tostring(cpu, encoding='unicode')
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether model and features are all that the guest has.
+
+        So it is with a named model. A host-passthrough guest has what its
+        host had when it started, and no XML of libvirt says what that was.
+        """
+        return self.model is not None
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Features that it has, besides its model's."""
+        return frozenset(n for n, policy in self.features if policy in _HAS)
+
+    @property
+    def disabled(self) -> frozenset[str]:
+        """Features that it lacks, though its model may have them."""
+        return frozenset(n for n, policy in self.features if policy in _LACKS)
+
+    def features_by(self, known: cpu_map.CPUMap | None
+                    ) -> frozenset[str] | None:
+        """Every feature that it has.
+
+        :param known: libvirt's CPU map
+        :returns: None where it names no model, or one not in the map
+        """
+        if (known is None or self.model is None or
+                self.model not in known.models):
+            return None
+        return known.models[self.model] - self.disabled | self.required
+
+    def with_features(self, features: Iterable[tuple[str, str]]) -> 'CPU':
+        """The same CPU with more features; a later policy wins."""
+        merged = dict(self.features)
+        merged.update(features)
+        return dataclasses.replace(self, features=tuple(merged.items()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What changes for a guest from one CPU to another.
+
+    :ivar gained: features that only the second has
+    :ivar lost: features that only the first has
+    :ivar models: the two models where they differ, else None. Two models can
+        differ in what is no feature: family, model number, cache
+    :ivar complete: whether both CPUs could be expanded; if not, only what
+        they name is compared
+    """
+
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+    models: tuple[str | None, str | None] | None
+    complete: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.gained or self.lost or self.models)
+
+    def __str__(self) -> str:
+        said = []
+        if self.models:
+            said.append(f'model {self.models[0]} is now {self.models[1]}')
+        if self.gained:
+            said.append(f'gained {", ".join(self.gained)}')
+        if self.lost:
+            said.append(f'lost {", ".join(self.lost)}')
+        return '; '.join(said) or 'nothing'
+
+
+def difference(before: CPU, after: CPU,
+               known: cpu_map.CPUMap | None) -> Difference:
+    """What changes for a guest that had one CPU and now has another."""
+    old, new = before.features_by(known), after.features_by(known)
+    complete = old is not None and new is not None
+    if old is None or new is None:
+        # Where a feature is only named on one side, the model decides about
+        # it on the other.
+        old = before.required | (after.disabled - before.disabled)
+        new = after.required | (before.disabled - after.disabled)
+    models = None if before.model == after.model else (
+        before.model, after.model)
+    return Difference(tuple(sorted(new - old)), tuple(sorted(old - new)),
+                      models, complete)

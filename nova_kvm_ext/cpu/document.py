@@ -1,0 +1,88 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""XML from outside as a tree: libvirt's answers, and files of anyone.
+
+Bounded, without entities, network and document types. Pure: takes text, never
+opens a file.
+"""
+
+from collections.abc import Sequence
+import re
+
+from lxml import etree
+
+from nova_kvm_ext import errors
+
+# libvirt 11 writes 144 KB of domain capabilities for an x86 host on which
+# most models are unusable; a domain with hundreds of devices is smaller.
+MAX_BYTES = 4 << 20
+
+# Models and features of libvirt's CPU map, on every architecture:
+# Skylake-Server-v3, sse4.1, 3dnowext, svme-addr-chk, lahf_lm, POWER9,
+# z14.2-base.
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
+
+
+def parse(text: str | bytes, what: str) -> etree._Element:
+    """The root element.
+
+    :param what: what the text is, for the error
+    :raises errors.HostError: it is no XML, too long, or has a document type
+    """
+    raw = text.encode(errors='replace') if isinstance(text, str) else text
+    if len(raw) > MAX_BYTES:
+        raise errors.HostError(
+            f'{what} is longer than {MAX_BYTES >> 20} MiB.',
+            'That is no XML about a CPU.')
+    # Text of Python's has been decoded already, whatever it says of itself.
+    parser = etree.XMLParser(
+        encoding='utf-8' if isinstance(text, str) else None,
+        resolve_entities=False, no_network=True, remove_comments=True,
+        remove_pis=True)
+    try:
+        root = etree.fromstring(raw, parser)
+    except (etree.XMLSyntaxError, ValueError, LookupError) as e:
+        raise errors.HostError(
+            f'{what} is no XML: {errors.clean(e)}.',
+            'See whether it is complete and is what it should be.') from e
+    if root is None or root.getroottree().docinfo.internalDTD is not None:
+        raise errors.HostError(
+            f'{what} has a document type, which XML of libvirt never has.',
+            'Take the XML as libvirt gave it.')
+    return root
+
+
+def expect(root: etree._Element, tags: Sequence[str], what: str) -> None:
+    """Insist on what the document is.
+
+    :raises errors.HostError: its root element is none of these
+    """
+    if root.tag not in tags:
+        raise errors.HostError(
+            f'{what} is a <{errors.clean(root.tag, 40)}>.',
+            f'It should be a {" or ".join(f"<{tag}>" for tag in tags)}, as '
+            f'libvirt gives it.')
+
+
+def name(text: str | None, what: str) -> str:
+    """The name of a model or feature.
+
+    :raises errors.HostError: it can be none
+    """
+    stripped = (text or '').strip()
+    if _NAME.fullmatch(stripped) is None:
+        raise errors.HostError(
+            f'{what} names a CPU model or feature {errors.clean(text, 80)!r}, '
+            f'which can be no name.',
+            'Take the XML as libvirt gave it.')
+    return stripped

@@ -1,0 +1,440 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The CPU's side of the driver: what KVMDriver's overrides call.
+
+Knows Nova's objects and asks libvirt through Nova's Host; decides nothing.
+Facts go to the pure rooms of cpu/, their decisions to the designer, and a
+"no" becomes the exception of Nova's that its user gets to read.
+
+What a guest's CPU is, once it runs, is kept in ``instance.vcpu_model``, where
+Nova keeps what it configured. The two are told apart by the topology: Nova
+always writes one, and a CPU to compare with needs none. So plain
+LibvirtDriver, which may have the guest next, compares the same CPU.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import os
+from typing import Any
+
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import driver as nova_driver
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_log import log as logging
+
+from nova_kvm_ext import conf
+from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import compare
+from nova_kvm_ext.cpu import definition
+from nova_kvm_ext.cpu import traits
+from nova_kvm_ext.cpu import usable
+from nova_kvm_ext import designer
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import facts
+from nova_kvm_ext import request
+
+LOG = logging.getLogger(__name__)
+
+# libvirt include/libvirt/libvirt-host.h: VIR_CONNECT_COMPARE_CPU_FAIL_
+# INCOMPATIBLE, and virterror.h: VIR_ERR_NO_SUPPORT, VIR_ERR_CPU_INCOMPATIBLE.
+_FAIL_INCOMPATIBLE = 1
+_NO_SUPPORT = 3
+_CPU_INCOMPATIBLE = 91
+
+_MAPPING = libvirt_utils.CPU_TRAITS_MAPPING
+
+
+def kept_cpu(instance: Any) -> definition.CPU | None:
+    """The CPU with which the instance's guest last started.
+
+    :returns: None where this driver has not started it, or could not tell.
+        With ``match`` minimum the guest has more than this: it was started
+        with host-passthrough or maximum
+    """
+    stored = instance.vcpu_model
+    if stored is None or stored.model is None or stored.topology is not None:
+        return None
+    return _definition(stored)
+
+
+def _definition(stored: Any) -> definition.CPU:
+    """objects.VirtCPUModel in our terms."""
+    return definition.CPU(
+        mode='custom', model=stored.model, vendor=stored.vendor,
+        match=stored.match, features=tuple(
+            (feature.name, feature.policy) for feature in stored.features))
+
+
+def _vcpu_model(cpu: definition.CPU) -> Any:
+    """The object that is kept with the instance; see :func:`kept_cpu`."""
+    return objects.VirtCPUModel(
+        arch=None, vendor=cpu.vendor, topology=None, mode='custom',
+        model=cpu.model, match=cpu.match, features=[
+            objects.VirtCPUFeature(name=name, policy=policy)
+            for name, policy in cpu.features])
+
+
+class CPUHooks:
+    """The CPUs of this host's guests.
+
+    :param host: nova.virt.libvirt.host.Host
+    :ivar choice: the host-wide choice; None until :meth:`settle`, and until
+        then every hook leaves Nova's result alone
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._nova_host = host
+        self._settings: conf.Settings | None = None
+        self._host: usable.Host | None = None
+        self.choice: choose.CPUChoice | None = None
+        # Instances whose hard reboot is under way, and the CPU to keep.
+        self._rebooting: dict[str, definition.CPU | None] = {}
+
+    # -- at start-up ----------------------------------------------------------
+
+    def settle(self, settings: conf.Settings,
+               virt_type: str) -> choose.CPUChoice:
+        """Make the host-wide choice. Asks libvirt, here and never again.
+
+        :param virt_type: the resolved type
+        :raises errors.InvalidOption: it cannot be
+        :raises errors.HostError: libvirt's answer cannot be read
+        """
+        self._settings = settings
+        self._host = self._read_host(virt_type)
+        self.choice = choose.choose(settings, self._host)
+        for warning in self.choice.warnings:
+            LOG.warning('%s', warning)
+        return self.choice
+
+    def _read_host(self, virt_type: str) -> usable.Host:
+        """What libvirt says of the machine type that guests get by default.
+
+        Asked on the connection: Nova's Host would keep the answer, and must
+        not look at the host before Nova's own init_host does.
+        """
+        arch = os.uname().machine
+        unknown = usable.Host(virt_type, capabilities.DomainCapabilities(
+            arch=arch, virt_type=virt_type))
+        if virt_type not in ('kvm', 'qemu'):
+            return unknown
+        try:
+            return facts.read_cpu_host(
+                self._nova_host.get_connection(), virt_type, arch,
+                libvirt_utils.get_default_machine_type(arch))
+        except nova_driver.libvirt.libvirtError as e:
+            # KVM that is broken must not keep the service from starting:
+            # Nova starts too, and its other guests must be looked after.
+            LOG.warning('libvirt does not tell which CPUs %(type)s guests '
+                        'can have, so that none is refused before it fails: '
+                        '%(error)s',
+                        {'type': virt_type,
+                         'error': errors.with_explanation(e)})
+            return unknown
+
+    def remember_running(self, host: str) -> None:
+        """Keep the CPUs of guests that were started before this driver was.
+
+        :param host: nova-compute's name of this host
+        """
+        running = {guest.uuid: guest
+                   for guest in self._nova_host.list_guests()}
+        if not running:
+            return
+        for instance in objects.InstanceList.get_by_host(
+                nova_context.get_admin_context(), host,
+                expected_attrs=['vcpu_model']):
+            guest = running.get(instance.uuid)
+            if guest is not None and kept_cpu(instance) is None:
+                self.started(instance, guest)
+
+    # -- a guest's configuration ----------------------------------------------
+
+    @property
+    def matches_models(self) -> bool:
+        """Whether the model is chosen by :meth:`configure` in the end.
+
+        Nova's own way, which refuses the boot where extra flags or an image
+        would have made the difference, is then not needed.
+        """
+        return self._host is not None and self._host.known is not None
+
+    @contextlib.contextmanager
+    def configuring(self, instance: Any) -> Iterator[None]:
+        """Nova writes what it configures over the CPU that a guest has had.
+
+        That one is true until the guest has started with another.
+        """
+        had = kept_cpu(instance) if self.choice is not None else None
+        yield
+        if had is not None:
+            instance.vcpu_model = _vcpu_model(had)
+
+    def configure(self, guest: Any, instance: Any, image_meta: Any,
+                  arch: str | None) -> None:
+        """Give Nova's finished guest its CPU.
+
+        :param guest: nova.virt.libvirt.config.LibvirtConfigGuest
+        :param arch: the guest's architecture
+        :raises nova.exception.InvalidInput: the request contradicts itself or
+            is not allowed; no other host would do better
+        :raises nova.exception.InvalidCPUInfo: this host cannot do it
+        """
+        if self.choice is None or self._host is None:
+            return
+        found = self._request(instance)
+        for name in found.unknown():
+            LOG.warning('This driver knows no %s. Is it misspelt?', name,
+                        instance=instance)
+        if guest.cpu is None or arch != self._host_arch:
+            self._refuse_emulated(found, arch)
+            return
+        kept = self._rebooting.get(instance.uuid)
+        if kept is not None:
+            designer.set_cpu(guest.cpu, kept)
+            return
+        chosen = self._choose(instance, image_meta, found)
+        LOG.debug('CPU: %(mode)s %(model)s, as %(said)s asks.',
+                  {'mode': chosen.mode, 'model': chosen.model or '',
+                   'said': chosen.said}, instance=instance)
+        designer.set_cpu(guest.cpu, chosen.cpu)
+
+    @property
+    def _host_arch(self) -> str | None:
+        return self._nova_host.get_capabilities().host.cpu.arch
+
+    @staticmethod
+    def _request(instance: Any) -> request.GuestRequest:
+        return request.GuestRequest.read(
+            instance.flavor.extra_specs or {}, instance.system_metadata or {})
+
+    @staticmethod
+    def _refuse_emulated(found: request.GuestRequest,
+                         arch: str | None) -> None:
+        """Nova chooses the CPU of guests of another architecture."""
+        with _as_novas(exception.InvalidInput):
+            for name in ('cpu_mode', 'cpu_model'):
+                wish = found.wish(name)
+                if wish is not None:
+                    raise errors.InvalidRequest(
+                        f'{wish.said}: guests of another architecture than '
+                        f'their host\'s (here {errors.clean(arch, 40)}) get '
+                        f'the CPU that Nova gives them.',
+                        'Leave it out.')
+
+    def _choose(self, instance: Any, image_meta: Any,
+                found: request.GuestRequest) -> choose.GuestChoice:
+        choice, settings = self.choice, self._settings
+        assert choice and settings and self._host
+        needs = choose.GuestNeeds(
+            found, request.required_traits(instance.flavor.extra_specs or {}),
+            frozenset(image_meta.properties.get('traits_required') or ()))
+
+        def on(host: usable.Host) -> choose.GuestChoice:
+            return choose.choose_for_guest(
+                choice, needs, settings, host, _MAPPING)
+
+        try:
+            return on(self._host)
+        except errors.InvalidRequest as refused:
+            # A host of which nothing is known can do everything: what is
+            # refused there is wrong on every host.
+            with _as_novas(exception.InvalidInput):
+                on(usable.Host('kvm', capabilities.DomainCapabilities()))
+            # Nova tries other hosts after this one.
+            raise exception.InvalidCPUInfo(reason=str(refused)) from refused
+
+    # -- what a guest got -----------------------------------------------------
+
+    def started(self, instance: Any, guest: Any) -> None:
+        """Keep the CPU that a guest has now; say so if it had another.
+
+        :param guest: nova.virt.libvirt.guest.Guest, running or not
+        """
+        if self.choice is None:
+            return
+        try:
+            got = self._running_cpu(guest)
+        except (nova_driver.libvirt.libvirtError, exception.NovaException,
+                errors.HostError) as e:
+            LOG.warning('The guest\'s CPU cannot be read, so that it is not '
+                        'known for a live migration: %s', errors.clean(e),
+                        instance=instance)
+            return
+        had = kept_cpu(instance)
+        if got is None or got == had:
+            return
+        if had is not None:
+            self._say_drift(instance, had, got)
+        instance.vcpu_model = _vcpu_model(got)
+        try:
+            instance.save()
+        except Exception:
+            # The guest runs. Nova saves the instance too when it is done, and
+            # whatever ails the database must not end the guest.
+            LOG.warning('The guest\'s CPU could not be saved.', exc_info=True,
+                        instance=instance)
+
+    def _running_cpu(self, guest: Any) -> definition.CPU | None:
+        """The CPU in a domain's live XML, as far as it tells.
+
+        libvirt replaces host-model and custom by what QEMU really gave and
+        marks it by check='full' (src/qemu/qemu_process.c,
+        qemuProcessUpdateLiveGuestCPU). host-passthrough and maximum stay as
+        they are: what host-model gives here is the part of them that can be
+        named, and that a host must have to take the guest over.
+
+        :returns: None for a domain that does not run, and where nothing is
+            told
+        """
+        cpu = definition.CPU.parse(guest.get_xml_desc(), 'the domain\'s XML')
+        if cpu.mode == 'custom' and cpu.check == 'full' and cpu.model:
+            return definition.CPU(
+                mode='custom', model=cpu.model, vendor=cpu.vendor,
+                match='exact', features=cpu.features)
+        expansion = self._host and self._host.caps.host_model
+        if (cpu.mode not in ('host-passthrough', 'maximum') or
+                not expansion or not guest.is_active()):
+            return None
+        return definition.CPU(
+            mode='custom', model=expansion.model, vendor=expansion.vendor,
+            match='minimum', features=definition.CPU(
+                features=expansion.features
+            ).with_features(cpu.features).features)
+
+    def _say_drift(self, instance: Any, had: definition.CPU,
+                   got: definition.CPU) -> None:
+        assert self._host is not None
+        change = definition.difference(had, got, self._host.known)
+        if change:
+            LOG.warning('The guest has another CPU than before: %s.', change,
+                        instance=instance)
+
+    # -- hard reboot ----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def rebooting(self, instance: Any, arch: str | None) -> Iterator[None]:
+        """A hard reboot: settle the CPU before Nova destroys the domain.
+
+        :param arch: the guest's architecture
+        :raises nova.exception.InvalidInput: see :meth:`configure`
+        :raises nova.exception.InvalidCPUInfo: likewise; the guest still runs
+        """
+        if self.choice is None:
+            yield
+            return
+        kept = self._kept(instance)
+        if kept is None and arch == self._host_arch:
+            self._choose(instance, instance.image_meta,
+                         self._request(instance))
+        self._rebooting[instance.uuid] = kept
+        try:
+            yield
+        finally:
+            self._rebooting.pop(instance.uuid, None)
+
+    def _kept(self, instance: Any) -> definition.CPU | None:
+        """The CPU to go on with, or None for a new one."""
+        had = kept_cpu(instance)
+        assert self._settings is not None
+        if not self._settings.keep_guest_cpu or had is None:
+            return None
+        if had.match == 'minimum':
+            # host-passthrough and maximum: no XML says the whole of it.
+            return None
+        problem = self._cannot_give(had)
+        if problem is None:
+            return had
+        LOG.warning('The guest cannot keep its CPU: %s', problem,
+                    instance=instance)
+        return None
+
+    # -- live migration -------------------------------------------------------
+
+    def check_guest(self, guest_cpu: Any) -> bool:
+        """Whether this host can give a guest of another host its CPU.
+
+        :param guest_cpu: objects.VirtCPUModel, or anything else that Nova
+            compares
+        :returns: False if that is not for this driver to say
+        :raises nova.exception.InvalidCPUInfo: it cannot
+        """
+        if (self._host is None or not self._host.is_x86 or
+                not isinstance(guest_cpu, objects.VirtCPUModel) or
+                guest_cpu.model is None):
+            return False
+        problem = self._cannot_give(_definition(guest_cpu))
+        if problem is not None:
+            LOG.error('A guest cannot migrate here: %s', problem)
+            raise exception.InvalidCPUInfo(reason=problem)
+        return True
+
+    def _cannot_give(self, cpu: definition.CPU) -> str | None:
+        """Why this host cannot give that CPU, or None if it can.
+
+        libvirt decides; what is missing is worked out where it does not say.
+        """
+        assert self._host is not None
+        own = compare.compare(cpu, self._host.caps, self._host.known)
+        said = f'{own.reason}' + (
+            f': {", ".join(own.missing)}' if own.missing else '')
+        try:
+            result = self._nova_host.get_connection().compareHypervisorCPU(
+                None, self._host.caps.arch, None, self._host.virt_type,
+                cpu.to_xml(), _FAIL_INCOMPATIBLE)
+        except nova_driver.libvirt.libvirtError as e:
+            code = errors.libvirt_error_code(e)
+            if code == _NO_SUPPORT:
+                return None if own.possible is not False else said + '.'
+            if code == _CPU_INCOMPATIBLE and own.possible is False:
+                return said + '.'
+            return f'libvirt says: {errors.clean(e)}'
+        # VIR_CPU_COMPARE_INCOMPATIBLE is 0, an error is negative.
+        return None if result > 0 else said + '.'
+
+    # -- traits ---------------------------------------------------------------
+
+    def feature_traits(self, novas: dict[str, bool]) -> dict[str, bool]:
+        """Nova's traits about CPU features, made true.
+
+        :param novas: whether each is true, as Nova has it
+        """
+        if self.choice is None or self._host is None:
+            return novas
+        sets = self.choice.guests_features(self._host)
+        if not sets:
+            return novas
+        has = traits.of_features(frozenset().union(*sets), _MAPPING)
+        return novas | {name: name in has for name in traits.known(_MAPPING)}
+
+    def our_traits(self) -> frozenset[str]:
+        """The modes, models and levels that guests can have."""
+        if self.choice is None or self._host is None:
+            return frozenset()
+        assert self._settings is not None
+        return traits.of_host(
+            self._host,
+            self.choice.models + self._settings.image_cpu_models)
+
+
+@contextlib.contextmanager
+def _as_novas(kind: Callable[..., Exception]) -> Iterator[None]:
+    """Turn our refusals into an exception of Nova's."""
+    try:
+        yield
+    except errors.InvalidRequest as e:
+        raise kind(reason=str(e)) from e

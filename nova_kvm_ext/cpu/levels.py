@@ -1,0 +1,133 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The levels of the x86-64 ABI as CPUs of guests: x86-64-v2 to x86-64-v4.
+
+A level is a base model and the features that programs of that level may use,
+so the same CPU on Intel and AMD and on every host that can do it. Pure.
+
+Which features make a level is told by the System V ABI, AMD64 supplement,
+section "Processor Architecture", table "Micro-Architecture Levels":
+https://gitlab.com/x86-psABIs/x86-64-ABI
+
+``x86-64-v2-AES`` is not in it: it is v2 with AES-NI, a name that Proxmox VE
+has made common. v3 and v4 have AES-NI here as well, so that every level has
+all of the one before it, and a guest that is moved up loses nothing; all
+CPUs sold with v3 have it.
+
+The base is kvm64. As libvirt 9.0 to 11.3 and QEMU 7.2 to 10.0 have it, its
+features are the baseline of the ABI, what every x86-64 CPU has for its kernel
+(apic, pae, nx and so on), SSE3 and CMPXCHG16B, and none that only one vendor
+makes; TCG can do them all, KVM on Intel and on AMD too. qemu64, the other
+model without a vendor, will not do: libvirt's CPU map gives it svm and sse4a,
+which Intel lacks, and abm and popcnt, which QEMU's qemu64 lacks.
+
+What a level does not have is deliberate too: no feature against CPU
+vulnerabilities (spec-ctrl, ssbd, md-clear, amd-ssbd ...), for these differ
+between vendors and generations. Operators add those that their whole fleet
+has with ``[libvirt] cpu_model_extra_flags``. Under KVM, QEMU shows the guest
+the vendor of the host's CPU.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import types
+
+from nova_kvm_ext.cpu import definition
+
+BASE_MODEL = 'kvm64'
+
+# Names of the ABI, which are Intel's, and libvirt's names. OSFXSR, SCE and
+# OSXSAVE are bits that the guest's kernel sets; the CPU must have fxsr,
+# syscall and xsave for it.
+LIBVIRT_NAMES: Mapping[str, str] = types.MappingProxyType({
+    'CMOV': 'cmov', 'CX8': 'cx8', 'FPU': 'fpu', 'FXSR': 'fxsr', 'MMX': 'mmx',
+    'OSFXSR': 'fxsr', 'SCE': 'syscall', 'SSE': 'sse', 'SSE2': 'sse2',
+    'CMPXCHG16B': 'cx16', 'LAHF-SAHF': 'lahf_lm', 'POPCNT': 'popcnt',
+    'SSE3': 'pni', 'SSE4_1': 'sse4.1', 'SSE4_2': 'sse4.2', 'SSSE3': 'ssse3',
+    'AES': 'aes',
+    'AVX': 'avx', 'AVX2': 'avx2', 'BMI1': 'bmi1', 'BMI2': 'bmi2',
+    'F16C': 'f16c', 'FMA': 'fma', 'LZCNT': 'abm', 'MOVBE': 'movbe',
+    'OSXSAVE': 'xsave',
+    'AVX512F': 'avx512f', 'AVX512BW': 'avx512bw', 'AVX512CD': 'avx512cd',
+    'AVX512DQ': 'avx512dq', 'AVX512VL': 'avx512vl'})
+
+_BASELINE = 'CMOV CX8 FPU FXSR MMX OSFXSR SCE SSE SSE2'
+# What each level adds to the one before it.
+_ADDED = (
+    ('x86-64-v2', 'CMPXCHG16B LAHF-SAHF POPCNT SSE3 SSE4_1 SSE4_2 SSSE3'),
+    ('x86-64-v2-AES', 'AES'),
+    ('x86-64-v3', 'AVX AVX2 BMI1 BMI2 F16C FMA LZCNT MOVBE OSXSAVE'),
+    ('x86-64-v4', 'AVX512F AVX512BW AVX512CD AVX512DQ AVX512VL'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One level.
+
+    :ivar name: as it is written in nova.conf
+    :ivar abi_features: every feature of the level by the ABI's names
+    """
+
+    name: str
+    abi_features: tuple[str, ...]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Every feature that its programs use, in libvirt's names."""
+        return frozenset(LIBVIRT_NAMES[name] for name in self.abi_features)
+
+    @property
+    def cpu(self) -> definition.CPU:
+        """The guest's CPU.
+
+        All features are required by name, also those that the base has:
+        the level must not depend on what a release takes the base to be.
+        """
+        return definition.CPU(
+            mode='custom', model=BASE_MODEL, match='exact',
+            features=tuple((LIBVIRT_NAMES[name], 'require')
+                           for name in self.abi_features
+                           if LIBVIRT_NAMES[name] not in _IN_EVERY_CPU))
+
+    def missing(self, available: frozenset[str]) -> tuple[str, ...]:
+        """Features of the level, in libvirt's names, that are not there."""
+        return tuple(sorted(self.features - available))
+
+
+def _levels() -> dict[str, Level]:
+    levels, features = {}, tuple(_BASELINE.split())
+    for name, added in _ADDED:
+        features += tuple(added.split())
+        levels[name.lower()] = Level(name, features)
+    return levels
+
+
+# A 64-bit CPU without these does not exist, and libvirt's log and XML are
+# easier to read without them.
+_IN_EVERY_CPU = frozenset(
+    LIBVIRT_NAMES[name] for name in _BASELINE.split())
+_LEVELS = _levels()
+ALL: tuple[Level, ...] = tuple(_LEVELS.values())
+"""Lowest first; each has all that those before it have."""
+
+
+def find(name: str) -> Level | None:
+    """The level of this name, in upper or lower case."""
+    return _LEVELS.get(name.lower())
+
+
+def highest(available: frozenset[str]) -> Level | None:
+    """The highest level that these features make, or None."""
+    return next((level for level in reversed(ALL)
+                 if not level.missing(available)), None)

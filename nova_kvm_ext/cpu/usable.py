@@ -1,0 +1,251 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Can guests of this host have that mode, model, level or flag?
+
+Each function answers None for yes, or a :class:`Refusal` that says why not
+and what would work. Who asked, nova.conf, a flavor or an image, is for the
+caller to say. What libvirt does not tell refuses nothing. Pure.
+"""
+
+from collections.abc import Collection
+from collections.abc import Iterable
+import dataclasses
+import difflib
+
+from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import compare
+from nova_kvm_ext.cpu import cpu_map
+from nova_kvm_ext.cpu import levels
+
+# A refusal is one line of a log, or the fault that an API user reads.
+_NAMED_FEATURES = 12
+_NEAREST = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be.
+
+    :ivar problem: a clause that goes after "X = Y: "
+    :ivar remedy: a sentence
+    :ivar missing: every feature that the host lacks for it
+    """
+
+    problem: str
+    remedy: str
+    missing: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """What there is to know about the CPUs that guests of a host can have.
+
+    :ivar virt_type: the resolved type, ``kvm`` or ``qemu``
+    :ivar caps: as libvirt tells them for that type
+    :ivar x86_map: libvirt's CPU map of x86, None where it is not installed
+    """
+
+    virt_type: str
+    caps: capabilities.DomainCapabilities
+    x86_map: cpu_map.CPUMap | None = None
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether levels and the CPU map have a meaning here."""
+        return self.caps.arch in (None, 'x86_64', 'i686')
+
+    @property
+    def known(self) -> cpu_map.CPUMap | None:
+        """The CPU map where it is of the guests' architecture."""
+        return self.x86_map if self.is_x86 else None
+
+    @property
+    def available(self) -> frozenset[str] | None:
+        """Every feature that host-model gives; None where not told."""
+        return compare.available(self.caps, self.known)
+
+
+def some(names: Iterable[str], limit: int = _NAMED_FEATURES) -> str:
+    """Names in a sentence, cut where there are too many to read."""
+    listed = sorted(names)
+    rest = len(listed) - limit
+    return ', '.join(listed[:limit]) + (f' and {rest} more' if rest > 0
+                                        else '')
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The question after a misspelt name, or nothing: "Is X or Y meant? "."""
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower()[:80], lower, n=_NEAREST)
+    return f'Is {" or ".join(lower[n] for n in near)} meant? ' if near else ''
+
+
+def check_mode(mode: str, host: Host) -> Refusal | None:
+    """A CPU mode, ``none`` among them."""
+    supported = host.caps.supports(mode)
+    if supported is None:
+        # libvirt src/qemu/qemu_capabilities.c
+        # (virQEMUCapsIsCPUModeSupported): host-passthrough exists only where
+        # guests run on the host's own CPU.
+        supported = not (mode == 'host-passthrough' and
+                         host.virt_type == 'qemu')
+    if supported:
+        return None
+    order = (('maximum', 'host-model') if host.virt_type == 'qemu' else
+             ('host-model', 'host-passthrough', 'maximum'))
+    better = [other for other in order if other != mode and
+              host.caps.supports(other) is not False]
+    return Refusal(
+        f'this host has no such CPU mode for guests with virt_type = '
+        f'{host.virt_type}',
+        f'Take {" or ".join(better[:2])}.' if better else
+        'Take the mode none.')
+
+
+def canonical(model: str, host: Host) -> str:
+    """A model or level in its own spelling; any case is accepted."""
+    level = levels.find(model)
+    if level is not None:
+        return level.name
+    found = host.caps.model(model)
+    return model if found is None else found.name
+
+
+def model_features(model: str, host: Host) -> frozenset[str] | None:
+    """Every feature of a model or level; None where not known."""
+    level = levels.find(model)
+    if level is not None:
+        return level.cpu.features_by(host.known) or level.features
+    if host.known is None:
+        return None
+    return host.known.models.get(canonical(model, host))
+
+
+def check_model(model: str, host: Host,
+                disabled: Collection[str] = ()) -> Refusal | None:
+    """A named model or a level.
+
+    :param disabled: features taken from it, which so need not be there
+    """
+    level = levels.find(model)
+    if level is not None:
+        return _check_level(level, host, disabled)
+    if not host.caps.models:
+        return None
+    found = host.caps.model(model)
+    if found is None:
+        names = [m.name for m in _unversioned(host.caps.models)]
+        names += [each.name for each in levels.ALL]
+        return Refusal(
+            'libvirt on this host knows no such CPU model',
+            meant(model, names) +
+            'nova-kvm-ext cpu model list has those that it knows.')
+    if found.usable != 'no':
+        return None
+    missing = missing_features(found, host)
+    if missing:
+        missing = tuple(n for n in missing if n not in disabled)
+        if not missing:
+            return None
+    return Refusal(
+        f'this host cannot give it to guests with virt_type = '
+        f'{host.virt_type}: ' +
+        (f'it lacks {some(missing)}' if missing else
+         'QEMU says so, and libvirt does not tell what is missing'),
+        _instead(found, host), missing)
+
+
+def missing_features(model: capabilities.Model,
+                     host: Host) -> tuple[str, ...]:
+    """What an unusable model needs that the host lacks.
+
+    As QEMU told libvirt, or, where libvirt is too old to pass that on, by
+    libvirt's CPU map; empty where neither tells.
+    """
+    if model.blockers is not None:
+        return tuple(sorted(model.blockers))
+    features, available = model_features(model.name, host), host.available
+    if features is None or available is None:
+        return ()
+    return tuple(sorted(features - available))
+
+
+def nearest(model: capabilities.Model, host: Host) -> tuple[str, ...]:
+    """Usable models that have most in common with one that is not."""
+    wanted = model_features(model.name, host)
+
+    def likeness(other: capabilities.Model) -> tuple[float, bool]:
+        has = model_features(other.name, host)
+        if not wanted or not has:
+            return (difflib.SequenceMatcher(
+                None, model.name, other.name).ratio(), False)
+        return (len(wanted & has) / len(wanted | has),
+                model.vendor == other.vendor)
+
+    # A model without 64-bit mode has little in common with one that has it,
+    # however few features there are to compare.
+    usable = [m for m in _unversioned(host.caps.usable_models)
+              if not wanted or 'lm' not in wanted or
+              'lm' in (model_features(m.name, host) or wanted)]
+    usable.sort(key=likeness, reverse=True)
+    return tuple(m.name for m in usable[:_NEAREST])
+
+
+def _unversioned(models: Collection[capabilities.Model]
+                 ) -> list[capabilities.Model]:
+    """The models without those versions that have a short name as well."""
+    names = {m.name for m in models}
+    doubled = {m.canonical for m in models if m.canonical in names}
+    return [m for m in models if m.name not in doubled]
+
+
+def _instead(model: capabilities.Model, host: Host) -> str:
+    near = nearest(model, host)
+    available = host.available
+    level = None if available is None else levels.highest(available)
+    choices = [*near, *([level.name] if level else [])]
+    return (f'Take {", ".join(choices[:-1])} or {choices[-1]}.'
+            if len(choices) > 1 else
+            'nova-kvm-ext cpu model list has what is usable.')
+
+
+def _check_level(level: levels.Level, host: Host,
+                 disabled: Collection[str]) -> Refusal | None:
+    if not host.is_x86:
+        return Refusal(
+            f'it is a level of x86-64, and guests here are '
+            f'{host.caps.arch}',
+            'nova-kvm-ext cpu model list has what is usable.')
+    available = host.available
+    if available is None:
+        return None
+    missing = tuple(n for n in level.missing(available) if n not in disabled)
+    if not missing:
+        return None
+    highest = levels.highest(available)
+    return Refusal(
+        f'this host cannot give that level to guests with virt_type = '
+        f'{host.virt_type}: it lacks {some(missing)}',
+        f'Take {highest.name}.' if highest else
+        'nova-kvm-ext cpu model list has what is usable.', missing)
+
+
+def check_flag(name: str, host: Host) -> Refusal | None:
+    """An extra flag's name, without sign."""
+    if host.known is None or name in host.known.feature_names:
+        return None
+    return Refusal(
+        'libvirt on this host knows no such CPU feature',
+        meant(name, host.known.feature_names) +
+        '/usr/share/libvirt/cpu_map/x86_features.xml has those that it '
+        'knows.')
