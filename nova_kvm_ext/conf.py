@@ -287,6 +287,59 @@ Related options:
 
 * ``[libvirt] max_queues``: Nova's own limit; the lower one counts.
 """),
+    cfg.StrOpt(
+        'guest_agent',
+        default='image',
+        choices=[
+            ('image', 'Guests whose image says hw_qemu_guest_agent=yes.'),
+            ('always', 'All guests but those whose image says '
+                       'hw_qemu_guest_agent=no.'),
+        ],
+        help="""
+Which guests get a channel for the QEMU guest agent.
+
+A running guest keeps what it has until its next hard reboot. Snapshots and
+the admin password go by the channel that a guest has, whatever this option
+and its image say.
+
+Possible values:
+
+* ``image``, ``always``
+
+Related options:
+
+* ``guest_agent_timeout``
+"""),
+    cfg.IntOpt(
+        'guest_agent_timeout',
+        default=10,
+        min=1,
+        max=3600,
+        help="""
+Seconds that a guest agent may take to answer a command.
+
+An agent is a program of the tenant's: it may be stopped, dead, overloaded or
+hostile. libvirt would wait for its answer for ever, and the service with it.
+The driver gives every guest this limit when it starts, when it has migrated
+here, and when the service starts. ``virsh guest-agent-timeout`` changes it
+for one guest until then.
+
+Some commands have more time: a freeze 60 seconds, because it writes out what
+the guest has in its cache and Windows gives its writers as long (45 seconds
+for a volume-backed instance, because Nova's API waits no longer than 60), and
+a thaw 30. libvirt first finds out whether the agent listens, which takes up
+to 5 seconds more.
+
+Possible values:
+
+* 1 to 3600
+
+Related options:
+
+* ``guest_agent``
+* ``[DEFAULT] shutdown_timeout``: of it the agent has this much, but no more
+  than a third, to shut the guest down before the power button is pressed.
+"""),
 ]
 
 
@@ -343,6 +396,8 @@ class Settings:
     :ivar load_vhost_net: whether to load the module at start
     :ivar max_vhost_queues: queues of an interface at most; None for as many
         as the kernel allows
+    :ivar guest_agent: a value of ``[kvm_ext] guest_agent``
+    :ivar guest_agent_timeout: seconds
     """
 
     virt_type: str
@@ -358,6 +413,8 @@ class Settings:
     vhost_net: str
     load_vhost_net: bool
     max_vhost_queues: int | None
+    guest_agent: str
+    guest_agent_timeout: int
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
@@ -387,7 +444,10 @@ class Settings:
             keep_guest_cpu=_read(conf, GROUP.name, 'keep_guest_cpu'),
             vhost_net=_read(conf, GROUP.name, 'vhost_net'),
             load_vhost_net=_read(conf, GROUP.name, 'load_vhost_net'),
-            max_vhost_queues=_read(conf, GROUP.name, 'max_vhost_queues'))
+            max_vhost_queues=_read(conf, GROUP.name, 'max_vhost_queues'),
+            guest_agent=_read(conf, GROUP.name, 'guest_agent'),
+            guest_agent_timeout=_read(
+                conf, GROUP.name, 'guest_agent_timeout'))
 
     @staticmethod
     def _resolve(conf: cfg.ConfigOpts, ours: str,

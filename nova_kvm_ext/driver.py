@@ -20,6 +20,7 @@ its result, and arguments that are not needed pass through untouched.
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 from typing import Any
 
@@ -34,6 +35,7 @@ from nova_kvm_ext.cpu import hooks as cpu_hooks
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
@@ -72,6 +74,8 @@ class KVMDriver(driver.LibvirtDriver):
         self._vhost_net = vhost_hooks.VhostNet()
         self.vif_driver = vif.KVMVIFDriver(self._host, self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
+        self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
+        self._guest_agents.quiesce_direct_snapshots(self)
 
     def init_host(self, host: str) -> None:
         """Settle virt_type and CPU, then let Nova start up with them.
@@ -83,6 +87,7 @@ class KVMDriver(driver.LibvirtDriver):
             self._settle_options()
         super().init_host(host)
         self._cpu.remember_running(host)
+        self._guest_agents.service_starts()
 
     def _settle_options(self) -> None:
         """Resolve ``[kvm_ext]`` and tell Nova's own options the answer.
@@ -141,9 +146,11 @@ class KVMDriver(driver.LibvirtDriver):
             # Nova reads nonsense as False, so only then it matters what the
             # tenant wrote.
             wanted, written=None if wanted is not False else
-            instance.system_metadata.get('image_hw_qemu_guest_agent'))
+            instance.system_metadata.get('image_hw_qemu_guest_agent'),
+            policy=CONF.kvm_ext.guest_agent)
         if not decision.understood:
-            LOG.warning('No guest agent channel: %s.', decision.reason,
+            LOG.warning('%s guest agent channel: %s.',
+                        'A' if decision.attach else 'No', decision.reason,
                         instance=instance)
         designer.set_guest_agent_channel(guest, decision)
         self._vhost_net.before_start(instance, image_meta, guest)
@@ -151,7 +158,7 @@ class KVMDriver(driver.LibvirtDriver):
 
     def _create_guest(self, context: Any, xml: str, instance: Any,
                       *args: Any, **kwargs: Any) -> Any:
-        """Every way in which a guest starts on this host comes here."""
+        """Every way in which a guest's domain is made comes through here."""
         guest = super()._create_guest(context, xml, instance, *args, **kwargs)
         self._guest_started(instance, guest)
         return guest
@@ -193,11 +200,14 @@ class KVMDriver(driver.LibvirtDriver):
             context, instance, network_info, block_migration,
             block_device_info)
         self._guest_started(instance, self._host.get_guest(instance))
+        self._guest_agents.migrated(instance)
 
     def _guest_started(self, instance: Any, guest: Any) -> None:
         """What there is to do once a guest is here, running or not."""
-        self._cpu.started(instance, guest)
-        self._vhost_net.guest_started(instance, guest.get_xml_desc)
+        get_xml = functools.cache(guest.get_xml_desc)
+        self._cpu.started(instance, get_xml)
+        self._vhost_net.guest_started(instance, get_xml)
+        self._guest_agents.limit(guest)
 
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:
@@ -238,3 +248,74 @@ class KVMDriver(driver.LibvirtDriver):
     def _our_traits(self) -> set[str]:
         """The custom traits that are true of this host."""
         return {*self._cpu.our_traits(), *self._vhost_net.traits()}
+
+    def _resume_guest_after_snapshot(
+            self, context: Any, live_snapshot: bool,
+            original_power_state: int, instance: Any, guest: Any,
+            *args: Any, **kwargs: Any) -> None:
+        super()._resume_guest_after_snapshot(
+            context, live_snapshot, original_power_state, instance, guest,
+            *args, **kwargs)
+        if not live_snapshot:
+            self._guest_agents.resumed(instance, guest)
+
+    def _clean_shutdown(self, instance: Any, timeout: int,
+                        retry_interval: int) -> Any:
+        """Nova's, after the agent was asked and with the power button only."""
+        view, left = self._guest_agents.shut_down(self, instance, timeout)
+        return super()._clean_shutdown.__func__(
+            view, instance, left, retry_interval)
+
+    def _soft_reboot(self, instance: Any) -> Any:
+        """Nova's, with the agent asked first."""
+        rebooted = super()._soft_reboot.__func__(
+            self._guest_agents.reboot(self, instance), instance)
+        if rebooted:
+            self._guest_agents.limit(self._host.get_guest(instance))
+        return rebooted
+
+    def _can_quiesce(self, instance: Any, image_meta: Any) -> None:
+        """Nova's answer, for the channel that the guest really has."""
+        seen = self._guest_agents.see(instance)
+        super()._can_quiesce(instance, seen.told(image_meta))
+        seen.must_listen(instance)
+        self._guest_agents.can_quiesce(instance)
+
+    def quiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
+        with self._guest_agents.failing_late(
+                instance, self._requires_quiesce(image_meta)):
+            self._can_quiesce(instance, image_meta)
+            with self._guest_agents.freezing(instance):
+                super().quiesce(context, instance, image_meta)
+
+    def unquiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
+        with self._guest_agents.thawing(instance):
+            super().unquiesce(context, instance, image_meta)
+
+    def _live_snapshot(self, context: Any, instance: Any, *args: Any,
+                       **kwargs: Any) -> None:
+        with self._guest_agents.live_snapshot(instance):
+            super()._live_snapshot(context, instance, *args, **kwargs)
+
+    def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,
+                                *args: Any, **kwargs: Any) -> None:
+        with self._guest_agents.volume_snapshot(instance, guest):
+            super()._volume_snapshot_create(
+                context, instance, guest, *args, **kwargs)
+
+    def get_available_resource(self, nodename: str) -> Any:
+        # Nova asks once a minute ([DEFAULT] update_resources_interval).
+        self._guest_agents.settle()
+        return super().get_available_resource(nodename)
+
+    def _can_set_admin_password(self, image_meta: Any) -> None:
+        super()._can_set_admin_password(
+            self._guest_agents.password_image(image_meta))
+
+    def set_admin_password(self, instance: Any, new_pass: str) -> None:
+        with self._guest_agents.setting_password(instance):
+            super().set_admin_password(instance, new_pass)
+
+    def get_diagnostics(self, instance: Any) -> Any:
+        return (super().get_diagnostics(instance) |
+                self._guest_agents.diagnostics(instance))

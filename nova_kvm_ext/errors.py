@@ -19,8 +19,10 @@ libvirt module and its tests replace it.
 """
 
 import dataclasses
+import enum
 import re
 from typing import Any
+import unicodedata
 
 
 class KVMExtError(Exception):
@@ -46,6 +48,49 @@ class InvalidRequest(KVMExtError):
 
 class HostError(KVMExtError):
     """This host lacks something that is needed."""
+
+
+class AgentFault(enum.Enum):
+    """Why a guest agent did not do what it was asked."""
+
+    NO_GUEST = 'the guest does not run'
+    NO_CHANNEL = 'the guest has no agent channel'
+    DISCONNECTED = 'no agent has the channel open'
+    GIVEN_UP = 'libvirt has given up the channel'
+    BUSY = 'libvirt waits for the agent already'
+    NO_ANSWER = 'the agent does not answer'
+    UNSUPPORTED = 'the agent does not know or allow the command'
+    REFUSED = 'the agent answered with an error'
+    NONSENSE = 'the agent answered what is no answer'
+    LIBVIRT = 'libvirt failed'
+
+
+class AgentError(KVMExtError):
+    """A guest agent did not do what it was asked.
+
+    The only exception of the agent's rooms. No text of it has a word of a
+    request, which may hold a password, and the guest's own are cleaned.
+
+    :ivar fault: what kind of failure it is
+    :ivar left_frozen: whether the guest's filesystems may be frozen now
+    """
+
+    def __init__(self, problem: str, remedy: str = '', *, fault: AgentFault,
+                 left_frozen: bool = False) -> None:
+        super().__init__(problem, remedy)
+        self.fault = fault
+        self.left_frozen = left_frozen
+
+    @property
+    def may_have_acted(self) -> bool:
+        """Whether the guest may have done what was asked all the same.
+
+        Then a command with an effect, a freeze above all, must be undone. An
+        error that the agent reports does not rule it out: the guest writes it.
+        """
+        return self.fault not in (
+            AgentFault.NO_GUEST, AgentFault.NO_CHANNEL,
+            AgentFault.DISCONNECTED, AgentFault.GIVEN_UP, AgentFault.BUSY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,15 +235,41 @@ def explain(error: Any) -> Explanation | None:
     return None
 
 
+# Characters that str.isprintable() lets pass though they show as nothing:
+# what Unicode calls Default_Ignorable_Code_Point (DerivedCoreProperties.txt)
+# outside the category Cf, and the empty Braille pattern.
+_INVISIBLE = re.compile(
+    '[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164'
+    '\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]')
+# Marks pile up on one character and cover the lines above and below. The
+# orthographies of the living put at most three on one.
+_PILED_UP = 3
+
+
 def clean(text: Any, limit: int = 300) -> str:
     """Text from outside made fit for one line of a log or terminal.
 
-    Control characters (escape sequences among them) become spaces, runs of
-    white space one, and what is longer than ``limit`` characters is cut.
+    What is no printable character becomes a space: control characters (escape
+    sequences among them), bidirectional and other format controls, zero-width
+    characters, line separators, surrogates, private use, fillers that show as
+    nothing. Runs of white space become one space. Marks beyond three on one
+    character are dropped, and what is longer than ``limit`` characters is cut.
     """
-    printable = ''.join(c if c.isprintable() else ' ' for c in str(text))
-    words = ' '.join(printable.split())
-    return words if len(words) <= limit else words[:limit - 3] + '...'
+    whole = str(text)
+    # What follows sixteen times the limit would hardly be seen, and hostile
+    # text can be megabytes long.
+    text = whole[:limit * 16]
+    if not (text.isascii() and text.isprintable()):
+        kept, marks = [], 0
+        for c in _INVISIBLE.sub(' ', text):
+            marks = marks + 1 if unicodedata.category(c) in ('Mn', 'Me') else 0
+            if marks <= _PILED_UP:
+                kept.append(c if c.isprintable() else ' ')
+        text = ''.join(kept)
+    words = ' '.join(text.split())
+    if len(words) <= limit and len(whole) <= limit * 16:
+        return words
+    return words[:limit - 3] + '...'
 
 
 def with_explanation(error: Any) -> str:

@@ -12,20 +12,22 @@
 
 """What a running guest says of itself, on its console or by its agent.
 
-Reads only; every answer is the guest's own and hostile: bounded here, parsed
-in :mod:`nova_kvm_ext.boot.report`.
+Reads only; every answer is the guest's own and hostile: bounded here and by
+:mod:`nova_kvm_ext.guest_agent.client`, parsed in
+:mod:`nova_kvm_ext.boot.report`.
 """
 
 import base64
-import json
 import os
 from typing import Any
 
 from nova_kvm_ext.boot import report
 from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import client
+from nova_kvm_ext.guest_agent import replies
 
 _CONSOLE_BYTES = 1024 * 1024
-_ANSWER_BYTES = 256 * 1024
+_FILE_BYTES = 128 * 1024
 
 
 def read_console(path: str) -> str:
@@ -48,31 +50,18 @@ class Agent:
     """
 
     def __init__(self, domain: Any, timeout: int = 5) -> None:
-        self._domain = domain
-        self._timeout = timeout
+        self._agent = client.Agent(domain, timeout)
 
     def command(self, name: str, **arguments: Any) -> Any:
         """Give a command.
 
         :returns: the answer, or None where there was none that makes sense
         """
-        import libvirt_qemu
-        request: dict[str, Any] = {'execute': name}
-        if arguments:
-            request['arguments'] = arguments
         try:
-            answer = libvirt_qemu.qemuAgentCommand(
-                self._domain, json.dumps(request), self._timeout, 0)
-            if answer is None or len(answer) > _ANSWER_BYTES:
-                return None
-            return json.loads(answer)['return']
-        except Exception as e:
-            # A libvirt error is an agent that does not answer or refuses; a
-            # reply that is no JSON object, or nested without end, is as good
-            # as none.
-            if errors.libvirt_error_code(e) is None and not isinstance(
-                    e, (ValueError, LookupError, TypeError, RecursionError)):
-                raise
+            return self._agent.ask(
+                name, lambda reply: replies.returned(reply, name),
+                **arguments)
+        except errors.AgentError:
             return None
 
     def ping(self) -> str | None:
@@ -90,7 +79,7 @@ class Agent:
         if not isinstance(handle, int):
             return ''
         answer = self.command('guest-file-read', handle=handle,
-                              count=_ANSWER_BYTES // 2)
+                              count=_FILE_BYTES)
         self.command('guest-file-close', handle=handle)
         try:
             return base64.b64decode(answer['buf-b64']).decode(

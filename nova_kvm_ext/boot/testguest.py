@@ -13,9 +13,10 @@
 """Builds the disk image of a small throw-away test guest.
 
 The guest is made of this host's own kernel, busybox and guest agent, so it
-needs no download: a raw disk with an MBR, one FAT partition, SYSLINUX, the
+needs no download: a raw disk with an MBR, a FAT partition with SYSLINUX, the
 kernel and an initramfs whose /init (testguest_init.sh) prints the report that
-nova_kvm_ext.boot.report reads.
+nova_kvm_ext.boot.report reads, and a small ext4 partition, so that there is a
+file system that the guest agent can freeze.
 
 This module only makes the file. It must not need root, a loop device or the
 network, and must not start a guest.
@@ -41,7 +42,7 @@ import subprocess
 import tempfile
 
 # Raise this when the image changes though none of its inputs does.
-_FORMAT = 1
+_FORMAT = 2
 
 _PREFIX = 'testguest-'
 _TEMPORARY = '.testguest-'
@@ -51,7 +52,10 @@ _INIT = 'testguest_init.sh'
 _SECTOR = 512
 _PARTITION_START = 2048
 _FAT16_LBA = 0x0e
+_LINUX = 0x83
 _MIB = 1024 * 1024
+# The least in which mke2fs makes a journal is 2 MiB.
+_DATA_MIB = 4
 _TOOL_TIMEOUT = 120
 
 # In the order they are loaded. The console driver comes early because the
@@ -60,7 +64,7 @@ _TOOL_TIMEOUT = 120
 _MODULES = (
     'virtio_pci', 'virtio_console', 'cpuid', 'virtio_blk', 'virtio_net',
     'virtio_rng', 'sd_mod', 'virtio_scsi', 'ahci', 'ata_piix', 'e1000',
-    'e1000e', 'button', 'evdev')
+    'e1000e', 'button', 'evdev', 'crc32c_generic', 'ext4')
 
 _BUSYBOX = ('usr/bin/busybox', 'usr/sbin/busybox', 'bin/busybox',
             'sbin/busybox')
@@ -77,10 +81,13 @@ _PACKAGES = {
     'mformat': ('mtools', 'mtools'),
     'mcopy': ('mtools', 'mtools'),
     'syslinux': ('syslinux', 'syslinux'),
+    'mke2fs': ('e2fsprogs', 'e2fsprogs'),
     'ldd': ('libc-bin', 'glibc-common'),
     'zstd': ('zstd', 'zstd'),
 }
-_TOOLS = ('mformat', 'mcopy', 'syslinux', 'ldd')
+_TOOLS = ('mformat', 'mcopy', 'syslinux', 'mke2fs', 'ldd')
+# mke2fs is there and in no ordinary user's PATH.
+_SBIN = '/usr/sbin:/sbin'
 
 # All but the console is there to save time: nothing of it changes what the
 # guest can see of its hardware.
@@ -118,7 +125,8 @@ _SCRIPTS = {
     # Where busybox acpid looks for what to do.
     'etc/acpi/PWRF/00000080': _POWER_BUTTON,
 }
-_DIRECTORIES = ('dev', 'proc', 'sys', 'run', 'tmp', 'var/log', 'var/run')
+_DIRECTORIES = ('data', 'dev', 'proc', 'sys', 'run', 'tmp', 'var/log',
+                'var/run')
 
 
 class BuildError(Exception):
@@ -275,7 +283,7 @@ def _find_inputs(root: str) -> _Inputs:
         'a readable kernel with its modules': kernel,
         'busybox': busybox,
         'mbr.bin of SYSLINUX': mbr,
-        **{tool: shutil.which(tool) for tool in _TOOLS},
+        **{tool: shutil.which(tool, path=_path()) for tool in _TOOLS},
     }
     missing = [what for what, path in found.items() if not path]
     if missing:
@@ -291,6 +299,10 @@ def _find_inputs(root: str) -> _Inputs:
         busybox=busybox, agent=agent, libraries=libraries, mbr=mbr,
         syslinux=found['syslinux'],
         init=resources.files(__package__).joinpath(_INIT).read_bytes())
+
+
+def _path() -> str:
+    return f'{os.environ.get("PATH", os.defpath)}:{_SBIN}'
 
 
 def _missing(what: Sequence[str]) -> BuildError:
@@ -436,10 +448,11 @@ def _make_disk(inputs: _Inputs, initrd: str, work_dir: str) -> str:
     image = os.path.join(work_dir, 'image')
     with open(image, 'wb') as disk:
         # Every byte is written: no holes, and a full disk shows here.
-        for _ in range(size // _MIB):
+        for _ in range(size // _MIB + _DATA_MIB):
             disk.write(bytes(_MIB))
         disk.seek(0)
-        disk.write(_master_boot_record(_read(inputs.mbr), sectors))
+        disk.write(_master_boot_record(
+            _read(inputs.mbr), sectors, _DATA_MIB * _MIB // _SECTOR))
 
     config = os.path.join(work_dir, 'syslinux.cfg')
     with open(config, 'w') as text:
@@ -453,17 +466,27 @@ def _make_disk(inputs: _Inputs, initrd: str, work_dir: str) -> str:
     for source, name in ((config, 'syslinux.cfg'), (inputs.kernel, 'vmlinuz'),
                          (initrd, 'initrd')):
         _run(['mcopy', '-i', partition, source, f'::{name}'])
+    # Complete and without holes, so that the guest writes nothing by itself.
+    _run(['mke2fs', '-q', '-F', '-t', 'ext4', '-b', '1024', '-E',
+          f'offset={size},nodiscard,lazy_itable_init=0,lazy_journal_init=0',
+          image, f'{_DATA_MIB}M'])
     with open(image, 'rb+') as disk:
         os.fsync(disk)
     return image
 
 
-def _master_boot_record(code: bytes, sectors: int) -> bytes:
-    """Boot code and one active partition; everything is addressed by LBA."""
+def _master_boot_record(code: bytes, sectors: int, data_sectors: int) -> bytes:
+    """Boot code, the active partition and the one for data behind it.
+
+    Everything is addressed by LBA.
+    """
     no_chs = b'\xfe\xff\xff'
-    entry = struct.pack('<B3sB3sII', 0x80, no_chs, _FAT16_LBA, no_chs,
-                        _PARTITION_START, sectors)
-    return struct.pack('<440s6x64sH', code, entry, 0xaa55)
+    entries = b''.join(
+        struct.pack('<B3sB3sII', active, no_chs, kind, no_chs, start, length)
+        for active, kind, start, length in (
+            (0x80, _FAT16_LBA, _PARTITION_START, sectors),
+            (0, _LINUX, _PARTITION_START + sectors, data_sectors)))
+    return struct.pack('<440s6x64sH', code, entries, 0xaa55)
 
 
 def _run(
@@ -480,7 +503,8 @@ def _run_unchecked(
     command: Sequence[str], *, cwd: str | None = None, stdin: bytes = b''
 ) -> subprocess.CompletedProcess[bytes]:
     # Whatever the user has set for mtools must not change the image.
-    environment = os.environ | {'LC_ALL': 'C', 'MTOOLSRC': os.devnull}
+    environment = os.environ | {
+        'LC_ALL': 'C', 'MTOOLSRC': os.devnull, 'PATH': _path()}
     try:
         return subprocess.run(
             command, cwd=cwd, input=stdin, env=environment,

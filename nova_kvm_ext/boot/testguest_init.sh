@@ -109,6 +109,16 @@ report_cpuid() {
     done < /tmp/cpuid
 }
 
+# The boot disk's second partition, whatever bus the disk is on.
+mount_data() {
+    local number
+    for number in /sys/class/block/*/partition; do
+        number=${number%/partition}
+        [ "${number%2}" != "$number" ] &&
+            mount -t ext4 "/dev/${number##*/}" /data && return
+    done 2> /dev/null
+}
+
 # There is no udev here to name the port. The kernel hears the ports' names
 # from QEMU some time after the driver has found the device.
 find_agent_port() {
@@ -157,6 +167,8 @@ report_memory
 report_nics
 report_disks
 report_cpuid
+# A report is also right from a disk that cannot be written to.
+mount_data
 if [ ! -x /usr/sbin/qemu-ga ]; then
     say agent no-binary
 elif find_agent_port; then

@@ -36,6 +36,21 @@ LIBVIRT_URI = 'qemu:///system'
 """What Nova connects to for kvm and qemu where connection_uri is empty."""
 
 
+def positive(text: str) -> int:
+    """An argument that is a whole number above zero."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is no positive number')
+    return int(text)
+
+
+def seconds(text: str) -> int:
+    """An argument that is a time to wait."""
+    found = positive(text)
+    if found > 86400:
+        raise argparse.ArgumentTypeError(f'{text} s is more than a day')
+    return found
+
+
 def read_conf(files: list[str] | None = None) -> cfg.ConfigOpts:
     """nova.conf with our options in it.
 
@@ -102,16 +117,19 @@ class HostCommand(command.Command):
     def run(self, parsed_args: argparse.Namespace) -> int:
         """The command's exit code, an error said in one line.
 
-        2 is a wrong command line or configuration, 3 a host that lacks
-        something or an error of libvirt.
+        1 is a guest agent that did not do what it should, 2 a wrong command
+        line or configuration, 3 a host that lacks something or an error of
+        libvirt.
         """
         try:
             return super().run(parsed_args)
         except errors.KVMExtError as e:
-            said, code = str(e), (
-                ExitCode.USAGE if isinstance(
-                    e, errors.InvalidOption | errors.InvalidRequest)
-                else ExitCode.HOST)
+            said, code = str(e), ExitCode.HOST
+            if isinstance(e, errors.InvalidOption | errors.InvalidRequest):
+                code = ExitCode.USAGE
+            elif isinstance(e, errors.AgentError) and (
+                    e.fault is not errors.AgentFault.LIBVIRT):
+                code = ExitCode.FAIL
         except libvirt.libvirtError as e:
             said, code = errors.with_explanation(e), ExitCode.HOST
         print(f'error: {said}', file=sys.stderr)

@@ -27,6 +27,7 @@ from cliff import show
 
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import supervisor
+from nova_kvm_ext.cmd import base
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 
@@ -62,19 +63,6 @@ def _nic(text: str) -> str | None:
         raise argparse.ArgumentTypeError(
             f'{text!r} is neither none nor bridge=NAME')
     return found[1]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is no positive number')
-    return int(text)
-
-
-def _seconds(text: str) -> int:
-    found = _positive(text)
-    if found > 86400:
-        raise argparse.ArgumentTypeError(f'{text} s is more than a day')
-    return found
 
 
 class Boot(show.ShowOne):
@@ -114,10 +102,10 @@ class Boot(show.ShowOne):
             default=[], dest='extra_specs',
             help='flavor extra spec (repeat for more)')
         parser.add_argument(
-            '--vcpus', type=_positive, default=1, metavar='N',
+            '--vcpus', type=base.positive, default=1, metavar='N',
             help='virtual CPUs, default %(default)s')
         parser.add_argument(
-            '--memory', type=_positive, default=256, metavar='MIB',
+            '--memory', type=base.positive, default=256, metavar='MIB',
             help='memory in MiB, default %(default)s')
         parser.add_argument(
             '--nic', type=_nic, default='none', metavar='none|bridge=NAME',
@@ -140,7 +128,7 @@ class Boot(show.ShowOne):
             '--keep', action='store_true',
             help='leave the guest running and say how to take it away')
         parser.add_argument(
-            '--timeout', type=_seconds, default=300, metavar='SECONDS',
+            '--timeout', type=base.seconds, default=300, metavar='SECONDS',
             help='how long the guest may take to come up, default '
                  '%(default)s')
         parser.add_argument(

@@ -40,6 +40,7 @@ from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
+from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
@@ -69,6 +70,11 @@ def kept_cpu(instance: Any) -> definition.CPU | None:
     if stored is None or stored.model is None or stored.topology is not None:
         return None
     return _definition(stored)
+
+
+def _runs(xml: str) -> bool:
+    """Whether a domain's XML is a running one's: only that has an id."""
+    return document.parse(xml, 'the domain\'s XML').get('id') is not None
 
 
 def _definition(stored: Any) -> definition.CPU:
@@ -160,7 +166,7 @@ class CPUHooks:
                 expected_attrs=['vcpu_model']):
             guest = running.get(instance.uuid)
             if guest is not None and kept_cpu(instance) is None:
-                self.started(instance, guest)
+                self.started(instance, guest.get_xml_desc)
 
     # -- a guest's configuration ----------------------------------------------
 
@@ -260,15 +266,15 @@ class CPUHooks:
 
     # -- what a guest got -----------------------------------------------------
 
-    def started(self, instance: Any, guest: Any) -> None:
+    def started(self, instance: Any, get_xml: Callable[[], str]) -> None:
         """Keep the CPU that a guest has now; say so if it had another.
 
-        :param guest: nova.virt.libvirt.guest.Guest, running or not
+        :param get_xml: gives the XML of its domain, running or not
         """
         if self.choice is None:
             return
         try:
-            got = self._running_cpu(guest)
+            got = self._running_cpu(get_xml())
         except (nova_driver.libvirt.libvirtError, exception.NovaException,
                 errors.HostError) as e:
             LOG.warning('The guest\'s CPU cannot be read, so that it is not '
@@ -289,7 +295,7 @@ class CPUHooks:
             LOG.warning('The guest\'s CPU could not be saved.', exc_info=True,
                         instance=instance)
 
-    def _running_cpu(self, guest: Any) -> definition.CPU | None:
+    def _running_cpu(self, xml: str) -> definition.CPU | None:
         """The CPU in a domain's live XML, as far as it tells.
 
         libvirt replaces host-model and custom by what QEMU really gave and
@@ -301,14 +307,14 @@ class CPUHooks:
         :returns: None for a domain that does not run, and where nothing is
             told
         """
-        cpu = definition.CPU.parse(guest.get_xml_desc(), 'the domain\'s XML')
+        cpu = definition.CPU.parse(xml, 'the domain\'s XML')
         if cpu.mode == 'custom' and cpu.check == 'full' and cpu.model:
             return definition.CPU(
                 mode='custom', model=cpu.model, vendor=cpu.vendor,
                 match='exact', features=cpu.features)
         expansion = self._host and self._host.caps.host_model
         if (cpu.mode not in ('host-passthrough', 'maximum') or
-                not expansion or not guest.is_active()):
+                not expansion or not _runs(xml)):
             return None
         return definition.CPU(
             mode='custom', model=expansion.model, vendor=expansion.vendor,

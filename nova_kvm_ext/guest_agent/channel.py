@@ -10,14 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether a guest gets a guest agent channel.
+"""Whether a guest gets a guest agent channel, and whether a domain has one.
 
-Pure: takes what the image says, gives a decision with its reason. Never reads
-an instance, the configuration or libvirt.
+Pure: takes what the image says, or a domain's XML. Never reads an instance,
+the configuration or libvirt.
 """
 
 import dataclasses
 
+from lxml import etree
 from oslo_utils import strutils
 
 # The name that qemu-ga looks for among the guest's virtio ports.
@@ -38,16 +39,20 @@ class ChannelDecision:
     understood: bool = True
 
 
-def decide(image_value: bool | None,
-           written: str | None = None) -> ChannelDecision:
+def decide(image_value: bool | None, written: str | None = None,
+           policy: str = 'image') -> ChannelDecision:
     """Decide on the image property ``hw_qemu_guest_agent``.
 
     :param image_value: the property as Nova reads it, or None where the image
         does not have it
     :param written: the property as the tenant wrote it, if known. Hostile
         input: any text. Nova reads what is no boolean as False.
+    :param policy: ``[kvm_ext] guest_agent``: with ``always`` only an image
+        that says no has none
     """
     if image_value is None:
+        if policy == 'always':
+            return ChannelDecision(True, '[kvm_ext] guest_agent = always')
         return ChannelDecision(
             False, 'the image does not have hw_qemu_guest_agent')
     if image_value:
@@ -56,6 +61,26 @@ def decide(image_value: bool | None,
         strutils.bool_from_string(written or 'no', strict=True)
     except ValueError:
         return ChannelDecision(
-            False, 'the image says neither yes nor no in hw_qemu_guest_agent',
+            policy == 'always',
+            'the image says neither yes nor no in hw_qemu_guest_agent',
             understood=False)
     return ChannelDecision(False, 'the image says hw_qemu_guest_agent=no')
+
+
+def connected(domain_xml: str) -> bool | None:
+    """Whether something in the guest has the channel open, by libvirt's word.
+
+    libvirt hears it from QEMU, so it is true without the guest being asked;
+    that what has it open is an agent, and answers, it does not say.
+
+    :param domain_xml: what virDomainGetXMLDesc gives for a running domain
+    :returns: None where the domain has no channel
+    """
+    # libvirt wrote it, but the title and metadata in it are others' words.
+    parser = etree.XMLParser(resolve_entities=False, no_network=True)
+    for target in etree.fromstring(domain_xml, parser).iterfind(
+            'devices/channel/target'):
+        if target.get('type') == 'virtio' and (
+                target.get('name') == TARGET_NAME):
+            return target.get('state') == 'connected'
+    return None

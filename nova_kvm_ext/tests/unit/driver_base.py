@@ -112,14 +112,14 @@ class DriverTestCase(test.NoDBTestCase):
                   extra_specs: dict[str, str] | None = None,
                   vcpus: int = 2) -> etree._Element:
         """The XML of a guest with these image properties."""
-        instance = self.instance(properties, extra_specs, vcpus)
-        guest = self.guest(drvr, instance, properties, network_info)
+        instance = self.make_instance(properties, extra_specs, vcpus)
+        guest = self.make_guest(drvr, instance, properties, network_info)
         guest.metadata = []
         return etree.fromstring(guest.to_xml())
 
-    def instance(self, properties: dict[str, str] | None = None,
-                 extra_specs: dict[str, str] | None = None,
-                 vcpus: int = 2, vcpu_model: Any = None) -> Any:
+    def make_instance(self, properties: dict[str, str] | None = None,
+                      extra_specs: dict[str, str] | None = None,
+                      vcpus: int = 2, vcpu_model: Any = None) -> Any:
         """An instance whose image and flavor say this."""
         ctx = context.get_admin_context()
         flavor = objects.Flavor(
@@ -142,9 +142,9 @@ class DriverTestCase(test.NoDBTestCase):
             system_metadata={f'image_{key}': value
                              for key, value in properties.items()})
 
-    def guest(self, drvr: driver.KVMDriver, instance: Any,
-              properties: dict[str, str] | None = None,
-              network_info: Any = ()) -> Any:
+    def make_guest(self, drvr: driver.KVMDriver, instance: Any,
+                   properties: dict[str, str] | None = None,
+                   network_info: Any = ()) -> Any:
         """Nova's configuration of an instance's guest."""
         image_meta = objects.ImageMeta.from_dict(
             {'disk_format': 'raw', 'properties': properties or {}})

@@ -152,6 +152,32 @@ class SettingsTestCase(base.BaseTestCase):
         found = settings('[libvirt]\ncpu_model_extra_flags = +PCID, -AVX2\n')
         self.assertEqual(('+pcid', '-avx2'), found.extra_flags)
 
+    def test_guest_agent(self):
+        found = settings()
+        self.assertEqual(('image', 10),
+                         (found.guest_agent, found.guest_agent_timeout))
+        found = settings("""
+            [kvm_ext]
+            guest_agent = always
+            guest_agent_timeout = 3
+            """)
+        self.assertEqual(('always', 3),
+                         (found.guest_agent, found.guest_agent_timeout))
+
+    def test_guest_agent_limits(self):
+        for line, words in (
+                ('guest_agent = sometimes', "'sometimes'"),
+                ('guest_agent_timeout = 0', 'greater than or equal to 1'),
+                ('guest_agent_timeout = -2', 'greater than or equal to 1'),
+                ('guest_agent_timeout = 3601', 'less than or equal to 3600'),
+                ('guest_agent_timeout = soon', "'soon'")):
+            text = self.refused(f"""
+                [kvm_ext]
+                {line}
+                """)
+            self.assertIn(f'[kvm_ext] {line.partition(" ")[0]} in /', text)
+            self.assertIn(words, text)
+
     def test_registering_twice(self):
         config = configuration()
         conf.register_opts(config)

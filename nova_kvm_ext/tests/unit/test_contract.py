@@ -64,6 +64,24 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.host:Host.initialize': (0, ()),
     'nova.virt.libvirt.host:Host.get_connection': (0, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.__init__': (1, ()),
+    f'{LIBVIRT_DRIVER}._requires_quiesce': (1, ()),
+    f'{LIBVIRT_DRIVER}.snapshot': (4, ()),
+    f'{LIBVIRT_DRIVER}.suspend': (2, ()),
+    f'{LIBVIRT_DRIVER}.resume': (3, ()),
+    f'{LIBVIRT_DRIVER}.get_info': (1, ()),
+    f'{LIBVIRT_DRIVER}.get_available_nodes': (0, ()),
+    'nova.virt.libvirt.host:Host._wrap_libvirt_proxy': (1, ()),
+    'nova.virt.libvirt.guest:Guest.__init__': (1, ()),
+    'nova.virt.libvirt.guest:Guest.sync_guest_time': (0, ()),
+    # Nova's own code is left to call these; we are called around them.
+    'nova.virt.libvirt.guest:Guest.freeze_filesystems': (0, ()),
+    'nova.virt.libvirt.guest:Guest.thaw_filesystems': (0, ()),
+    'nova.virt.libvirt.guest:Guest.set_user_password': (2, ()),
+    'nova.virt.libvirt.guest:Guest.shutdown': (0, ()),
+    'nova.exception:InstanceQuiesceFailed': (0, ('reason',)),
+    'nova.exception:QemuGuestAgentNotEnabled': (1, ()),
+    'nova.exception:InstanceAgentNotEnabled': (1, ()),
+    'nova.exception:InternalError': (1, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.get_config': (5, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.plug': (2, ()),
     'nova.virt.hardware:get_vif_multiqueue_constraint': (2, ()),
@@ -74,6 +92,11 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.config:LibvirtConfigGuestChannel.format_dom': (0, ()),
     'nova.virt.libvirt.blockinfo:get_disk_info': (3, ()),
     'nova.virt.images:fetch': (3, ('trusted_certs',)),
+    'nova.virt.libvirt.imagebackend:Backend.by_libvirt_path': (
+        2, ('image_type',)),
+    'nova.virt.libvirt.imagebackend:Rbd.direct_snapshot': (5, ()),
+    'nova.storage.rbd_utils:RBDDriver.create_snap': (
+        2, ('pool', 'protect')),
     'nova.virt.hardware:numa_get_constraints': (2, ()),
     'nova.image.glance:API.get': (2, ()),
     'nova.image.glance:API.download': (2, ('dest_path', 'trusted_certs')),
@@ -108,6 +131,14 @@ OVERRIDES: dict[str, Any] = {
         driver.KVMDriver.post_live_migration_at_destination,
     f'{LIBVIRT_DRIVER}.update_provider_tree':
         driver.KVMDriver.update_provider_tree,
+    **{f'{LIBVIRT_DRIVER}.{name}': getattr(driver.KVMDriver, name)
+       for name in (
+           '_create_guest', 'post_live_migration_at_destination',
+           '_resume_guest_after_snapshot', '_clean_shutdown', '_soft_reboot',
+           '_can_quiesce', 'quiesce', 'unquiesce', '_live_snapshot',
+           '_volume_snapshot_create', 'get_available_resource',
+           '_can_set_admin_password', 'set_admin_password',
+           'get_diagnostics')},
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.get_config':
         vif.KVMVIFDriver.get_config,
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.plug':
@@ -137,12 +168,15 @@ NAMES = (
     'nova.virt.libvirt.utils:CPU_TRAITS_MAPPING',
     'nova.virt.libvirt.driver:libvirt',
     'nova.api.validation.extra_specs.base:ExtraSpecValidator',
+    'nova.exception:InstanceQuiesceNotSupported',
+    'nova.exception:InstanceNotFound', 'nova.exception:NovaException',
     'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
 )
 
 OPTIONS = (
     (None, 'instances_path'), (None, 'state_path'), (None, 'host'),
-    (None, 'instance_name_template'),
+    (None, 'instance_name_template'), (None, 'shutdown_timeout'),
+    (None, 'update_resources_interval'),
     ('libvirt', 'virt_type'), ('libvirt', 'cpu_mode'),
     ('libvirt', 'cpu_models'), ('libvirt', 'cpu_model_extra_flags'),
     ('libvirt', 'cpu_power_management'), ('libvirt', 'pmem_namespaces'),
@@ -235,6 +269,23 @@ class ContractTestCase(base.BaseTestCase):
         self.assertEqual({'policy', 'name'},
                          set(objects.VirtCPUFeature.fields))
         self.assertEqual('1.0', objects.VirtCPUModel.VERSION)
+
+    def test_what_the_shutdown_code_takes_from_the_driver(self):
+        """It is called with another object, which must have all of it."""
+        for name in ('_clean_shutdown', '_soft_reboot'):
+            source = inspect.getsource(find(f'{LIBVIRT_DRIVER}.{name}'))
+            self.assertIn('self._host.get_guest(instance)', source)
+            self.assertIn('guest.shutdown()', source)
+            self.assertNotIn('super()', source)
+            self.assertNotIn('self.__', source)
+
+    def test_a_subclass_says_that_the_agent_is_not_there(self):
+        """The API shows InstanceAgentNotEnabled and its text to the user."""
+        self.assertTrue(issubclass(
+            find('nova.exception:QemuGuestAgentNotEnabled'),
+            find('nova.exception:InstanceAgentNotEnabled')))
+        error = find('nova.exception:InstanceAgentNotEnabled')('our words')
+        self.assertEqual('our words', error.format_message())
 
     def test_instance_fields(self):
         objects.register_all()

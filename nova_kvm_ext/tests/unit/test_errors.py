@@ -69,9 +69,43 @@ class CleanTestCase(base.BaseTestCase):
     def test_control_characters(self):
         self.assertEqual('a b c', errors.clean('a\x1b\n\tb\u202e\x00c'))
 
+    def test_what_shows_as_nothing_or_turns_the_line_around(self):
+        for c in (
+                '\u200b\u200d\u2060\ufeff\u00ad'           # zero width
+                '\u061c\u200e\u200f\u202a\u202e\u2066\u2069'    # bidi
+                '\x85\u2028\u2029'                     # ends of lines
+                '\x1b\x9b\x9d\x07\x08\x7f'                # terminals
+                '\ud800\ue000\uffff\U000e0041'             # no characters
+                '\u034f\u115f\u1160\u17b4\u180e\u2800\u3164\ufe0f\uffa0'
+                '\U000e0100\u00a0\u3000'):
+            self.assertEqual('a b', errors.clean(f'a{c}b'), ascii(c))
+
+    def test_other_peoples_letters_stay(self):
+        for text in ('Zoë', 'Nguyễn', 'e\u0301', 'مرحبا', 'क्षि', '日本語',
+                     '한국어', '🙂'):
+            self.assertEqual(text, errors.clean(text))
+
+    def test_marks_piled_up(self):
+        self.assertEqual('a' + '\u0301' * 3 + 'b',
+                         errors.clean('a' + '\u0301' * 1000 + 'b'))
+
+    def test_megabytes(self):
+        self.assertEqual('x' * 297 + '...', errors.clean('x' * 10 ** 7))
+        self.assertEqual('a...', errors.clean('a' + ' ' * 10 ** 7 + 'b'))
+
     def test_length(self):
         self.assertEqual('x' * 7 + '...', errors.clean('x' * 11, limit=10))
         self.assertEqual('x' * 10, errors.clean('x' * 10, limit=10))
+
+
+class AgentErrorTestCase(base.BaseTestCase):
+
+    def test_what_may_have_happened(self):
+        """Only where libvirt sent nothing is it sure that nothing was."""
+        self.assertEqual(
+            {'NO_GUEST', 'NO_CHANNEL', 'DISCONNECTED', 'GIVEN_UP', 'BUSY'},
+            {fault.name for fault in errors.AgentFault
+             if not errors.AgentError('x', fault=fault).may_have_acted})
 
 
 class KVMExtErrorTestCase(base.BaseTestCase):

@@ -26,8 +26,10 @@ from nova_kvm_ext.boot import inside
 
 ANYTHING = hypothesis.settings(max_examples=200, deadline=None, database=None)
 JSON = strategies.recursive(
-    strategies.none() | strategies.booleans() | strategies.integers() |
-    strategies.floats() | strategies.text(max_size=20),
+    strategies.none() | strategies.booleans() |
+    strategies.integers(-2 ** 70, 2 ** 70) |
+    strategies.floats(allow_nan=False, allow_infinity=False) |
+    strategies.text(max_size=20),
     lambda inner: strategies.lists(inner, max_size=4) |
     strategies.dictionaries(
         strategies.sampled_from(
@@ -41,7 +43,7 @@ NO_ANSWER = (
     '{"error": {"class": "CommandNotFound", "desc": "no"}}',
     '[' * 100000, '{"return":' * 100000, '{"return": NaN',
     '{"return": %s}' % ('9' * 5000), '\x00', '\ud800',
-    json.dumps({'return': 'x' * 10 ** 6}))
+    json.dumps({'return': 'x' * 2 ** 20}))
 
 
 class LibvirtError(Exception):
@@ -141,7 +143,7 @@ class CommandTestCase(AgentTestCase):
 
     def test_no_sense(self):
         for raw in NO_ANSWER:
-            self.assertIsNone(self.said(raw), repr(raw)[:60])
+            self.assertTrue(self.said(raw) is None, repr(raw)[:60])
 
     def test_an_answer_of_any_type(self):
         values: list[Any] = [0, False, '', [], {}]
@@ -149,10 +151,11 @@ class CommandTestCase(AgentTestCase):
             self.assertEqual(value, self.said(json.dumps({'return': value})))
 
     def test_bound(self):
-        just = json.dumps({'return': 'x' * (256 * 1024 - 14)})
-        self.assertEqual(256 * 1024, len(just))
-        self.assertIsNotNone(self.said(just))
-        self.assertIsNone(self.said(just + ' '))
+        just = json.dumps({'return': 'x' * (1024 * 1024 - 14)})
+        self.assertEqual(1024 * 1024, len(just))
+        # Not assertIsNotNone, which would print it all.
+        self.assertTrue(self.said(just) is not None)
+        self.assertTrue(self.said(just + ' ') is None)
 
     @ANYTHING
     @hypothesis.given(strategies.text() | JSON.map(json.dumps))

@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,7 @@ class FakeHostCase(TemporaryDirectoryCase):
         self.put_kernel(VERSION)
         self.which = self.patch(
             testguest.shutil, 'which',
-            side_effect=lambda tool: str(self.root / 'tools' / tool))
+            side_effect=lambda tool, path: str(self.root / 'tools' / tool))
         self.libraries = self.patch(
             testguest, '_libraries', side_effect=lambda path: {})
         self.patch(testguest, '_make_initrd', return_value='initrd')
@@ -276,7 +277,7 @@ class TestInputs(FakeHostCase):
 
     def test_all_that_is_missing_is_named_with_its_packages(self):
         shutil.rmtree(self.root)
-        self.which.side_effect = lambda tool: None
+        self.which.side_effect = lambda tool, path: None
         message = self.build_error()
         for words in ('kernel', 'busybox', 'mbr.bin', 'mcopy', 'syslinux',
                       'busybox-static', 'linux-image-amd64', 'mtools',
@@ -395,6 +396,7 @@ class TestTools(TemporaryDirectoryCase):
                       str(caught.exception))
 
     def test_absent_tool_is_named_with_its_package(self):
+        self.patch(testguest, '_SBIN', new='')
         with mock.patch.dict(os.environ, PATH=str(self.directory)):
             self.assertRaisesRegex(
                 testguest.BuildError, 'without zstd; install zstd',
@@ -408,7 +410,7 @@ class TestTools(TemporaryDirectoryCase):
             testguest._run, ['sleep', '10'])
 
     def test_master_boot_record_passes_as_gpt(self):
-        record = testguest._master_boot_record(b'code', 4096)
+        record = testguest._master_boot_record(b'code', 4096, 8192)
         self.assertEqual(512, len(record))
         inspector = format_inspector.GPTInspector()
         inspector.eat_chunk(record)
@@ -473,6 +475,14 @@ class TestRealImage(TemporaryDirectoryCase):
             wrapper.close()
         self.assertEqual('gpt', str(wrapper.format))
         wrapper.format.safety_check()
+
+        with open(guest.path, 'rb') as image:
+            start, length = struct.unpack('<II', image.read(512)[470:478])
+            image.seek(start * 512)
+            data = self.directory / 'data'
+            data.write_bytes(image.read(length * 512))
+        subprocess.run(['e2fsck', '-fn', data], check=True, timeout=30,
+                       capture_output=True)
 
         status = os.stat(guest.path)
         self.assertGreaterEqual(status.st_blocks * 512, status.st_size)

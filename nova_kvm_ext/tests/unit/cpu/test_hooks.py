@@ -46,6 +46,7 @@ def domain(cpu: str, dom_id: str = " id='1'") -> mock.Mock:
     guest.get_xml_desc.return_value = f'<domain{dom_id}>{cpu}</domain>'
     guest.is_active.return_value = bool(dom_id)
     guest.uuid = uuids.instance
+    guest._domain = mock.Mock()
     return guest
 
 
@@ -71,7 +72,7 @@ class CPUHooksTestCase(driver_base.DriverTestCase):
 
     def cpu(self, drvr: driver.KVMDriver, instance: Any,
             properties: dict[str, str] | None = None) -> etree._Element:
-        guest = self.guest(drvr, instance, properties)
+        guest = self.make_guest(drvr, instance, properties)
         return etree.fromstring(guest.cpu.to_xml())
 
     def features(self, cpu: etree._Element) -> dict[str, str]:
@@ -115,7 +116,7 @@ class StartTestCase(CPUHooksTestCase):
         found = self.started(cpu_mode='host-model')
         self.assertIn('modprobe', self.stdlog.logger.output)
         self.assertEqual(
-            'host-model', self.cpu(found, self.instance()).get('mode'))
+            'host-model', self.cpu(found, self.make_instance()).get('mode'))
 
     def test_an_answer_that_is_no_xml_stops_the_service(self):
         self.useFixture(fixtures.MonkeyPatch(
@@ -131,7 +132,7 @@ class StartTestCase(CPUHooksTestCase):
             self.late = False
             drvr = self.started()
             self.late = True
-            self.cpu(drvr, self.instance())
+            self.cpu(drvr, self.make_instance())
             drvr._our_traits()
         (_, virt_type, arch, machine), _ = read.call_args
         self.assertEqual(('kvm', 'q35'), (virt_type, machine))
@@ -146,8 +147,8 @@ class StartTestCase(CPUHooksTestCase):
         self.assertEqual(['kvm64'], driver.CONF.libvirt.cpu_models)
 
     def test_guests_from_before_are_remembered(self):
-        instance = self.instance(vcpu_model=configured())
-        other = self.instance()
+        instance = self.make_instance(vcpu_model=configured())
+        other = self.make_instance()
         other.uuid = uuids.other
         drvr = self.started()
         with mock.patch('nova.virt.libvirt.host.Host.list_guests',
@@ -170,39 +171,41 @@ class StartTestCase(CPUHooksTestCase):
 class WishTestCase(CPUHooksTestCase):
 
     def test_flavor(self):
-        cpu = self.cpu(self.started(), self.instance(
+        cpu = self.cpu(self.started(), self.make_instance(
             extra_specs={'kvm_ext:cpu_model': 'penryn'}))
         self.assertEqual('custom', cpu.get('mode'))
         self.assertEqual('Penryn', cpu.findtext('model'))
         self.assertIsNotNone(cpu.find('topology'))
 
     def test_flavor_s_mode(self):
-        cpu = self.cpu(self.started(), self.instance(
+        cpu = self.cpu(self.started(), self.make_instance(
             extra_specs={'kvm_ext:cpu_mode': 'maximum'}))
         self.assertEqual('maximum', cpu.get('mode'))
 
     def test_flavor_s_none_under_custom(self):
         cpu = self.cpu(
             self.started(cpu_mode='custom', cpu_model='Penryn'),
-            self.instance(extra_specs={'kvm_ext:cpu_mode': 'none'}))
+            self.make_instance(extra_specs={'kvm_ext:cpu_mode': 'none'}))
         self.assertIsNone(cpu.get('mode'))
         self.assertIsNone(cpu.find('model'))
 
     def test_image_s_level(self):
         properties = {'kvm_ext_cpu_model': 'x86-64-v2'}
-        cpu = self.cpu(self.started(), self.instance(properties), properties)
+        cpu = self.cpu(self.started(), self.make_instance(properties),
+                       properties)
         self.assertEqual('kvm64', cpu.findtext('model'))
         self.assertEqual('require', self.features(cpu)['sse4.2'])
 
     def test_host_wide_level(self):
-        cpu = self.cpu(self.started(cpu_mode='custom',
-                                    cpu_model='x86-64-V3'), self.instance())
+        cpu = self.cpu(
+            self.started(cpu_mode='custom', cpu_model='x86-64-V3'),
+            self.make_instance())
         self.assertEqual('kvm64', cpu.findtext('model'))
         self.assertEqual('require', self.features(cpu)['avx2'])
 
     def test_extra_flags_stay(self):
         self.flags(cpu_model_extra_flags=['-aes', 'PCID'], group='libvirt')
-        cpu = self.cpu(self.started(), self.instance(
+        cpu = self.cpu(self.started(), self.make_instance(
             extra_specs={'kvm_ext:cpu_model': 'x86-64-v3'}))
         self.assertEqual('disable', self.features(cpu)['aes'])
         self.assertEqual('require', self.features(cpu)['pcid'])
@@ -211,8 +214,8 @@ class WishTestCase(CPUHooksTestCase):
            properties: dict[str, str] | None = None, **options: Any) -> str:
         drvr = self.started(**options)
         return str(self.assertRaises(
-            kind, self.guest, drvr,
-            self.instance(properties, extra_specs), properties))
+            kind, self.make_guest, drvr,
+            self.make_instance(properties, extra_specs), properties))
 
     def test_what_no_host_can_do_ends_the_build(self):
         """The compute manager reschedules nothing on InvalidInput."""
@@ -242,7 +245,7 @@ class WishTestCase(CPUHooksTestCase):
         self.assertLess(len(said), 1000)
 
     def test_unknown_names_are_logged(self):
-        self.cpu(self.started(), self.instance(
+        self.cpu(self.started(), self.make_instance(
             {'kvm_ext_cpu_modell': 'x'}, {'kvm_ext:cpumode': 'maximum'}))
         self.assertIn('flavor extra spec kvm_ext:cpumode',
                       self.stdlog.logger.output)
@@ -257,13 +260,13 @@ class WishTestCase(CPUHooksTestCase):
         guest.cpu.model = 'cortex-a57'
         image_meta = objects.ImageMeta(
             properties=objects.ImageMetaProps())
-        drvr._cpu.configure(guest, self.instance(), image_meta, 'aarch64')
+        drvr._cpu.configure(guest, self.make_instance(), image_meta, 'aarch64')
         self.assertEqual('cortex-a57', guest.cpu.model)
         guest.cpu = None
-        drvr._cpu.configure(guest, self.instance(), image_meta, 'mips')
+        drvr._cpu.configure(guest, self.make_instance(), image_meta, 'mips')
         error = self.assertRaises(
             exception.InvalidInput, drvr._cpu.configure, guest,
-            self.instance(extra_specs={'kvm_ext:cpu_mode': 'maximum'}),
+            self.make_instance(extra_specs={'kvm_ext:cpu_mode': 'maximum'}),
             image_meta, 'mips')
         self.assertIn('architecture', str(error))
 
@@ -283,7 +286,7 @@ class RequiredTraitsTestCase(CPUHooksTestCase):
               flags: list[str] | None = None) -> str:
         self.flags(cpu_mode='custom', cpu_models=['Penryn', 'Nehalem'],
                    cpu_model_extra_flags=flags or [], group='libvirt')
-        instance = self.instance(properties, extra_specs)
+        instance = self.make_instance(properties, extra_specs)
         return self.cpu(self.started(), instance,
                         properties).findtext('model')
 
@@ -331,26 +334,26 @@ class KeptTestCase(CPUHooksTestCase):
                 None, '<domain/>', instance, power_on=True))
 
     def test_a_start(self):
-        instance = self.instance(vcpu_model=configured())
+        instance = self.make_instance(vcpu_model=configured())
         self.start(self.started(), instance, live(EXACT))
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
         self.save.assert_called_once_with()
         self.assertNotIn('another CPU', self.stdlog.logger.output)
 
     def test_survives_the_database(self):
-        instance = self.instance()
+        instance = self.make_instance()
         self.start(self.started(), instance, live(EXACT))
         instance.vcpu_model = objects.VirtCPUModel.from_json(
             instance.vcpu_model.to_json())
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
 
     def test_the_same_again_is_not_saved(self):
-        instance = self.instance(vcpu_model=hooks._vcpu_model(EXACT))
+        instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
         self.start(self.started(), instance, live(EXACT))
         self.save.assert_not_called()
 
     def test_not_running(self):
-        instance = self.instance(vcpu_model=configured())
+        instance = self.make_instance(vcpu_model=configured())
         self.start(self.started(), instance, domain(
             "<cpu mode='custom' match='exact' check='partial'>"
             "<model>Nehalem</model></cpu>", dom_id=''))
@@ -360,7 +363,7 @@ class KeptTestCase(CPUHooksTestCase):
 
     def test_passthrough_and_maximum_by_what_can_be_named(self):
         for mode in ('host-passthrough', 'maximum'):
-            instance = self.instance()
+            instance = self.make_instance()
             self.start(self.started(), instance, domain(
                 f"<cpu mode='{mode}'>"
                 "<feature name='sha-ni' policy='disable'/></cpu>"))
@@ -374,32 +377,32 @@ class KeptTestCase(CPUHooksTestCase):
         for xml in ('<domain', '<domain><cpu mode="x"/></domain>'):
             guest = domain('')
             guest.get_xml_desc.return_value = xml
-            instance = self.instance()
+            instance = self.make_instance()
             self.start(self.started(), instance, guest)
             self.assertIsNone(hooks.kept_cpu(instance))
         self.assertIn('cannot be read', self.stdlog.logger.output)
 
     def test_a_database_that_fails_harms_nothing(self):
         self.save.side_effect = exception.InstanceNotFound(instance_id='x')
-        instance = self.instance()
+        instance = self.make_instance()
         self.start(self.started(), instance, live(EXACT))
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
 
     def test_configuring_leaves_what_is_true(self):
         """Nova overwrites it before the guest has the new CPU."""
-        instance = self.instance(vcpu_model=hooks._vcpu_model(EXACT))
+        instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
         self.cpu(self.started(), instance)
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
 
     def test_a_first_configuration_is_novas(self):
-        instance = self.instance()
+        instance = self.make_instance()
         self.cpu(self.started(), instance)
         self.assertEqual('host-model', instance.vcpu_model.mode)
         self.assertIsNone(hooks.kept_cpu(instance))
 
     def test_after_a_live_migration(self):
         drvr = self.started()
-        instance = self.instance(vcpu_model=configured())
+        instance = self.make_instance(vcpu_model=configured())
         with mock.patch.object(
                 libvirt_driver.LibvirtDriver,
                 'post_live_migration_at_destination') as nova, \
@@ -411,7 +414,7 @@ class KeptTestCase(CPUHooksTestCase):
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
 
     def test_drift_is_logged(self):
-        instance = self.instance(vcpu_model=hooks._vcpu_model(EXACT))
+        instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
         self.start(self.started(), instance, live(EXACT.with_features(
             [('aes', 'require'), ('ssse3', 'disable')])))
         self.assertIn('The guest has another CPU than before: gained aes; '
@@ -428,7 +431,7 @@ class HardRebootTestCase(CPUHooksTestCase):
                instance: Any = None, **options: Any) -> etree._Element:
         drvr = self.started(**options)
         vcpu_model = hooks._vcpu_model(cpu) if cpu else configured()
-        instance = instance or self.instance(vcpu_model=vcpu_model)
+        instance = instance or self.make_instance(vcpu_model=vcpu_model)
         found = []
         with mock.patch.object(
                 libvirt_driver.LibvirtDriver, '_hard_reboot',
@@ -471,7 +474,7 @@ class HardRebootTestCase(CPUHooksTestCase):
             keep_guest_cpu=True).get('mode'))
 
     def test_a_wish_refused_leaves_the_guest_running(self):
-        instance = self.instance({'kvm_ext_cpu_mode': 'maximum'})
+        instance = self.make_instance({'kvm_ext_cpu_mode': 'maximum'})
         drvr = self.started()
         with mock.patch.object(libvirt_driver.LibvirtDriver,
                                '_hard_reboot') as nova:
@@ -489,7 +492,7 @@ class MigrationTestCase(CPUHooksTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Connection.compareHypervisorCPU',
             compared))
-        instance = self.instance(vcpu_model=vcpu_model)
+        instance = self.make_instance(vcpu_model=vcpu_model)
         drvr.check_can_live_migrate_destination(
             None, instance, {'cpu_info': '{"arch": "x86_64", "model": "m", '
                              '"vendor": "v", "features": [], "topology": '

@@ -30,6 +30,17 @@ class ChannelTestCase(base.BaseTestCase):
         self.assertFalse(decision.attach)
         self.assertTrue(decision.understood)
 
+    def test_always_unless_the_image_says_no(self):
+        for value, written, attach, understood in (
+                (None, None, True, True), (True, 'yes', True, True),
+                (False, 'no', False, True), (False, '0', False, True),
+                (False, None, False, True), (False, 'maybe', True, False)):
+            decision = channel.decide(value, written, policy='always')
+            self.assertEqual((attach, understood),
+                             (decision.attach, decision.understood), written)
+        self.assertEqual('[kvm_ext] guest_agent = always',
+                         channel.decide(None, policy='always').reason)
+
     def test_no_is_no_where_the_words_are_not_known(self):
         self.assertTrue(channel.decide(False, None).understood)
 
@@ -40,3 +51,31 @@ class ChannelTestCase(base.BaseTestCase):
             self.assertFalse(decision.understood)
             # A tenant wrote them: they do not go into the log.
             self.assertNotIn(words, decision.reason)
+
+
+class ConnectedTestCase(base.BaseTestCase):
+
+    XML = """<domain><title>&lt;channel/&gt;</title><devices>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'
+      state='connected'/></channel>
+    {}</devices></domain>"""
+
+    def connected(self, target: str) -> bool | None:
+        return channel.connected(self.XML.format(
+            f"<channel type='unix'>{target}</channel>"))
+
+    def test_states(self):
+        target = ("<target type='virtio' name='org.qemu.guest_agent.0' "
+                  "state='{}'/>")
+        self.assertIs(True, self.connected(target.format('connected')))
+        self.assertIs(False, self.connected(target.format('disconnected')))
+
+    def test_not_running(self):
+        self.assertIs(False, self.connected(
+            "<target type='virtio' name='org.qemu.guest_agent.0'/>"))
+
+    def test_none(self):
+        self.assertIsNone(self.connected("<target type='virtio' name='x'/>"))
+        # libvirt itself takes only a virtio one for an agent's.
+        self.assertIsNone(self.connected(
+            "<target type='guestfwd' name='org.qemu.guest_agent.0'/>"))

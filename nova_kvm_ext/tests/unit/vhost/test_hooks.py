@@ -88,7 +88,7 @@ class VhostTestCase(driver_base.DriverTestCase):
                vif: network_model.VIF | None = None,
                **kwargs: Any) -> Any:
         """What the VIF driver gives for a port."""
-        instance = self.instance(**kwargs)
+        instance = self.make_instance(**kwargs)
         return drvr.vif_driver.get_config(
             instance, vif or port(), instance.image_meta, instance.flavor,
             driver.CONF.libvirt.virt_type)
@@ -329,7 +329,7 @@ class VIFTypesTestCase(VhostTestCase):
 
     def novas(self, vif: network_model.VIF, **kwargs: Any) -> Any:
         """What Nova's own VIF driver gives, or why it gives nothing."""
-        instance = self.instance(**kwargs)
+        instance = self.make_instance(**kwargs)
         novas = libvirt_vif.LibvirtGenericVIFDriver(self.drvr._host)
         try:
             return novas.get_config(
@@ -422,7 +422,7 @@ class QueuesTestCase(VhostTestCase):
         found = self.interface(drvr, extra_specs=extra_specs,
                                properties=properties, vcpus=vcpus)
         count = int(found.find('driver').get('queues', 1))
-        instance = self.instance(
+        instance = self.make_instance(
             extra_specs=extra_specs, properties=properties, vcpus=vcpus)
         before = instance.obj_to_primitive()
         drvr.vif_driver.plug(instance, port())
@@ -463,7 +463,7 @@ class QueuesTestCase(VhostTestCase):
 
     def test_multiqueue_of_the_image_and_one_queue(self):
         drvr = self.started(max_vhost_queues=1)
-        instance = self.instance({'hw_vif_multiqueue_enabled': 'true'})
+        instance = self.make_instance({'hw_vif_multiqueue_enabled': 'true'})
         drvr.vif_driver.plug(instance, port())
         self.assertEqual({'multiqueue': False},
                          self.create_tap_dev.call_args.kwargs)
@@ -477,7 +477,7 @@ class QueuesTestCase(VhostTestCase):
             plug = mock.Mock()
             with mock.patch.object(drvr.vif_driver, '_plug_os_vif', new=plug):
                 drvr.vif_driver.plug(
-                    self.instance(extra_specs=MULTIQUEUE),
+                    self.make_instance(extra_specs=MULTIQUEUE),
                     port('ovs', details={'ovs_create_tap': True}))
             instance = plug.call_args.args[0]
             self.assertEqual(
@@ -503,7 +503,7 @@ class QueuesTestCase(VhostTestCase):
         config = self.config(
             drvr, extra_specs=MULTIQUEUE | {'kvm_ext:vhost_queues': 'all'})
         self.assertEqual(2, config.vhost_queues)
-        drvr.vif_driver.plug(self.instance(
+        drvr.vif_driver.plug(self.make_instance(
             extra_specs=MULTIQUEUE | {'kvm_ext:vhost_queues': 'all'}), port())
 
     def test_vhost_user_keeps_its_queues(self):
@@ -532,7 +532,7 @@ class PortTestCase(VhostTestCase):
         self.running_guest.get_xml_desc.return_value = '<domain/>'
 
     def attach(self, drvr: driver.KVMDriver, **kwargs: Any) -> Any:
-        instance = self.instance(**kwargs)
+        instance = self.make_instance(**kwargs)
         instance.get_network_info = mock.Mock(return_value=[])
         with mock.patch.object(drvr._host, 'get_guest',
                                return_value=self.running_guest), \
@@ -597,7 +597,7 @@ class PortTestCase(VhostTestCase):
                 mock.patch.object(
                 drvr, '_detach_with_retry') as detach, mock.patch.object(
                 drvr, '_get_guest_config_meta'):
-            instance = self.instance()
+            instance = self.make_instance()
             instance.get_network_info = mock.Mock(return_value=[])
             drvr.detach_interface(None, instance, port())
         detach.assert_called_once()
@@ -624,7 +624,7 @@ class MigrationTestCase(VhostTestCase):
         running = self.guest_xml(source, network_info=[port()], **kwargs)
         running.find('devices/interface').append(
             etree.Element('address', type='pci'))
-        instance = self.instance(**kwargs)
+        instance = self.make_instance(**kwargs)
         data = self.data()
         if destination is not None:
             self.host(destination_can)
@@ -725,7 +725,7 @@ class MigrationTestCase(VhostTestCase):
         """Nova would write that to Neutron."""
         data = self.data()
         self.source._vhost_net.answer_migration(
-            self.instance(), data, self.source.vif_driver.get_config)
+            self.make_instance(), data, self.source.vif_driver.get_config)
         vif, = data.vifs
         self.assertEqual({}, vif.profile)
         self.assertTrue(vif.vif_details['port_filter'])
@@ -733,9 +733,11 @@ class MigrationTestCase(VhostTestCase):
     def test_without_bindings(self):
         data = migrate_data_obj.LibvirtLiveMigrateData()
         self.source._vhost_net.answer_migration(
-            self.instance(), data, self.source.vif_driver.get_config)
-        self.source._vhost_net.before_migration(self.instance(), data, None)
-        self.source._vhost_net.before_migration(self.instance(), None, None)
+            self.make_instance(), data, self.source.vif_driver.get_config)
+        self.source._vhost_net.before_migration(
+            self.make_instance(), data, None)
+        self.source._vhost_net.before_migration(
+            self.make_instance(), None, None)
 
     def test_a_guest_that_cannot_be_read_is_novas_to_handle(self):
         with mock.patch.object(
@@ -744,7 +746,7 @@ class MigrationTestCase(VhostTestCase):
                     self.source._host, 'get_guest',
                     side_effect=exception.InstanceNotFound(instance_id='x')):
             self.source.live_migration(
-                None, self.instance(), 'destination', None, None, False,
+                None, self.make_instance(), 'destination', None, None, False,
                 self.data())
         novas.assert_called_once()
 
@@ -768,9 +770,10 @@ class ProofTestCase(VhostTestCase):
         drvr = self.started(**options)
         guest = mock.Mock(spec=libvirt_guest.Guest)
         guest.get_xml_desc.return_value = xml or self.XML
+        guest._domain = mock.Mock()
         with mock.patch.object(libvirt_driver.LibvirtDriver, '_create_guest',
                                return_value=guest):
-            found = drvr._create_guest(None, '<domain/>', self.instance(),
+            found = drvr._create_guest(None, '<domain/>', self.make_instance(),
                                        pause=False)
         self.assertIs(guest, found)
 
@@ -817,7 +820,7 @@ class ProofTestCase(VhostTestCase):
                     drvr._host, 'get_guest') as get_guest:
                 get_guest.return_value.get_xml_desc.return_value = unnamed
                 drvr.post_live_migration_at_destination(
-                    None, self.instance(), [])
+                    None, self.make_instance(), [])
             self.assertEqual(said, f'{MAC} does not use' in self.log())
 
 

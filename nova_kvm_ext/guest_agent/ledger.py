@@ -1,0 +1,175 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Which guests may be frozen: written down before a freeze is sent.
+
+One file for each guest. Its name, the domain's UUID, is all that counts; what
+is in it is for people to read. So a file that was cut short, or that somebody
+has scribbled into, is as good as a whole one.
+
+Who freezes a guest holds the lock of its file until the guest is thawed. The
+kernel drops the lock of a process that dies, however it dies: a file that
+nobody has locked is of a freeze that nobody is going to undo.
+
+Makes files and nothing else: never talks to libvirt or Nova.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import re
+import stat
+import urllib.parse
+
+_UUID = re.compile(
+    r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}')
+_TEXT_BYTES = 200
+
+# Whatever lies there under a guest's name: no link is followed, a FIFO or a
+# device does not block.
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Held(Exception):
+    """Somebody else is freezing or thawing this guest right now."""
+
+
+class Entry:
+    """One guest in the ledger, locked by us.
+
+    :ivar uuid: of the domain
+    :ivar text: when and why it was entered, as far as that can be read
+    """
+
+    def __init__(self, uuid: str, text: str, descriptor: int,
+                 path: str) -> None:
+        self.uuid = uuid
+        self.text = text
+        self._descriptor: int | None = descriptor
+        self._path = path
+
+    def remove(self) -> None:
+        """The guest is not frozen, for certain.
+
+        :raises OSError: the file cannot be removed; it is not locked any more
+        """
+        if self._descriptor is None:
+            return
+        try:
+            # Before the lock is dropped, so that nobody finds it unlocked.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+                _sync_directory(os.path.dirname(self._path))
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Leave it to whoever settles the ledger next."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Ledger:
+    """The guests of one service.
+
+    :param state_path: an existing directory that outlives the service
+    :param service: the service's own name, ``[DEFAULT] host``: services that
+        share a directory do not know each other's domains
+    """
+
+    def __init__(self, state_path: str, service: str) -> None:
+        # The prefix keeps a host of the name '..' inside.
+        self._directory = os.path.join(
+            state_path, 'kvm-ext-frozen',
+            'of-' + urllib.parse.quote(service, safe=''))
+
+    def enter(self, uuid: str, why: str) -> Entry:
+        """Write a guest down; it is on the disk when this returns.
+
+        :param why: what is going to be done with the frozen guest
+        :raises Held: it is being frozen or thawed by somebody
+        :raises OSError: it cannot be written down
+        """
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        entry = self._open(uuid, os.O_CREAT)
+        assert entry is not None and entry._descriptor is not None
+        try:
+            now = datetime.datetime.now(datetime.timezone.utc)
+            text = f'{now:%Y-%m-%d %H:%M:%S} UTC, {why}\n'.encode()
+            os.ftruncate(entry._descriptor, 0)
+            os.pwrite(entry._descriptor, text[:_TEXT_BYTES], 0)
+            os.fsync(entry._descriptor)
+            _sync_directory(self._directory)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                entry.remove()
+            raise
+        return entry
+
+    def left_behind(self) -> list[str]:
+        """UUIDs that are written down, locked ones among them.
+
+        :raises OSError: the ledger cannot be read
+        """
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if _UUID.fullmatch(name))
+
+    def take(self, uuid: str) -> Entry | None:
+        """Lock a guest that is written down.
+
+        :returns: None where it is not written down (any more)
+        :raises Held: it is being frozen or thawed by somebody
+        :raises OSError: what lies there is no file of ours
+        """
+        try:
+            return self._open(uuid, 0)
+        except FileNotFoundError:
+            return None
+
+    def _open(self, uuid: str, create: int) -> Entry | None:
+        if not _UUID.fullmatch(uuid):
+            raise ValueError(f'not a UUID: {uuid!r}')
+        path = os.path.join(self._directory, uuid)
+        while True:
+            descriptor = os.open(path, _FLAGS | create, 0o600)
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(0, 'is no ordinary file', path)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Held(uuid) from None
+                if os.fstat(descriptor).st_nlink:
+                    text = os.pread(descriptor, _TEXT_BYTES, 0)
+                    return Entry(uuid, text.decode('utf-8', 'replace'),
+                                 descriptor, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # Whoever had it locked has removed it meanwhile.
+            os.close(descriptor)
+            if not create:
+                return None
+
+
+def _sync_directory(path: str) -> None:
+    """A name is on the disk only when its directory is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

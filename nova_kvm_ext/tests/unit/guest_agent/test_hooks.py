@@ -1,0 +1,973 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver does about guest agents, on Nova's fake libvirt.
+
+The guest is a domain that has an agent in it; Nova's own code calls it.
+"""
+
+import contextlib
+import json
+import os
+from typing import Any
+from unittest import mock
+
+import ddt
+import fixtures
+from nova.compute import power_state
+from nova import context
+from nova import exception
+from nova import objects
+from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
+from oslo_utils.fixture import uuidsentinel as uuids
+
+from nova_kvm_ext import driver
+from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guest_agent import hooks
+from nova_kvm_ext.guest_agent import ledger
+from nova_kvm_ext.tests.unit import driver_base
+
+LIMIT = 7
+XML = """<domain type='kvm' id='1'><devices><channel type='unix'>
+<target type='virtio' name='org.qemu.guest_agent.0' state='{}'/></channel>
+</devices></domain>"""
+NO_CHANNEL = "<domain type='kvm' id='1'><devices/></domain>"
+
+UNRESPONSIVE = fakelibvirt.VIR_ERR_AGENT_UNRESPONSIVE
+SILENT = 'Guest agent is not responding: Guest agent not available for now'
+HOSTILE = 'it is \x1b[31mred\x1b[0m\nERROR a line of its own \u202e'
+
+
+def libvirt_error(code: int, text: str) -> Exception:
+    return fakelibvirt.make_libvirtError(
+        fakelibvirt.libvirtError, text, error_code=code)
+
+
+class Domain:
+    """A running domain with an agent, which may be made to misbehave.
+
+    :ivar broken: libvirt call or agent command -> exception that it raises;
+        where it is 'late:NAME', the command takes effect all the same
+    """
+
+    def __init__(self) -> None:
+        self.xml = XML.format('connected')
+        self.active = True
+        self.saved = False
+        self.frozen = False
+        self.broken: dict[str, BaseException] = {}
+        self.timeout = -2
+        self.calls: list[str] = []
+        self.timeouts: dict[str, int] = {}
+        self.password: str | None = None
+        self.during: dict[str, Any] = {}
+
+    def _do(self, name: str) -> None:
+        self.calls.append(name)
+        self.timeouts[name] = self.timeout
+        if name in self.during:
+            self.during.pop(name)()
+        if name in self.broken:
+            raise self.broken[name]
+
+    def UUIDString(self) -> str:
+        return uuids.instance
+
+    def ID(self) -> int:
+        return 1 if self.active else -1
+
+    def XMLDesc(self, flags: int = 0) -> str:
+        return self.xml
+
+    def isActive(self) -> bool:
+        return self.active
+
+    def hasManagedSaveImage(self, flags: int) -> bool:
+        return self.saved
+
+    def agentSetResponseTimeout(self, seconds: int, flags: int) -> None:
+        self.timeout = seconds
+
+    def info(self) -> list[int]:
+        return [1 if self.active else 5, 0, 0, 0, 0]
+
+    def fsFreeze(self) -> None:
+        self.frozen = 'late:fsFreeze' in self.broken or self.frozen
+        if 'late:fsFreeze' in self.broken:
+            raise self.broken['late:fsFreeze']
+        self._do('fsFreeze')
+        self.frozen = True
+
+    def fsThaw(self) -> None:
+        self._do('fsThaw')
+        self.frozen = False
+
+    def setUserPassword(self, user: str, password: str, flags: int) -> None:
+        self._do('setUserPassword')
+        self.password = password
+
+    def setTime(self, time: Any = None, flags: int = 0) -> None:
+        self._do('setTime')
+
+    def shutdown(self) -> None:
+        self._do('shutdown')
+
+    def shutdownFlags(self, flags: int) -> None:
+        self._do(f'shutdownFlags {flags}')
+        self.active = False
+
+    def command(self, domain: Any, request: str, seconds: int, flags: int
+                ) -> str:
+        """What stands for libvirt_qemu.qemuAgentCommand."""
+        name = json.loads(request)['execute']
+        self._do(name)
+        answer: Any = {}
+        if name == 'guest-fsfreeze-thaw':
+            answer, self.frozen = int(self.frozen), False
+        elif name == 'guest-fsfreeze-status':
+            answer = 'frozen' if self.frozen else 'thawed'
+        elif name == 'guest-info':
+            answer = {'version': '7.2', 'supported_commands': []}
+        elif name == 'guest-shutdown':
+            self.active = False
+        return json.dumps({'return': answer})
+
+
+class HooksTestCase(driver_base.DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(host='host', shutdown_timeout=60)
+        self.flags(guest_agent_timeout=LIMIT, group='kvm_ext')
+        # What Nova's fake libvirt has not.
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.libvirt.driver.libvirt.'
+            'VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN', 1))
+        self.driver = self.started()
+        self.domain = Domain()
+        self.guest = libvirt_guest.Guest(self.domain)
+        self.serve(self.driver)
+        self.context = context.get_admin_context()
+        self.instance = objects.Instance(
+            self.context, id=1, uuid=uuids.instance, user_id='u',
+            project_id='p', image_ref=uuids.image, os_type=None,
+            key_data=None, vcpu_model=None, system_metadata={
+                'image_hw_qemu_guest_agent': 'yes'})
+        self.ledger = ledger.Ledger(driver.CONF.state_path, 'host')
+        self.log = self.useFixture(fixtures.FakeLogger(
+            'nova_kvm_ext.guest_agent.hooks'))
+
+    def serve(self, drvr: driver.KVMDriver) -> None:
+        """Have a driver find the domain."""
+        self.connection = mock.Mock(
+            lookupByUUIDString=mock.Mock(return_value=self.domain))
+        for name, value in (
+                ('get_guest', mock.Mock(return_value=self.guest)),
+                ('get_connection', mock.Mock(return_value=self.connection)),
+                ('list_guests', mock.Mock(return_value=[self.guest]))):
+            self.useFixture(fixtures.MockPatchObject(
+                drvr._host, name, value))
+        drvr._guest_agents.__dict__['_command'] = self.domain.command
+
+    def another_service(self) -> hooks.GuestAgents:
+        """The one that is started after this one was killed."""
+        # The kernel drops the locks of a process that dies.
+        for freeze in self.driver._guest_agents._freezes.values():
+            freeze.entry.release()
+        agents = hooks.GuestAgents(self.driver._host)
+        agents.__dict__['_command'] = self.domain.command
+        return agents
+
+    def quiesce(self, **properties: str) -> None:
+        self.driver.quiesce(self.context, self.instance, self.image(
+            **properties))
+
+    def unquiesce(self) -> None:
+        self.driver.unquiesce(self.context, self.instance, self.image())
+
+    def image(self, **properties: str) -> objects.ImageMeta:
+        return objects.ImageMeta.from_dict({'properties': {
+            'hw_qemu_guest_agent': 'yes'} | properties})
+
+    def settled(self) -> None:
+        """The guest is thawed, and nothing says otherwise."""
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertEqual({}, self.driver._guest_agents._freezes)
+        self.assertEqual(LIMIT, self.domain.timeout)
+
+
+class ChannelTestCase(HooksTestCase):
+    """Nova goes by the guest's channel, not by its image."""
+
+    def test_channel_without_a_word_of_the_image(self):
+        image = objects.ImageMeta.from_dict({'properties': {}})
+        self.driver._can_quiesce(self.instance, image)
+        self.assertNotIn('hw_qemu_guest_agent', image.properties)
+        self.instance.system_metadata = {}
+        self.driver.set_admin_password(self.instance, 'secret')
+        self.assertEqual('secret', self.domain.password)
+
+    def test_no_channel_though_the_image_says_yes(self):
+        self.domain.xml = NO_CHANNEL
+        self.assertRaises(exception.QemuGuestAgentNotEnabled,
+                          self.driver._can_quiesce, self.instance,
+                          self.image())
+        self.assertRaises(exception.QemuGuestAgentNotEnabled,
+                          self.driver.set_admin_password, self.instance, 'x')
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.quiesce)
+        self.assertEqual([], self.domain.calls)
+
+    def test_the_image_counts_where_there_is_no_domain(self):
+        self.driver._host.get_guest.side_effect = (
+            exception.InstanceNotFound(instance_id='x'))
+        self.driver._can_quiesce(self.instance, self.image())
+        self.assertRaises(
+            exception.QemuGuestAgentNotEnabled, self.driver._can_quiesce,
+            self.instance, objects.ImageMeta.from_dict({'properties': {}}))
+
+    def test_not_connected(self):
+        self.domain.xml = XML.format('disconnected')
+        error = self.assertRaises(
+            exception.QemuGuestAgentNotEnabled, self.driver._can_quiesce,
+            self.instance, self.image())
+        self.assertIn('not connected', str(error))
+
+    def test_password_of_one_is_not_the_next_ones(self):
+        self.instance.system_metadata = {}
+        self.driver.set_admin_password(self.instance, 'secret')
+        self.assertRaises(
+            exception.QemuGuestAgentNotEnabled,
+            self.driver._can_set_admin_password,
+            objects.ImageMeta.from_dict({'properties': {}}))
+
+    def test_always(self):
+        self.flags(guest_agent='always', group='kvm_ext')
+        for properties, there in (({}, 1), ({'hw_qemu_guest_agent': 'yes'}, 1),
+                                  ({'hw_qemu_guest_agent': 'no'}, 0),
+                                  ({'hw_qemu_guest_agent': 'maybe'}, 1)):
+            found = self.guest_xml(self.driver, properties).xpath(
+                'devices/channel/target[@name=$name]',
+                name=channel.TARGET_NAME)
+            self.assertEqual(there, len(found), properties)
+
+
+class TimeoutTestCase(HooksTestCase):
+
+    def test_running_guests_when_the_service_starts(self):
+        self.driver._guest_agents.service_starts()
+        self.assertEqual(LIMIT, self.domain.timeout)
+
+    def test_start_does_not_fail(self):
+        for error in (exception.HypervisorUnavailable(),
+                      libvirt_error(1, 'no')):
+            self.driver._host.list_guests.side_effect = error
+            self.driver._guest_agents.service_starts()
+        self.assertIn('guest_agent_timeout', self.log.output)
+
+    def test_every_start_of_a_guest(self):
+        with mock.patch.object(libvirt_guest.Guest, 'create',
+                               return_value=self.guest):
+            self.driver._create_guest(
+                self.context, '<domain/>', self.instance, power_on=False)
+        self.assertEqual(LIMIT, self.domain.timeout)
+
+    def test_guest_that_does_not_run(self):
+        with mock.patch.object(
+                self.domain, 'agentSetResponseTimeout',
+                side_effect=libvirt_error(55, 'domain is not running')):
+            self.driver._guest_agents.limit(self.guest)
+
+    def test_after_live_migration(self):
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver,
+                'post_live_migration_at_destination') as novas:
+            self.driver.post_live_migration_at_destination(
+                self.context, self.instance, [], True, None)
+        novas.assert_called_once_with(
+            self.context, self.instance, [], True, None)
+        self.assertEqual(LIMIT, self.domain.timeout)
+        self.assertEqual(['setTime'], self.domain.calls)
+
+    def test_migration_is_done_whatever_becomes_of_the_agent(self):
+        self.driver._host.get_guest.side_effect = (
+            exception.InternalError('no'))
+        self.driver._guest_agents.migrated(self.instance)
+        self.assertIn('time limit', self.log.output)
+
+    def test_after_a_cold_snapshot(self):
+        resume = self.driver._resume_guest_after_snapshot
+        with mock.patch.object(libvirt_driver.LibvirtDriver,
+                               '_resume_guest_after_snapshot'):
+            resume(self.context, True, power_state.RUNNING, self.instance,
+                   self.guest)
+            self.assertEqual([], self.domain.calls)
+            resume(self.context, False, power_state.RUNNING, self.instance,
+                   self.guest)
+        self.assertEqual(['setTime'], self.domain.calls)
+        self.assertEqual(LIMIT, self.domain.timeouts['setTime'])
+
+    def test_a_freeze_and_a_thaw_have_more_time(self):
+        self.quiesce()
+        self.assertEqual(LIMIT, self.domain.timeout)
+        self.unquiesce()
+        self.assertEqual(LIMIT, self.domain.timeout)
+        self.assertEqual(hooks.VOLUME_FREEZE_TIMEOUT,
+                         self.domain.timeouts['fsFreeze'])
+        self.assertEqual(30, self.domain.timeouts['fsThaw'])
+        with self.driver._guest_agents.live_snapshot(self.instance):
+            self.quiesce()
+        self.assertEqual(60, self.domain.timeouts['fsFreeze'])
+
+
+class FreezeTestCase(HooksTestCase):
+    """Volume-backed: Nova's API freezes and thaws."""
+
+    def test_written_down_while_it_is_frozen(self):
+        self.domain.during['fsFreeze'] = lambda: self.assertEqual(
+            [uuids.instance], self.ledger.left_behind())
+        self.quiesce()
+        self.assertNotIn('fsFreeze', self.domain.during)
+        self.assertTrue(self.domain.frozen)
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.unquiesce()
+        self.settled()
+        self.assertRegex(self.log.output, r'was frozen for \d+\.\d\d s')
+
+    def test_not_frozen_where_it_cannot_be_written_down(self):
+        with open(os.path.join(driver.CONF.state_path, 'kvm-ext-frozen'),
+                  'w'):
+            pass
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.quiesce)
+        self.assertIn('state_path', str(error))
+        self.assertNotIn('fsFreeze', self.domain.calls)
+
+    def test_answer_that_came_late(self):
+        self.domain.broken['late:fsFreeze'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.settled()
+
+    def test_freeze_that_ends_after_it_was_given_up(self):
+        silent = libvirt_error(UNRESPONSIVE, SILENT)
+        self.domain.broken = {'late:fsFreeze': silent,
+                              'guest-fsfreeze-thaw': silent}
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.assertTrue(self.domain.frozen)
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.assertIn('may be frozen', self.log.output)
+        # It hangs still.
+        self.driver._guest_agents.settle()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.broken = {}
+        self.driver._guest_agents.settle()
+        self.settled()
+        self.assertIn('was left frozen', self.log.output)
+
+    def test_one_that_froze_late_is_thawed_before_the_next_freeze(self):
+        silent = libvirt_error(UNRESPONSIVE, SILENT)
+        self.domain.broken = {'late:fsFreeze': silent,
+                              'guest-fsfreeze-thaw': silent}
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.domain.broken = {}
+        self.quiesce()
+        self.unquiesce()
+        self.settled()
+
+    def test_agent_that_hangs_is_sent_no_freeze(self):
+        self.domain.broken['guest-fsfreeze-status'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.quiesce)
+        self.assertIn('did not answer', str(error))
+        self.assertNotIn('fsFreeze', self.domain.calls)
+        self.settled_without_limit()
+
+    def settled_without_limit(self) -> None:
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertEqual({}, self.driver._guest_agents._freezes)
+
+    def test_agent_that_cannot_freeze_at_all(self):
+        """Thawing it would fail for ever."""
+        refusal = libvirt_error(
+            1, "internal error: unable to execute QEMU agent command "
+            "'guest-fsfreeze-freeze': The command guest-fsfreeze-freeze has "
+            "not been found")
+        self.domain.broken = {name: refusal for name in (
+            'guest-fsfreeze-status', 'fsFreeze', 'guest-fsfreeze-thaw')}
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.settled_without_limit()
+
+    def test_frozen_by_somebody_else(self):
+        self.domain.frozen = True
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.quiesce)
+        self.assertIn('frozen already', str(error))
+        self.assertTrue(self.domain.frozen)
+
+    def test_frozen_twice(self):
+        self.quiesce()
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.assertTrue(self.domain.frozen)
+        self.unquiesce()
+        self.settled()
+
+    def test_words_of_the_guest(self):
+        self.domain.broken['fsFreeze'] = libvirt_error(1, HOSTILE)
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.quiesce)
+        for text in (str(error), self.log.output.replace('\n', '', 1)):
+            self.assertNotIn('\x1b', text)
+            self.assertNotIn('\u202e', text)
+        self.assertNotIn('\nERROR', self.log.output)
+
+    def test_answer_that_is_no_text(self):
+        """libvirt-python raises SystemError then; Nova does not expect it."""
+        self.domain.broken['fsFreeze'] = SystemError('returned a result')
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.settled()
+
+    def test_interrupted(self):
+        self.domain.broken['late:fsFreeze'] = KeyboardInterrupt()
+        self.assertRaises(KeyboardInterrupt, self.quiesce)
+        self.settled()
+
+    def test_thaw_asked_for_before_the_freeze_is_answered(self):
+        """Nova's API has given up waiting, and sends the thaw."""
+        self.domain.broken['fsThaw'] = libvirt_error(
+            68, 'cannot acquire state change lock')
+
+        def thaw():
+            with contextlib.suppress(exception.NovaException):
+                self.unquiesce()
+
+        self.domain.during['fsFreeze'] = thaw
+        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.settled()
+
+    def test_thaw_that_fails_once(self):
+        self.quiesce()
+        self.domain.broken['fsThaw'] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.unquiesce()
+        self.settled()
+
+    def test_thaw_that_fails(self):
+        silent = libvirt_error(UNRESPONSIVE, SILENT)
+        self.quiesce()
+        self.domain.broken = {'fsThaw': silent, 'guest-fsfreeze-thaw': silent}
+        self.assertRaises(exception.InstanceQuiesceFailed, self.unquiesce)
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.broken = {}
+        with mock.patch.object(libvirt_driver.LibvirtDriver,
+                               'get_available_resource'):
+            self.driver.get_available_resource('node')
+        self.settled()
+
+    def test_libvirt_dies(self):
+        self.quiesce()
+        dead = libvirt_error(38, 'Cannot recv data: Connection reset by peer')
+        self.domain.broken['fsThaw'] = dead
+        self.connection.lookupByUUIDString.side_effect = dead
+        self.assertRaises(exception.InstanceQuiesceFailed, self.unquiesce)
+        self.driver._host.get_connection.side_effect = (
+            exception.HypervisorUnavailable())
+        self.driver._guest_agents.settle()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.serve(self.driver)
+        self.driver._guest_agents.settle()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_libvirt_dies_and_the_message_bus_with_it(self):
+        self.quiesce()
+        self.domain.broken['fsThaw'] = libvirt_error(38, 'Cannot recv data')
+        self.driver._host.get_connection.side_effect = RuntimeError('no bus')
+        self.assertRaises(RuntimeError, self.unquiesce)
+        self.serve(self.driver)
+        self.driver._guest_agents.settle()
+        self.settled()
+
+    def test_volume_snapshot_that_never_ends(self):
+        self.quiesce()
+        self.driver._guest_agents.settle()
+        self.assertTrue(self.domain.frozen)
+        freeze, = self.driver._guest_agents._freezes.values()
+        freeze.answered -= hooks.VOLUME_FREEZE_LIMIT + 1
+        self.driver._guest_agents.settle()
+        self.settled()
+        self.assertIn('Do not count on that snapshot', self.log.output)
+
+    def test_thaw_of_what_was_never_frozen(self):
+        self.unquiesce()
+        self.settled()
+
+
+class KilledTestCase(HooksTestCase):
+
+    def test_while_it_is_frozen(self):
+        self.quiesce()
+        agents = self.another_service()
+        agents.service_starts()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('was left frozen', self.log.output)
+
+    def test_before_the_freeze_was_sent(self):
+        self.ledger.enter(uuids.instance, 'snapshot').release()
+        self.another_service().service_starts()
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('is not frozen', self.log.output)
+
+    def test_one_that_lives_keeps_its_guests(self):
+        self.quiesce()
+        agents = hooks.GuestAgents(self.driver._host)
+        agents.__dict__['_command'] = self.domain.command
+        agents.service_starts()
+        self.assertTrue(self.domain.frozen)
+        self.unquiesce()
+        self.settled()
+
+    def test_thawed_by_the_api_after_a_new_start(self):
+        self.ledger.enter(uuids.instance, 'snapshot').release()
+        self.domain.frozen = True
+        self.unquiesce()
+        self.settled()
+
+    def test_guest_that_is_gone(self):
+        self.ledger.enter(uuids.instance, 'snapshot').release()
+        self.connection.lookupByUUIDString.side_effect = libvirt_error(
+            fakelibvirt.VIR_ERR_NO_DOMAIN, 'no domain')
+        self.driver._guest_agents.settle()
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_guest_that_is_off(self):
+        self.ledger.enter(uuids.instance, 'snapshot').release()
+        self.domain.active = False
+        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
+            55, 'domain is not running')
+        self.domain.saved = True
+        self.driver._guest_agents.settle()
+        # Suspended to disk: it wakes up frozen.
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.saved = False
+        self.driver._guest_agents.settle()
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_many_that_hang(self):
+        """Each has its turn, and none holds up the service."""
+        others = [f'c1c2c3c4-0000-4000-8000-{n:012}' for n in range(20)]
+        for other in others:
+            self.ledger.enter(other, 'snapshot').release()
+        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        clock = [1000.0]
+        tried = []
+
+        def look_up(uuid):
+            tried.append(uuid)
+            clock[0] += 2.5
+            return self.domain
+
+        self.connection.lookupByUUIDString.side_effect = look_up
+        with mock.patch.object(hooks.time, 'monotonic', lambda: clock[0]):
+            for _ in range(4):
+                started = clock[0]
+                self.driver._guest_agents.settle()
+                # What was begun in time may end.
+                self.assertLessEqual(clock[0] - started,
+                                     hooks.SETTLE_TIME + 5)
+        self.assertEqual(set(others), set(tried))
+
+    def test_damaged_ledger(self):
+        self.ledger.enter(uuids.instance, 'x').release()
+        directory = self.ledger._directory
+        os.mkfifo(os.path.join(
+            directory, 'c1c2c3c4-0000-4000-8000-000000000001'))
+        with open(os.path.join(directory, uuids.instance), 'wb') as f:
+            f.write(b'\xff\x1b[31m\n' * 100)
+        self.domain.frozen = True
+        self.driver._guest_agents.service_starts()
+        self.assertFalse(self.domain.frozen)
+        self.assertIn('Remove it', self.log.output)
+        self.assertNotIn('\x1b', self.log.output)
+
+    def test_ledger_that_cannot_be_read(self):
+        with mock.patch.object(ledger.os, 'listdir',
+                               side_effect=PermissionError(13, 'no')):
+            self.driver._guest_agents.service_starts()
+        self.assertIn('permissions', self.log.output)
+
+
+@ddt.ddt
+class LiveSnapshotTestCase(HooksTestCase):
+    """Nova's own code, whose end is a ``finally`` that freezes and thaws."""
+
+    def setUp(self):
+        super().setUp()
+        self.device = mock.Mock()
+        self.device.is_job_complete.return_value = True
+        self.snapshot_guest = mock.Mock()
+        self.snapshot_guest.get_block_device.return_value = self.device
+        for path in ('nova.virt.libvirt.utils.get_disk_size',
+                     'nova.virt.libvirt.utils.get_disk_backing_file',
+                     'nova.virt.libvirt.utils.create_image',
+                     'oslo_utils.fileutils.delete_if_exists'):
+            self.useFixture(fixtures.MockPatch(path))
+        self.extract = self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.utils.extract_snapshot')).mock
+        self.chown = self.useFixture(fixtures.MockPatch(
+            'nova.privsep.path.chown')).mock
+        self.write_config = self.useFixture(fixtures.MockPatchObject(
+            self.driver._host, 'write_instance_config')).mock
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver, '_delete_guest_configuration'))
+
+    def snapshot(self, **properties: str) -> None:
+        self.driver._live_snapshot(
+            self.context, self.instance, self.snapshot_guest, '/disk', '/out',
+            'qcow2', 'qcow2', self.image(**properties))
+
+    def test_success(self):
+        self.write_config.side_effect = lambda xml: self.assertTrue(
+            self.domain.frozen)
+        self.snapshot()
+        self.assertIn('fsFreeze', self.domain.calls)
+        self.extract.assert_called_once()
+        self.settled()
+        self.assertIn('was frozen for', self.log.output)
+
+    @ddt.data('abort_job', 'chown', 'write_config')
+    def test_error_between(self, what):
+        broken = (self.device.abort_job if what == 'abort_job' else
+                  getattr(self, what))
+        # The first abort_job() comes before all else.
+        broken.side_effect = (
+            [None, RuntimeError('broken')] if what == 'abort_job'
+            else RuntimeError('broken'))
+        error = self.assertRaises(RuntimeError, self.snapshot)
+        self.assertEqual('broken', str(error))
+        self.assertIn('fsFreeze', self.domain.calls)
+        self.settled()
+
+    def in_order(self) -> None:
+        """What Nova does after the copy has been done."""
+        self.assertEqual(2, self.device.abort_job.call_count)
+        self.chown.assert_called_once()
+        self.write_config.assert_called_once()
+
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_required(self, what):
+        self.domain.broken[what] = libvirt_error(UNRESPONSIVE, SILENT)
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.snapshot,
+            os_require_quiesce='yes')
+        self.assertIn('Guest agent' if what != 'guest-fsfreeze-status' else
+                      'did not answer', str(error))
+        self.in_order()
+        self.extract.assert_not_called()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_not_required(self, what):
+        self.domain.broken[what] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.snapshot()
+        self.in_order()
+        self.extract.assert_called_once()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_required_of_an_agent_that_is_not_there(self):
+        """Before anything is copied."""
+        self.domain.xml = XML.format('disconnected')
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.snapshot,
+                          os_require_quiesce='yes')
+        self.device.rebase.assert_not_called()
+
+    def test_agent_that_goes_while_the_disk_is_copied(self):
+        def go(*args, **kwargs):
+            self.domain.xml = XML.format('disconnected')
+
+        self.device.rebase.side_effect = go
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
+                          os_require_quiesce='yes')
+        self.in_order()
+
+    def test_a_failure_is_forgotten_with_its_snapshot(self):
+        self.domain.broken['fsFreeze'] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.device.abort_job.side_effect = [None, RuntimeError('broken')]
+        self.assertRaises(RuntimeError, self.snapshot,
+                          os_require_quiesce='yes')
+        self.domain.broken = {}
+        self.device.abort_job.side_effect = None
+        self.snapshot(os_require_quiesce='yes')
+        self.settled()
+
+    def test_late_freeze_is_thawed_at_the_end_of_the_snapshot(self):
+        silent = libvirt_error(UNRESPONSIVE, SILENT)
+        self.domain.broken = {'late:fsFreeze': silent,
+                              'guest-fsfreeze-thaw': silent}
+        self.write_config.side_effect = lambda xml: self.domain.broken.clear()
+        self.snapshot()
+        self.settled()
+
+
+class VolumeSnapshotTestCase(HooksTestCase):
+    """libvirt itself freezes, for a volume that is a file."""
+
+    def take(self, snapshot: Any, **properties: str) -> None:
+        guest = mock.Mock(_domain=self.domain, snapshot=snapshot)
+        xml = ("<domain><devices><disk type='file'><source file='/volume'/>"
+               "<target dev='vdb' bus='virtio'/><serial>volume</serial></disk>"
+               "</devices></domain>")
+        guest.get_xml_desc.return_value = xml
+        self.instance.system_metadata = {
+            f'image_{key}': value for key, value in
+            ({'hw_qemu_guest_agent': 'yes'} | properties).items()}
+        self.driver._volume_snapshot_create(
+            self.context, self.instance, guest, 'volume', 'new')
+
+    def test_success(self):
+        def snapshot(conf, quiesce, **kwargs):
+            self.assertTrue(quiesce)
+            self.assertEqual(60, self.domain.timeout)
+            self.assertEqual([uuids.instance], self.ledger.left_behind())
+
+        self.take(snapshot)
+        self.settled()
+
+    def test_freeze_that_libvirt_gave_up(self):
+        def snapshot(conf, quiesce, **kwargs):
+            if quiesce:
+                self.domain.frozen = True
+                raise libvirt_error(UNRESPONSIVE, SILENT)
+
+        self.take(snapshot)
+        self.settled()
+        self.domain.frozen = False
+        self.assertRaises(fakelibvirt.libvirtError, self.take, snapshot,
+                          os_require_quiesce='yes')
+        self.settled()
+
+    def test_frozen_by_the_api_already(self):
+        self.quiesce()
+        self.take(mock.Mock())
+        self.assertTrue(self.domain.frozen)
+        self.unquiesce()
+        self.settled()
+
+    def test_no_agent(self):
+        self.domain.xml = NO_CHANNEL
+        snapshot = mock.Mock()
+        self.take(snapshot)
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertEqual([], self.ledger.left_behind())
+
+
+class RbdSnapshotTestCase(HooksTestCase):
+    """Nova's direct snapshot of an RBD volume, on a Ceph that is none."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(images_rbd_pool='pool', group='libvirt')
+        self.ceph = self.useFixture(fixtures.MockPatch(
+            'nova.storage.rbd_utils.RBDDriver')).mock.return_value
+        self.ceph.pool, self.ceph.rbd_user = 'pool', None
+        self.ceph.ceph_conf = None
+        self.frozen: list[tuple[str, bool]] = []
+        for name in ('create_snap', 'clone', 'flatten'):
+            setattr(self.ceph, name, mock.Mock(
+                side_effect=lambda *args, name=name, **kwargs:
+                self.frozen.append((name, self.domain.frozen))))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.imagebackend.Rbd._get_parent_pool',
+            return_value='images'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.imagebackend.Rbd.cleanup_direct_snapshot'))
+
+    def snapshot(self) -> str:
+        disk = self.driver.image_backend.by_libvirt_path(
+            self.instance, 'pool/volume', image_type='rbd')
+        return disk.direct_snapshot(
+            self.context, 'snap', 'raw', 'copy', uuids.image)
+
+    def test_frozen_no_longer_than_needed(self):
+        self.assertIn('copy', self.snapshot())
+        self.assertEqual([('create_snap', True), ('clone', False),
+                          ('flatten', False), ('create_snap', False)],
+                         self.frozen)
+        self.settled()
+
+    def test_not_required(self):
+        self.domain.broken['fsFreeze'] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.snapshot()
+        self.assertIn('is not quiesced', self.log.output)
+
+    def test_required(self):
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.domain.broken['fsFreeze'] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.assertEqual([], self.frozen)
+
+    def test_ceph_fails(self):
+        self.ceph.create_snap.side_effect = RuntimeError('broken')
+        self.assertRaises(RuntimeError, self.snapshot)
+        self.settled()
+
+    def test_thaw_fails(self):
+        """The snapshot is good, and Nova must get to clean up after it."""
+        silent = libvirt_error(UNRESPONSIVE, SILENT)
+        self.domain.broken = {'fsThaw': silent, 'guest-fsfreeze-thaw': silent}
+        self.snapshot()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+
+    def test_guest_that_is_off(self):
+        self.domain.active = False
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.snapshot()
+        self.assertNotIn('fsFreeze', self.domain.calls)
+
+    def test_other_disks_are_left_alone(self):
+        disk = self.driver.image_backend.by_libvirt_path(
+            self.instance, '/disk', image_type='qcow2')
+        self.assertEqual('/disk', disk.path)
+
+
+class ShutdownTestCase(HooksTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatch('time.sleep'))
+
+    def test_by_the_agent(self):
+        self.assertTrue(self.driver._clean_shutdown(self.instance, 60, 10))
+        self.assertEqual(['guest-shutdown'], self.domain.calls)
+        self.assertEqual(LIMIT, self.domain.timeout)
+
+    def test_the_button_when_the_agent_is_silent(self):
+        self.domain.broken['guest-shutdown'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        self.assertTrue(self.driver._clean_shutdown(self.instance, 60, 10))
+        self.assertEqual(['guest-shutdown', 'shutdownFlags 1'],
+                         self.domain.calls)
+
+    def test_time_is_nova_s_in_all(self):
+        """libvirt's own way is 60 s for each time that Nova asks."""
+        clock = [1000.0]
+
+        def silent():
+            clock[0] += self.domain.timeout * 2
+            raise libvirt_error(UNRESPONSIVE, SILENT)
+
+        for timeout, asked in ((60, LIMIT), (9, 3), (2, 1)):
+            self.domain.during['guest-shutdown'] = silent
+            with mock.patch.object(hooks.time, 'monotonic',
+                                   lambda: clock[0]):
+                before = clock[0]
+                _, left = self.driver._guest_agents.shut_down(
+                    self.driver, self.instance, timeout)
+            self.assertEqual(asked, self.domain.timeouts['guest-shutdown'])
+            self.assertEqual(max(1, timeout - (clock[0] - before)), left)
+
+    def test_no_agent_is_nova_s_business(self):
+        for xml in (NO_CHANNEL, XML.format('disconnected')):
+            self.domain.calls.clear()
+            self.domain.xml = xml
+            self.driver._clean_shutdown(self.instance, 1, 10)
+            self.assertEqual(['shutdown'], self.domain.calls)
+
+    def test_soft_reboot(self):
+        self.domain.timeout = -2
+        with mock.patch.object(self.guest, 'launch') as launch, \
+                mock.patch.object(self.driver, '_wait_for_running',
+                                  side_effect=libvirt_driver.loopingcall.
+                                  LoopingCallDone()):
+            self.assertTrue(self.driver._soft_reboot(self.instance))
+        launch.assert_called_once_with()
+        self.assertEqual('guest-shutdown', self.domain.calls[0])
+        self.assertNotIn('shutdown', self.domain.calls)
+        self.assertEqual(LIMIT, self.domain.timeout)
+
+
+class PasswordTestCase(HooksTestCase):
+
+    SECRET = 'hunter2'
+
+    def fails(self, kind: type[Exception]) -> Exception:
+        error = self.assertRaises(kind, self.driver.set_admin_password,
+                                  self.instance, self.SECRET)
+        while error is not None:
+            self.assertNotIn(self.SECRET, str(error))
+            error, first = (None if error.__suppress_context__ else
+                            error.__context__), error
+        self.assertNotIn(self.SECRET, self.log.output)
+        return first
+
+    def test_success(self):
+        self.driver.set_admin_password(self.instance, self.SECRET)
+        self.assertEqual(self.SECRET, self.domain.password)
+
+    def test_silent_agent(self):
+        for code in (UNRESPONSIVE, 97, 112):
+            self.domain.broken['setUserPassword'] = libvirt_error(
+                code, SILENT)
+            error = self.fails(exception.InstanceAgentNotEnabled)
+            self.assertIn('does not answer', str(error))
+
+    def test_agent_that_is_gone(self):
+        self.domain.xml = XML.format('disconnected')
+        error = self.fails(exception.InstanceAgentNotEnabled)
+        self.assertIn('does not answer', str(error))
+        self.assertEqual([], self.domain.calls)
+
+    def test_agent_that_repeats_the_password(self):
+        for broken in (libvirt_error(1, f'chpasswd: {self.SECRET}?'),
+                       SystemError(self.SECRET)):
+            self.domain.broken['setUserPassword'] = broken
+            error = self.fails(exception.InternalError)
+            self.assertIn('did not set the password', str(error))
+
+
+class DiagnosticsTestCase(HooksTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(
+            libvirt_driver.LibvirtDriver, 'get_diagnostics',
+            return_value={'memory': 1}))
+
+    def state(self) -> Any:
+        found = self.driver.get_diagnostics(self.instance)
+        self.assertEqual(1, found['memory'])
+        # It goes over the message bus.
+        json.dumps(found)
+        return found['guest_agent']['state']
+
+    def test_states(self):
+        self.assertEqual('connected', self.state())
+        self.domain.frozen = True
+        self.assertEqual('frozen', self.state())
+        self.domain.broken['guest-info'] = libvirt_error(UNRESPONSIVE, SILENT)
+        self.assertEqual('not answering', self.state())
+        self.domain.xml = XML.format('disconnected')
+        self.assertEqual('disconnected', self.state())
+        self.domain.xml = NO_CHANNEL
+        self.assertEqual('no channel', self.state())
+
+    def test_guest_that_does_not_run(self):
+        self.domain.broken['guest-info'] = libvirt_error(55, 'not running')
+        self.assertEqual('unknown', self.state())
