@@ -140,7 +140,7 @@ class KVMDriver(driver.LibvirtDriver):
                 instance, network_info, image_meta, disk_info,
                 *args, **kwargs)
         self._cpu.configure(guest, instance, image_meta,
-                            self._check_emulation_arch(image_meta))
+                            self._check_emulation_arch)
         wanted = image_meta.properties.get('hw_qemu_guest_agent')
         decision = channel.decide(
             # Nova reads nonsense as False, so only then it matters what the
@@ -212,8 +212,7 @@ class KVMDriver(driver.LibvirtDriver):
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:
         """With the CPU that the guest has had, if that is asked for."""
-        with self._cpu.rebooting(
-                instance, self._check_emulation_arch(instance.image_meta)):
+        with self._cpu.rebooting(instance, self._check_emulation_arch):
             super()._hard_reboot(context, instance, *args, **kwargs)
 
     def _match_cpu_model_by_flags(self, models: Any, *args: Any,

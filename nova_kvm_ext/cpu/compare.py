@@ -77,28 +77,40 @@ def compare(cpu: definition.CPU, host: capabilities.DomainCapabilities,
         return Comparison(
             False, f'it is a CPU of {cpu.vendor}, and this host gives its '
                    f'guests CPUs of {hosts.vendor or "no vendor"}')
-    has, wanted = available(host, known), cpu.features_by(known)
-    if has is None or wanted is None:
-        model = cpu.model if wanted is None else hosts.model
+    if known is None:
+        return Comparison(
+            None, 'libvirt\'s CPU map is not on this host, or not for its '
+                  'architecture')
+    has = available(host, known)
+    if has is None or cpu.model not in known.models:
+        model = hosts.model if has is None else cpu.model
         return Comparison(
             None, f'libvirt\'s CPU map on this host does not have the model '
                   f'{model}')
-    # QEMU pretends to have what is forced, and the model's features that are
-    # optional here may be absent.
-    missing = (wanted - has - _named(cpu, 'force') -
-               _named(cpu, 'optional'))
+    forbidden = has & _named(cpu, 'forbid')
+    if forbidden:
+        return _must_not_have(forbidden)
+    # What the model has and the CPU forbids is wanted all the same: libvirt
+    # takes only force, optional and disable for a word about the model.
+    wanted = (cpu.required | known.models[cpu.model]) - _named(
+        cpu, 'force') - _named(cpu, 'optional') - _named(cpu, 'disable')
+    missing = wanted - has
     if missing:
         return Comparison(
             False, f'this host lacks {len(missing)} of its features',
             tuple(sorted(missing)))
-    forbidden = has & _named(cpu, 'forbid')
     if cpu.match == 'strict':
-        forbidden |= (has - wanted - cpu.disabled - _named(cpu, 'optional'))
-    if forbidden:
-        return Comparison(
-            False, f'this host has {len(forbidden)} features that the CPU '
-                   f'must not have', tuple(sorted(forbidden)))
+        more = (has - wanted - _named(cpu, 'force') -
+                _named(cpu, 'optional') - _named(cpu, 'disable'))
+        if more:
+            return _must_not_have(more)
     return Comparison(True, 'this host has all of its features')
+
+
+def _must_not_have(features: frozenset[str]) -> Comparison:
+    return Comparison(
+        False, f'this host has {len(features)} features that the CPU must '
+               f'not have', tuple(sorted(features)))
 
 
 def _named(cpu: definition.CPU, policy: str) -> frozenset[str]:

@@ -56,6 +56,8 @@ _FAIL_INCOMPATIBLE = 1
 _NO_SUPPORT = 3
 _CPU_INCOMPATIBLE = 91
 
+ArchOf = Callable[[Any], str | None]
+
 _MAPPING = libvirt_utils.CPU_TRAITS_MAPPING
 
 
@@ -191,11 +193,11 @@ class CPUHooks:
             instance.vcpu_model = _vcpu_model(had)
 
     def configure(self, guest: Any, instance: Any, image_meta: Any,
-                  arch: str | None) -> None:
+                  arch_of: ArchOf) -> None:
         """Give Nova's finished guest its CPU.
 
         :param guest: nova.virt.libvirt.config.LibvirtConfigGuest
-        :param arch: the guest's architecture
+        :param arch_of: tells the architecture that an image asks for
         :raises nova.exception.InvalidInput: the request contradicts itself or
             is not allowed; no other host would do better
         :raises nova.exception.InvalidCPUInfo: this host cannot do it
@@ -206,6 +208,7 @@ class CPUHooks:
         for name in found.unknown():
             LOG.warning('This driver knows no %s. Is it misspelt?', name,
                         instance=instance)
+        arch = arch_of(image_meta)
         if guest.cpu is None or arch != self._host_arch:
             self._refuse_emulated(found, arch)
             return
@@ -281,18 +284,19 @@ class CPUHooks:
                         'known for a live migration: %s', errors.clean(e),
                         instance=instance)
             return
-        had = kept_cpu(instance)
-        if got is None or got == had:
-            return
-        if had is not None:
-            self._say_drift(instance, had, got)
-        instance.vcpu_model = _vcpu_model(got)
         try:
+            # Nova may have to ask the database for what was kept.
+            had = kept_cpu(instance)
+            if got is None or got == had:
+                return
+            if had is not None:
+                self._say_drift(instance, had, got)
+            instance.vcpu_model = _vcpu_model(got)
             instance.save()
         except Exception:
             # The guest runs. Nova saves the instance too when it is done, and
             # whatever ails the database must not end the guest.
-            LOG.warning('The guest\'s CPU could not be saved.', exc_info=True,
+            LOG.warning('The guest\'s CPU could not be kept.', exc_info=True,
                         instance=instance)
 
     def _running_cpu(self, xml: str) -> definition.CPU | None:
@@ -333,10 +337,10 @@ class CPUHooks:
     # -- hard reboot ----------------------------------------------------------
 
     @contextlib.contextmanager
-    def rebooting(self, instance: Any, arch: str | None) -> Iterator[None]:
+    def rebooting(self, instance: Any, arch_of: ArchOf) -> Iterator[None]:
         """A hard reboot: settle the CPU before Nova destroys the domain.
 
-        :param arch: the guest's architecture
+        :param arch_of: tells the architecture that an image asks for
         :raises nova.exception.InvalidInput: see :meth:`configure`
         :raises nova.exception.InvalidCPUInfo: likewise; the guest still runs
         """
@@ -344,7 +348,7 @@ class CPUHooks:
             yield
             return
         kept = self._kept(instance)
-        if kept is None and arch == self._host_arch:
+        if kept is None and arch_of(instance.image_meta) == self._host_arch:
             self._choose(instance, instance.image_meta,
                          self._request(instance))
         self._rebooting[instance.uuid] = kept

@@ -60,6 +60,13 @@ class CompareTestCase(base.BaseTestCase):
             ('avx2', 'forbid'), ('pcid', 'forbid'))))
         self.assertEqual((False, ('avx2',)), (found.possible, found.missing))
 
+    def test_forbidden_features_of_the_model_are_wanted_too(self):
+        """As libvirt has it: no host will do."""
+        found = answer(CPU('custom', 'Haswell', features=(
+            ('pcid', 'forbid'), ('hle', 'disable'), ('rtm', 'disable'))))
+        self.assertEqual(('invpcid', 'pcid', 'tsc-deadline', 'x2apic'),
+                         found.missing)
+
     def test_strict(self):
         found = answer(CPU('custom', 'Nehalem', match='strict'))
         self.assertIs(False, found.possible)

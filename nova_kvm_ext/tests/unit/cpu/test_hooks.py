@@ -159,6 +159,11 @@ class StartTestCase(CPUHooksTestCase):
         self.assertIsNone(hooks.kept_cpu(other))
         self.save.assert_called_once_with()
 
+    def test_they_are_looked_for_when_the_service_starts(self):
+        with mock.patch.object(hooks.CPUHooks, 'remember_running') as looked:
+            self.started()
+        looked.assert_called_once_with('host')
+
     def test_a_host_without_guests_needs_no_database(self):
         drvr = self.started()
         # driver_base has it replaced; Nova's own init_host may have called.
@@ -260,20 +265,22 @@ class WishTestCase(CPUHooksTestCase):
         guest.cpu.model = 'cortex-a57'
         image_meta = objects.ImageMeta(
             properties=objects.ImageMetaProps())
-        drvr._cpu.configure(guest, self.make_instance(), image_meta, 'aarch64')
+        drvr._cpu.configure(guest, self.make_instance(), image_meta,
+                            lambda image: 'aarch64')
         self.assertEqual('cortex-a57', guest.cpu.model)
         guest.cpu = None
-        drvr._cpu.configure(guest, self.make_instance(), image_meta, 'mips')
+        drvr._cpu.configure(guest, self.make_instance(), image_meta,
+                            lambda image: 'mips')
         error = self.assertRaises(
             exception.InvalidInput, drvr._cpu.configure, guest,
             self.make_instance(extra_specs={'kvm_ext:cpu_mode': 'maximum'}),
-            image_meta, 'mips')
+            image_meta, lambda image: 'mips')
         self.assertIn('architecture', str(error))
 
     def test_before_the_start_nothing_is_done(self):
         drvr = driver.KVMDriver(mock.Mock())
         guest = mock.sentinel.guest
-        drvr._cpu.configure(guest, None, None, None)
+        drvr._cpu.configure(guest, None, None, self.fail)
         self.assertEqual({'X': True}, drvr._cpu.feature_traits({'X': True}))
         self.assertEqual(set(), drvr._our_traits())
 
@@ -346,6 +353,13 @@ class KeptTestCase(CPUHooksTestCase):
         instance.vcpu_model = objects.VirtCPUModel.from_json(
             instance.vcpu_model.to_json())
         self.assertEqual(EXACT, hooks.kept_cpu(instance))
+
+    def test_what_nova_configured_is_no_cpu_to_compare_with(self):
+        """A model by itself is less than libvirt tells of a running guest."""
+        instance = self.make_instance(vcpu_model=configured('Penryn'))
+        self.assertIsNone(hooks.kept_cpu(instance))
+        self.start(self.started(), instance, live(EXACT))
+        self.assertNotIn('another CPU', self.stdlog.logger.output)
 
     def test_the_same_again_is_not_saved(self):
         instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
