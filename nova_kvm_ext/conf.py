@@ -340,6 +340,38 @@ Related options:
 * ``[DEFAULT] shutdown_timeout``: of it the agent has this much, but no more
   than a third, to shut the guest down before the power button is pressed.
 """),
+    cfg.StrOpt(
+        'host_check',
+        default='enforce',
+        choices=[
+            ('enforce', 'The service does not start on a host that cannot '
+                        'run guests, and is disabled while it cannot.'),
+            ('warn', 'The log says so; the service goes on.'),
+            ('off', 'This host is not looked at.'),
+        ],
+        help="""
+What becomes of this compute service on a host that cannot run guests.
+
+When the service starts it runs the checks of ``nova-kvm-ext host check``. A
+FAIL means that no guest runs here as nova.conf asks: /dev/kvm closed to
+QEMU's user, a kernel without KVM, an emulator that is missing and the like.
+Only what ``virt_type`` needs can fail.
+
+While the service runs, /dev/kvm, the kernel's modules and the directories of
+guests are looked at again with each update of this host's resources. A fault
+disables the service with the reason, and the service is enabled again when
+the fault is mended. A service that an operator disabled, or that Nova did
+because it lost libvirt, is left alone.
+
+Possible values:
+
+* ``enforce``, ``warn``, ``off``
+
+Related options:
+
+* ``virt_type``: ``qemu`` and ``auto`` need no KVM.
+* ``[DEFAULT] update_resources_interval``: how often this host is looked at.
+"""),
 ]
 
 
@@ -398,6 +430,7 @@ class Settings:
         as the kernel allows
     :ivar guest_agent: a value of ``[kvm_ext] guest_agent``
     :ivar guest_agent_timeout: seconds
+    :ivar host_check: ``enforce``, ``warn`` or ``off``
     """
 
     virt_type: str
@@ -415,6 +448,7 @@ class Settings:
     max_vhost_queues: int | None
     guest_agent: str
     guest_agent_timeout: int
+    host_check: str
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
@@ -447,7 +481,8 @@ class Settings:
             max_vhost_queues=_read(conf, GROUP.name, 'max_vhost_queues'),
             guest_agent=_read(conf, GROUP.name, 'guest_agent'),
             guest_agent_timeout=_read(
-                conf, GROUP.name, 'guest_agent_timeout'))
+                conf, GROUP.name, 'guest_agent_timeout'),
+            host_check=_read(conf, GROUP.name, 'host_check'))
 
     @staticmethod
     def _resolve(conf: cfg.ConfigOpts, ours: str,

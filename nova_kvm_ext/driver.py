@@ -36,6 +36,7 @@ from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
+from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
@@ -72,19 +73,23 @@ class KVMDriver(driver.LibvirtDriver):
             conf.Settings.from_conf(CONF)
         super().__init__(virtapi, read_only)
         self._vhost_net = vhost_hooks.VhostNet()
-        self.vif_driver = vif.KVMVIFDriver(self._host, self._vhost_net)
+        self.vif_driver = vif.KVMVIFDriver(
+            self._host, vhost_net=self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._guest_agents.quiesce_direct_snapshots(self)
+        self._host_check = host_hooks.HostCheck(self)
 
+    @host_hooks.explains_libvirt_errors
     def init_host(self, host: str) -> None:
         """Settle virt_type and CPU, then let Nova start up with them.
 
-        :raises nova.exception.InvalidConfiguration: an option is wrong; the
-            log has the option, the value and the remedy
+        :raises nova.exception.InvalidConfiguration: an option is wrong, or
+            this host cannot run guests; the log has what and the remedy
         """
         with _wrong_options_said():
             self._settle_options()
+            self._host_check.at_start()
         super().init_host(host)
         self._cpu.remember_running(host)
         self._guest_agents.service_starts()
@@ -156,6 +161,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._vhost_net.before_start(instance, image_meta, guest)
         return guest
 
+    @host_hooks.explains_libvirt_errors
     def _create_guest(self, context: Any, xml: str, instance: Any,
                       *args: Any, **kwargs: Any) -> Any:
         """Every way in which a guest's domain is made comes through here."""
@@ -163,6 +169,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_started(instance, guest)
         return guest
 
+    @host_hooks.explains_libvirt_errors
     def attach_interface(self, context: Any, instance: Any, image_meta: Any,
                          vif: Any) -> None:
         # Before Nova plugs it: what it does not catch leaves the VIF plugged.
@@ -171,6 +178,18 @@ class KVMDriver(driver.LibvirtDriver):
         super().attach_interface(context, instance, image_meta, vif)
         self._vhost_net.guest_started(
             instance, lambda: self._host.get_guest(instance).get_xml_desc())
+
+    @host_hooks.explains_libvirt_errors
+    def attach_volume(self, context: Any, connection_info: Any,
+                      instance: Any, mountpoint: Any, disk_bus: Any = None,
+                      device_type: Any = None,
+                      encryption: Any = None) -> None:
+        super().attach_volume(context, connection_info, instance, mountpoint,
+                              disk_bus, device_type, encryption)
+
+    @host_hooks.explains_libvirt_errors
+    def _live_migration_operation(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._live_migration_operation(*args, **kwargs)
 
     def live_migration(self, context: Any, instance: Any, dest: Any,
                        post_method: Any, recover_method: Any,
@@ -303,9 +322,11 @@ class KVMDriver(driver.LibvirtDriver):
                 context, instance, guest, *args, **kwargs)
 
     def get_available_resource(self, nodename: str) -> Any:
+        """Nova's periodic look at what this host has, and ours."""
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
         self._guest_agents.settle()
-        return super().get_available_resource(nodename)
+        with self._host_check.again():
+            return super().get_available_resource(nodename)
 
     def _can_set_admin_password(self, image_meta: Any) -> None:
         super()._can_set_admin_password(

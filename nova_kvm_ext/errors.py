@@ -12,17 +12,21 @@
 
 """What can go wrong, said so that an operator can mend it.
 
-The project's exceptions, and :func:`explain`, which turns a libvirt error
-into its cause and remedy. Pure: imports neither libvirt nor Nova. A libvirt
-error is recognized by its ``get_error_code`` method, because Nova wraps the
-libvirt module and its tests replace it.
+The project's exceptions, and :func:`explain`, which looks a libvirt error up
+in the table of :mod:`nova_kvm_ext.known_errors`. Pure: imports neither
+libvirt nor Nova. A libvirt error is recognized by its ``get_error_code``
+method, because Nova wraps the libvirt module and its tests replace it.
 """
 
-import dataclasses
 import enum
 import re
 from typing import Any
 import unicodedata
+
+from nova_kvm_ext import known_errors
+
+# Characters that are looked at: libvirt quotes QEMU, which may say much.
+_LONGEST = 20000
 
 
 class KVMExtError(Exception):
@@ -93,124 +97,6 @@ class AgentError(KVMExtError):
             AgentFault.DISCONNECTED, AgentFault.GIVEN_UP, AgentFault.BUSY)
 
 
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Why a known libvirt error happens and what mends it."""
-
-    cause: str
-    remedy: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _KnownError:
-    """One row of the table: libvirt's words and what they mean.
-
-    :ivar pattern: what libvirt's message contains (regular expression)
-    :ivar seen: libvirt versions on which the words were seen; reported means
-        taken from public bug reports
-    """
-
-    pattern: str
-    cause: str
-    remedy: str
-    seen: str
-
-
-# Ordered: the first row that matches wins, so the precise ones come first.
-_KNOWN_ERRORS = (
-    _KnownError(
-        r'Could not access KVM kernel module: Permission denied',
-        'The user that QEMU runs as may not open /dev/kvm.',
-        'Give /dev/kvm back to its group (udevadm trigger '
-        '--name-match=kvm; or chgrp kvm /dev/kvm && chmod 0660 /dev/kvm) '
-        'and make sure that QEMU\'s user is in that group.',
-        '9.0'),
-    _KnownError(
-        r'Could not access KVM kernel module: No such file',
-        'There is no /dev/kvm: the kvm_intel or kvm_amd module is not '
-        'loaded, or the firmware has virtualization switched off.',
-        'Run modprobe kvm_intel (or kvm_amd), and if that fails enable '
-        'VT-x or SVM in the firmware; or choose virt_type = qemu.',
-        '9.0'),
-    _KnownError(
-        r"does not support virt type 'kvm'"
-        r"|the accel 'kvm' is not supported",
-        'QEMU cannot use KVM on this host: the kvm_intel or kvm_amd module '
-        'is not loaded or the CPU lacks virtualization.',
-        'Run modprobe kvm_intel (or kvm_amd) and restart libvirt if it keeps '
-        'its old answer; or choose virt_type = qemu.',
-        '9.0'),
-    _KnownError(
-        r"no supported architecture for os type 'hvm'"
-        r"|could not find capabilities for .*os_?type=hvm",
-        'libvirt knows no emulator that can run this guest: QEMU is not '
-        'installed, or KVM was asked for and is not there.',
-        'Install QEMU for the guest\'s architecture, load kvm_intel or '
-        'kvm_amd, and restart libvirt.',
-        '0.9 (reported), 9.0'),
-    _KnownError(
-        r'failed to set MSR|kvm_buf_set_msrs',
-        'QEMU was refused a CPU register by this host\'s KVM, as happens '
-        'where KVM is nested or emulated and the guest CPU is copied from '
-        'the host.',
-        'Choose virt_type = qemu or auto, or cpu_mode = none or a named '
-        'cpu_model.',
-        '9.0'),
-    _KnownError(
-        r"CPU mode '[\w-]+' .* is not supported by hypervisor",
-        'The hypervisor cannot give a guest this CPU mode.',
-        'Choose another cpu_mode: host-passthrough needs virt_type = kvm; '
-        'virsh domcapabilities lists what this host can do.',
-        '9.0'),
-    _KnownError(
-        r'guest CPU doesn\'t match specification: missing features'
-        r'|the CPU is incompatible with host CPU',
-        'This host\'s CPU lacks features that the guest\'s CPU must have.',
-        'Choose an older cpu_model, or disable the named features with '
-        '[libvirt] cpu_model_extra_flags.',
-        '9.0'),
-    _KnownError(
-        r'vhost-net was requested for an interface, but is unavailable',
-        'A network interface names the vhost driver and /dev/vhost-net '
-        'cannot be opened.',
-        'Run modprobe vhost_net.',
-        '9.0'),
-    _KnownError(
-        r'unsupported machine type|is not a valid machine'
-        r'|Emulator .* does not support machine type',
-        'QEMU on this host does not know the guest\'s machine type.',
-        'Compare [libvirt] hw_machine_type and the image property '
-        'hw_machine_type with qemu-system-x86_64 -machine help.',
-        '9.0'),
-    _KnownError(
-        r'Failed to connect socket to .*: No such file or directory'
-        r'|Failed to connect socket to .*: Connection refused',
-        'libvirt is not running, or it listens elsewhere.',
-        'Start it (systemctl start libvirtd or virtqemud; without systemd '
-        'virtlogd -d and libvirtd -d), or correct [libvirt] connection_uri.',
-        '9.0'),
-    _KnownError(
-        r'Failed to connect socket to .*: Permission denied'
-        r'|authentication (unavailable|failed|cancelled)',
-        'This user may not talk to libvirt.',
-        'Run as root, or add the user to the libvirt group and log in again.',
-        '9.0'),
-    _KnownError(
-        r'No space left on device',
-        'The disk is full.',
-        'Free space where the instances are kept ([DEFAULT] instances_path) '
-        'and in /var/lib/libvirt.',
-        '9.0'),
-    _KnownError(
-        r"Cannot check QEMU binary|Cannot find QEMU binary"
-        r"|emulator .* not found|no emulator",
-        'The QEMU program of this guest is missing.',
-        'Install QEMU for the guest\'s architecture (Debian: '
-        'qemu-system-x86, Fedora and RHEL: qemu-kvm).',
-        '9.0'),
-)
-
-
 def libvirt_error_code(error: Any) -> int | None:
     """The libvirt error number of an exception.
 
@@ -221,17 +107,29 @@ def libvirt_error_code(error: Any) -> int | None:
     return None if get_error_code is None else get_error_code()
 
 
-def explain(error: Any) -> Explanation | None:
+def libvirt_error(error: BaseException | None) -> Any:
+    """The libvirt error among an exception and its causes.
+
+    :returns: the exception itself, one that it was made of, or None
+    """
+    while error is not None:
+        if libvirt_error_code(error) is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def explain(error: Any) -> known_errors.KnownError | None:
     """Look a libvirt error up in the table of known ones.
 
     :param error: the exception, or its text
     :returns: None where the error is not a known one: its own words are then
         all there is to say
     """
-    text = str(error)
-    for row in _KNOWN_ERRORS:
-        if re.search(row.pattern, text, re.DOTALL):
-            return Explanation(row.cause, row.remedy)
+    text = str(error)[:_LONGEST]
+    for row in known_errors.TABLE:
+        if re.search(row.pattern, text, re.DOTALL | re.IGNORECASE):
+            return row
     return None
 
 

@@ -13,6 +13,11 @@
 from typing import Any
 
 from cliff import sphinxext
+from docutils import nodes
+from docutils.parsers import rst
+from docutils import statemachine
+
+from nova_kvm_ext import known_errors
 
 extensions = [
     'openstackdocstheme',
@@ -49,3 +54,33 @@ def _format_with_defaults(parser: Any) -> Any:
 
 
 sphinxext._format_parser = _format_with_defaults
+
+
+class KnownErrors(rst.Directive):
+    """The table of libvirt's known errors, from the package's own."""
+
+    def run(self) -> list[Any]:
+        lines = []
+        for row in known_errors.TABLE:
+            lines += [f'``{row.name}``']
+            for said in row.said:
+                # QEMU's own words are what follows libvirt's.
+                lines += ['  .. code-block:: none', '']
+                lines += [f'     {line}' for line in said.splitlines()]
+                lines += ['']
+            lines += [f'  {literal(row.cause)}', '',
+                      f'  {literal(row.remedy)}', '',
+                      f'  Seen: {row.seen}.', '']
+        found = nodes.container()
+        self.state.nested_parse(
+            statemachine.StringList(lines, 'known_errors'), 0, found)
+        return found.children
+
+
+def literal(text: str) -> str:
+    """Text that is no markup, as such."""
+    return text.replace('*', '\\*').replace('_', '\\_').replace('`', '\\`')
+
+
+def setup(app: Any) -> None:
+    app.add_directive('known-errors', KnownErrors)

@@ -114,15 +114,6 @@ class _LogToEvents(logging.Handler):
                 self._events.emit('log', level=record.levelname, text=text)
 
 
-def _libvirt_error(error: BaseException | None) -> Any:
-    """The libvirt error among an exception and its causes, or None."""
-    while error is not None:
-        if errors.libvirt_error_code(error) is not None:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _as_stop(error: Exception, otherwise: ExitCode) -> Stop:
     """Any failure in words for the user, with its exit code.
 
@@ -131,14 +122,14 @@ def _as_stop(error: Exception, otherwise: ExitCode) -> Stop:
     if isinstance(error, Stop):
         return error
     if isinstance(error.__cause__, errors.HostError):
-        # The driver turned it into Nova's exception.
-        return Stop(ExitCode.HOST, str(error.__cause__))
+        # The driver made Nova's exception of it.
+        error = error.__cause__
     if isinstance(error, (errors.InvalidOption, exception.InvalidCPUInfo,
                           exception.InvalidConfiguration, cfg.Error)):
         return Stop(ExitCode.USAGE, errors.clean(error, 1000))
     if isinstance(error, errors.HostError):
         return Stop(ExitCode.HOST, str(error))
-    found = _libvirt_error(error)
+    found = errors.libvirt_error(error)
     if found is None and not isinstance(
             error, (exception.NovaException, OSError,
                     processutils.ProcessExecutionError)):

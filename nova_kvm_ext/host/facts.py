@@ -12,24 +12,58 @@
 
 """The only reader of /dev, /proc, libvirt's files and of what is installed.
 
+:func:`read_host` gathers everything that the checks look at; the readers of
+single sources are here and in kernel_facts, user_facts and libvirt_facts.
+
 Facts in, frozen data out; no decision and no remedy is made here. Paths are
 taken below a root that tests can replace.
 """
 
+import ast
+from collections.abc import Callable
 from collections.abc import Iterable
 import contextlib
+import dataclasses
 import errno
 import glob
 import importlib.util
 import os
 import re
+import shutil
 import stat
+import subprocess
+import sys
 from typing import Any
 
 from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext.cpu import usable
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import distribution
+from nova_kvm_ext.host import kernel_facts
+from nova_kvm_ext.host import libvirt_facts
 from nova_kvm_ext.host import model
+from nova_kvm_ext.host import options
+from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import user_facts
+
+_PROGRAM_SECONDS = 10
+
+# nova.virt.libvirt.driver: a tuple of numbers each.
+_NOVA_VERSIONS = {
+    'libvirt': 'MIN_LIBVIRT_VERSION', 'qemu': 'MIN_QEMU_VERSION',
+    'next_libvirt': 'NEXT_MIN_LIBVIRT_VERSION',
+    'next_qemu': 'NEXT_MIN_QEMU_VERSION'}
+
+# Where libvirt makes the sockets of guests' channels: in newer versions, in
+# older ones, and the directory that it needs anyway.
+_CHANNELS = ('/run/libvirt/qemu/channel', '/var/lib/libvirt/qemu/channel',
+             '/var/lib/libvirt/qemu')
+
+_KINDS = ((stat.S_ISREG, 'a plain file'), (stat.S_ISDIR, 'a directory'),
+          (stat.S_ISBLK, 'a block device'), (stat.S_ISSOCK, 'a socket'),
+          (stat.S_ISFIFO, 'a named pipe'))
 
 
 def read_device(path: str, root: str = '/') -> model.DeviceFacts:
@@ -44,7 +78,9 @@ def read_device(path: str, root: str = '/') -> model.DeviceFacts:
     except OSError:
         return model.DeviceFacts(path, present=False)
     if not stat.S_ISCHR(status.st_mode):
-        return model.DeviceFacts(path, present=False)
+        return model.DeviceFacts(path, present=False, kind=next(
+            (kind for is_it, kind in _KINDS if is_it(status.st_mode)),
+            'something else'))
     open_error = None
     try:
         os.close(os.open(real_path, os.O_RDWR | os.O_CLOEXEC))
@@ -52,7 +88,9 @@ def read_device(path: str, root: str = '/') -> model.DeviceFacts:
         open_error = errno.errorcode.get(e.errno or 0, str(e.errno))
     return model.DeviceFacts(
         path, present=True, mode=stat.S_IMODE(status.st_mode),
-        owner=status.st_uid, group=status.st_gid, open_error=open_error)
+        owner=status.st_uid, group=status.st_gid, open_error=open_error,
+        number=f'{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}',
+        acl=user_facts.read_permissions(real_path).acl is not None)
 
 
 def read_vhost(uuids: Iterable[str],
@@ -148,7 +186,8 @@ def read_install() -> model.InstallFacts:
     try:
         nova_virt = importlib.util.find_spec('nova.virt')
         found = importlib.util.find_spec('nova.virt.kvm_ext')
-    except ImportError as e:
+    except (ImportError, OSError) as e:
+        # OSError where this user may not read what is installed.
         return model.InstallFacts((), door, str(e))
     directories = tuple(nova_virt.submodule_search_locations or ()
                         ) if nova_virt else ()
@@ -185,3 +224,272 @@ def read_cpu_host(connection: Any, virt_type: str, arch: str,
         emulator, arch, machine, virt_type, 0)
     return usable.Host(
         virt_type, capabilities.parse(answer), read_cpu_map(root))
+
+
+def read_nova(install: model.InstallFacts) -> model.NovaFacts:
+    """The versions that the installed Nova demands, without importing it.
+
+    Its driver takes more than a second to import. The constants are a tuple
+    of numbers on a line of their own in Nova 31 to 34.
+    """
+    versions: dict[str, tuple[int, int, int]] = {}
+    for directory in install.nova_directories[:1]:
+        text = kernel_facts.read(
+            os.path.join(directory, 'libvirt', 'driver.py'), '/')
+        for field, constant in _NOVA_VERSIONS.items():
+            found = re.search(rf'^{constant} = (\([\d, ]+\))$', text,
+                              re.MULTILINE)
+            if found:
+                major, minor, micro = ast.literal_eval(found[1])
+                versions[field] = (major, minor, micro)
+    return model.NovaFacts(**versions)
+
+
+def read_program(name: str, root: str = '/') -> model.ProgramFacts:
+    """A program as nova-compute would find it, and its interpreter.
+
+    Looked for in PATH, where daemons have theirs, and beside this Python.
+    """
+    places = os.pathsep.join((
+        os.environ.get('PATH', ''), '/usr/local/sbin', '/usr/local/bin',
+        '/usr/sbin', '/usr/bin', '/sbin', '/bin',
+        os.path.dirname(sys.executable)))
+    if root != '/':
+        places = os.pathsep.join(os.path.join(root, place.lstrip('/'))
+                                 for place in places.split(os.pathsep))
+        name = os.path.join(root, name[1:]) if name.startswith('/') else name
+    found = shutil.which(name, path=places)
+    if found is None:
+        return model.ProgramFacts(name, None)
+    first = b''
+    # sudo may be run and not read on some distributions.
+    with contextlib.suppress(OSError), open(found, 'rb') as f:
+        first = f.readline(256)
+    if first.startswith(b'#!') and first[2:].split():
+        interpreter = os.fsdecode(first[2:].split()[0])
+        if not os.access(os.path.join(root, interpreter.lstrip('/')),
+                         os.X_OK):
+            return model.ProgramFacts(name, None)
+    return model.ProgramFacts(name, found)
+
+
+def read_emulator(found: distribution.Distribution, arch: str,
+                  root: str = '/') -> model.EmulatorFacts:
+    """The QEMU program where this distribution has it, and what it can."""
+    for pattern in found.emulators:
+        path = pattern.format(arch=_QEMU_ARCHS.get(arch, arch))
+        program = os.path.join(root, path.lstrip('/'))
+        if os.path.exists(program):
+            break
+    else:
+        return model.EmulatorFacts(None)
+    said, error = [], ''
+    for argument in (('--version',), ('-accel', 'help')):
+        try:
+            said.append(subprocess.run(
+                [program, *argument], capture_output=True, text=True,
+                stdin=subprocess.DEVNULL, timeout=_PROGRAM_SECONDS,
+                errors='replace').stdout)
+        except (OSError, subprocess.TimeoutExpired) as e:
+            return model.EmulatorFacts(path, error=errors.clean(e))
+    version = re.search(r'version (\d+)\.(\d+)\.(\d+)', said[0])
+    return model.EmulatorFacts(
+        path, (int(version[1]), int(version[2]), int(version[3]))
+        if version else None,
+        # A heading ends with a colon.
+        tuple(line.strip() for line in said[1].splitlines()
+              if re.fullmatch(r'[a-z0-9]+', line.strip())), error)
+
+
+# QEMU's names of architectures that it calls otherwise than uname does.
+_QEMU_ARCHS = {'i686': 'i386', 'armv7l': 'arm', 'ppc64le': 'ppc64'}
+
+
+def read_directory(path: str, what: str, user: model.UserFacts,
+                   root: str = '/') -> model.DirectoryFacts:
+    """A directory that guests need, and who may use it."""
+    real_path = os.path.join(root, path.lstrip('/'))
+    try:
+        permissions = user_facts.read_permissions(real_path)
+        space = os.statvfs(real_path)
+        if not os.path.isdir(real_path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(
+                errno.ENOTDIR))
+    except OSError as e:
+        return model.DirectoryFacts(
+            path, what, errno.errorcode.get(e.errno or 0, str(e.errno)))
+    return model.DirectoryFacts(
+        path, what, None, permissions.mode, permissions.owner,
+        permissions.group, os.access(real_path, os.W_OK | os.X_OK),
+        user_facts.read_barrier(path, user, root),
+        space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize,
+        # File systems without inodes of their own, as btrfs, say 0 of 0.
+        space.f_favail if space.f_files else None,
+        bool(space.f_flag & os.ST_RDONLY))
+
+
+def _read_distribution(root: str) -> distribution.Distribution:
+    """This host's distribution, with the libvirt that runs here."""
+    found = distribution.from_os_release(
+        kernel_facts.read('/etc/os-release', root) or
+        kernel_facts.read('/usr/lib/os-release', root))
+    # The socket libvirt-sock may be virtproxyd's, so it comes second.
+    for socket, service in (('virtqemud-sock', 'virtqemud'),
+                            ('libvirt-sock', 'libvirtd')):
+        if os.path.exists(os.path.join(root, 'run/libvirt', socket)):
+            return dataclasses.replace(found, libvirt_service=service)
+    return found
+
+
+def _directories(settings: options.HostOptions, user: model.UserFacts,
+                 root: str) -> tuple[model.DirectoryFacts, ...]:
+    channels = next(
+        (path for path in _CHANNELS
+         if os.path.isdir(os.path.join(root, path.lstrip('/')))),
+        _CHANNELS[-1])
+    found = [read_directory(channels, 'libvirt\'s channels', user, root)]
+    if settings.files:
+        found.insert(0, read_directory(
+            settings.instances_path, '[DEFAULT] instances_path', user, root))
+    return tuple(found)
+
+
+def _read_libvirt(
+        settings: options.HostOptions, uri: str,
+        connect: Callable[[], Any] | None, cache_dir: str | None, arch: str,
+        use: model.UseFacts) -> tuple[model.LibvirtFacts, model.ProbeFacts]:
+    """What libvirt says, and what it does with the probe guest."""
+    wanted = settings.settings.virt_type if settings.settings else 'kvm'
+    virt_type = 'kvm' if wanted == 'auto' else wanted
+
+    def untried(reason: str) -> model.ProbeFacts:
+        return model.ProbeFacts(virt_type, None, reason)
+
+    if connect is None:
+        return (model.LibvirtFacts(uri, unasked='libvirt was not asked'),
+                untried('libvirt was not asked'))
+    # Seen with libvirt 9.0: while root may open /dev/kvm and QEMU's user may
+    # not, every question about QEMU takes 45 s, in which libvirtd waits for a
+    # QEMU that has hung.
+    unasked = ('libvirt was not asked about QEMU: while QEMU\'s user may not '
+               'open /dev/kvm it takes a minute over each answer'
+               if use.error in ('EACCES', 'EPERM') else '')
+    try:
+        connection = connect()
+        found = libvirt_facts.read(connection, uri, arch, unasked)
+    except Exception as e:
+        # A connection that is refused comes as libvirt's own error, as
+        # Nova's, or as our HostError about libvirt's. This reader never
+        # raises, and the checks say what it was.
+        said = errors.clean(e.__cause__ or e)
+        return (model.LibvirtFacts(uri, error=said),
+                untried('libvirt cannot be reached'))
+    if unasked or found.error:
+        return found, untried(unasked or 'libvirt gave no capabilities')
+    tried = untried('the probe guest was not asked for')
+    if settings.settings is None:
+        tried = untried('nova.conf cannot be used')
+    elif not probe.supported(arch):
+        tried = untried(f'there is no probe guest for {arch}')
+    elif virt_type == 'kvm' and not use.works:
+        tried = untried('QEMU\'s user cannot open /dev/kvm')
+    elif cache_dir is not None:
+        tried = _probe(connection, settings, virt_type, found.models,
+                       cache_dir)
+    works = use.works if tried.runs is None else tried.runs
+    in_use = 'qemu' if wanted == 'auto' and not works else virt_type
+    for asked in dict.fromkeys((virt_type, in_use)):
+        found = libvirt_facts.read_domain_capabilities(
+            connection, found, arch, asked)
+    return found, tried
+
+
+def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
+           models: tuple[str, ...], cache_dir: str) -> model.ProbeFacts:
+    assert settings.settings is not None
+    try:
+        choice = choose.as_configured(settings.settings, models)
+        result = probe.cached_run(
+            connection, virt_type=virt_type, cpu_xml=choice.to_xml(),
+            cache_file=os.path.join(cache_dir, 'kvm-ext-probe.json'),
+            directory=settings.instances_path if settings.files else
+            '/var/tmp')
+    except (errors.KVMExtError, OSError) as e:
+        return model.ProbeFacts(virt_type, None, errors.clean(e))
+    return model.ProbeFacts(virt_type, result.runs, result.reason)
+
+
+def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
+              connect: Callable[[], Any] | None = None, *,
+              cache_dir: str | None = None,
+              root: str = '/') -> model.HostFacts:
+    """Everything that the checks look at.
+
+    A tenth of a second without libvirt and the probe guest.
+
+    :param settings: nova.conf, as far as it matters
+    :param uri: what ``connect`` connects to, for the report
+    :param connect: gives an open connection that may write, or a proxy of
+        one; called at most once, after everything else has been read. It may
+        raise what it likes. None not to ask libvirt at all
+    :param cache_dir: where the probe guest's answer is kept, a directory that
+        only trusted users can write to; None not to start that guest
+    :param root: directory below which files are looked up
+    :returns: always something: what could not be read says so
+    """
+    arch = os.uname().machine
+    known = user_facts.accounts(root)
+    distro = _read_distribution(root)
+    cpu = kernel_facts.read_cpu(arch, root)
+    kernel = kernel_facts.read_kernel(
+        cpu.vendor, arch, kernel_facts.read(
+            '/proc/sys/kernel/osrelease', root).strip(), root)
+    user = user_facts.read_qemu_user(distro, known, root)
+    devices = {path: read_device(path, root)
+               for path in ('/dev/kvm', '/dev/vhost-net')}
+    use = user_facts.read_use('/dev/kvm', user, root)
+    udev = kernel_facts.read_udev(root)
+    install = read_install()
+    directories = _directories(settings, user, root)
+    groups = {device.group for device in devices.values()} | {
+        directory.group for directory in directories} | set(user.groups)
+    libvirt, tried = _read_libvirt(settings, uri, connect, cache_dir, arch,
+                                   use)
+    return model.HostFacts(
+        options=settings, distribution=distro,
+        # sd_booted(3)
+        systemd=os.path.isdir(os.path.join(root, 'run/systemd/system')),
+        cpu=cpu, kernel=kernel, qemu_user=user, devices=devices, kvm_use=use,
+        udev=udev, install=install, nova=read_nova(install),
+        privsep=tuple(
+            read_program(word, root) for number, word in
+            enumerate(settings.helper) if number == 0 or os.path.basename(
+                word) in ('nova-rootwrap', 'privsep-helper')),
+        directories=directories,
+        emulator=read_emulator(distro, arch, root),
+        libvirt=libvirt, probe=tried,
+        group_names={gid: name for gid in sorted(groups)
+                     if (name := known.group_name(gid))},
+        root=os.geteuid() == 0, cpu_map=read_cpu_map(root))
+
+
+def read_again(known: model.HostFacts, root: str = '/') -> model.HostFacts:
+    """The facts of a host whose files have been looked at again.
+
+    Some hundredths of a second. Neither libvirt nor QEMU is asked: theirs
+    and all else are as they were.
+
+    :param known: what :func:`read_host` gave
+    """
+    devices = {path: read_device(path, root) for path in known.devices}
+    directories = _directories(known.options, known.qemu_user, root)
+    accounts = user_facts.accounts(root)
+    groups = {device.group for device in devices.values()} | {
+        directory.group for directory in directories} | set(known.group_names)
+    return dataclasses.replace(
+        known, devices=devices, directories=directories,
+        kernel=kernel_facts.read_kernel(
+            known.cpu.vendor, known.cpu.arch, known.kernel.release, root),
+        kvm_use=user_facts.read_use('/dev/kvm', known.qemu_user, root),
+        group_names={gid: name for gid in sorted(groups)
+                     if (name := accounts.group_name(gid))})

@@ -37,6 +37,13 @@ def check(facts: model.InstallFacts) -> str | None:
                 f'installation is incomplete. Install nova-kvm-ext again.')
     return (f'compute_driver = kvm_ext.KVMDriver cannot load: Nova is '
             f'installed in {where} and looks for drivers only there, but this '
-            f'package is in {facts.door}. Link it: '
-            f'ln -s {shlex.quote(facts.door)} '
+            f'package is in {facts.door}. Link it: {remedy(facts)}')
+
+
+def remedy(facts: model.InstallFacts) -> str:
+    """The command that lets Nova find the driver, or '' where none does."""
+    if facts.error is None or facts.door is None or (
+            not facts.nova_directories):
+        return ''
+    return (f'ln -s {shlex.quote(facts.door)} '
             f'{shlex.quote(facts.nova_directories[0])}/')

@@ -16,7 +16,13 @@ Pure: says what a fact looks like, never where it comes from.
 :mod:`nova_kvm_ext.host.facts` reads them.
 """
 
+from collections.abc import Mapping
 import dataclasses
+
+from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import cpu_map
+from nova_kvm_ext.host import distribution
+from nova_kvm_ext.host import options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,10 @@ class DeviceFacts:
     :ivar group: gid, or -1
     :ivar open_error: errno name (``EACCES``) of this process's attempt to
         open it for reading and writing; None where it opened or is not there
+    :ivar kind: what there is instead of a character device: ``a directory``,
+        ``a plain file`` ...; '' where there is nothing
+    :ivar number: ``major:minor``, or ''
+    :ivar acl: whether more than the permission bits decides who may open it
     """
 
     path: str
@@ -38,6 +48,9 @@ class DeviceFacts:
     owner: int = -1
     group: int = -1
     open_error: str | None = None
+    kind: str = ''
+    number: str = ''
+    acl: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +83,321 @@ class InstallFacts:
     nova_directories: tuple[str, ...]
     door: str | None
     error: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CPUFacts:
+    """What the kernel says of this host's processor.
+
+    :ivar arch: uname's name of the architecture
+    :ivar vendor: ``vendor_id`` of /proc/cpuinfo, '' elsewhere than on x86
+    :ivar virtualization: ``vmx``, ``svm``, or None where the kernel shows
+        neither
+    :ivar virtual: whether this is a virtual machine (flag ``hypervisor``)
+    :ivar locked: whether the firmware switched virtualization off; None
+        where that cannot be known
+    :ivar locked_source: where ``locked`` is from, or why it is not known
+    """
+
+    arch: str
+    vendor: str = ''
+    virtualization: str | None = None
+    virtual: bool = False
+    locked: bool | None = None
+    locked_source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleFacts:
+    """One kernel module, or what could be one.
+
+    :ivar state: ``loaded``; ``builtin``; ``loadable``, in this kernel's
+        modules.dep; ``missing``
+    :ivar blocked: file and line of modprobe.d that keep it from being
+        loaded, or ''
+    :ivar nested: its parameter ``nested`` as the kernel shows it, or None
+    """
+
+    name: str
+    state: str
+    blocked: str = ''
+    nested: str | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether its code is in the running kernel."""
+        return self.state in ('loaded', 'builtin')
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelFacts:
+    """The running kernel.
+
+    :ivar release: as uname says it
+    :ivar loads_modules: whether it can load modules at all
+    :ivar modules_installed: whether there is a modules.dep for this release:
+        not so after an upgrade that took the running kernel's modules away
+    :ivar modules: kvm, the kvm_* that there are or that this processor
+        needs, and vhost_net, by name
+    :ivar misc: ``major:minor`` by name of the misc devices that a driver has
+        registered: ``kvm`` is there when KVM works in the kernel, whatever
+        became of its node
+    """
+
+    release: str
+    loads_modules: bool
+    modules_installed: bool
+    modules: Mapping[str, ModuleFacts]
+    misc: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class UserFacts:
+    """The user and groups that libvirt runs QEMU as.
+
+    :ivar user: as qemu.conf or the distribution's default has it
+    :ivar group: likewise
+    :ivar source: where they are from, one for an operator
+    :ivar uid: None where the user does not exist
+    :ivar gid: None where the group does not exist
+    :ivar groups: every gid of the process, the primary one among them
+    :ivar error: why qemu.conf could not be read, or ''
+    """
+
+    user: str
+    group: str
+    source: str
+    uid: int | None
+    gid: int | None
+    groups: tuple[int, ...] = ()
+    error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class UseFacts:
+    """What became of opening a device as a user.
+
+    :ivar path: of the device
+    :ivar tried: True if it was opened as that user; False if the answer is
+        judged from permission bits, because this process may not change its
+        user
+    :ivar error: errno name (``EACCES``), or None if it opens
+    :ivar api_version: of ``/dev/kvm``, the answer to KVM_GET_API_VERSION;
+        None where it was not asked
+    """
+
+    path: str
+    tried: bool
+    error: str | None
+    api_version: int | None = None
+
+    @property
+    def works(self) -> bool:
+        return self.error is None
+
+
+@dataclasses.dataclass(frozen=True)
+class UdevRule:
+    """What a rule file sets for a device; '' for what it leaves alone."""
+
+    file: str
+    device: str
+    group: str
+    mode: str
+
+
+@dataclasses.dataclass(frozen=True)
+class UdevFacts:
+    """udev on this host.
+
+    :ivar running: whether a udev daemon answers (/run/udev/control)
+    :ivar rules: those for kvm and vhost-net, in the order in which udev
+        applies them
+    """
+
+    running: bool
+    rules: tuple[UdevRule, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectoryFacts:
+    """A directory that guests need.
+
+    :ivar path: of the directory
+    :ivar what: for an operator: the option or program it belongs to
+    :ivar error: errno name of looking at it (``ENOENT``), or None
+    :ivar mode: permission bits
+    :ivar owner: uid
+    :ivar group: gid
+    :ivar writable: whether this process may make files in it
+    :ivar barrier: the directory on the way that QEMU's user may not enter,
+        itself included, or ''
+    :ivar free: bytes that its file system still takes from this process
+    :ivar total: bytes of the file system
+    :ivar free_files: inodes left, None where there is no such limit
+    :ivar read_only: whether it is mounted read-only
+    """
+
+    path: str
+    what: str
+    error: str | None
+    mode: int = 0
+    owner: int = -1
+    group: int = -1
+    writable: bool = False
+    barrier: str = ''
+    free: int = 0
+    total: int = 0
+    free_files: int | None = None
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramFacts:
+    """A program that another one is going to run.
+
+    :ivar name: as it is asked for
+    :ivar path: where it is, or None where it is not or cannot be run
+    """
+
+    name: str
+    path: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EmulatorFacts:
+    """The QEMU program for guests of this architecture.
+
+    :ivar path: of the program, or None where there is none
+    :ivar version: (major, minor, micro), or None where it did not say
+    :ivar accelerators: what ``-accel help`` lists
+    :ivar error: why it could not be run, or ''
+    """
+
+    path: str | None
+    version: tuple[int, int, int] | None = None
+    accelerators: tuple[str, ...] = ()
+    error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class NovaFacts:
+    """What the installed Nova demands.
+
+    Versions are (major, minor, micro); None where Nova's source could not be
+    read.
+
+    :ivar libvirt: the oldest libvirt that it starts with
+    :ivar qemu: the oldest QEMU
+    :ivar next_libvirt: the oldest of the next release but one
+    :ivar next_qemu: likewise
+    """
+
+    libvirt: tuple[int, int, int] | None = None
+    qemu: tuple[int, int, int] | None = None
+    next_libvirt: tuple[int, int, int] | None = None
+    next_qemu: tuple[int, int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LibvirtFacts:
+    """What libvirt answered.
+
+    Asking costs minutes where QEMU's user may not open /dev/kvm, because
+    libvirt 9 looks at QEMU anew for each question and QEMU hangs for a while
+    each time. So some of it may be left out.
+
+    :ivar uri: the libvirt that was asked
+    :ivar error: why it cannot be reached, in libvirt's words, or ''
+    :ivar hangs: whether ``error`` is that no answer came
+    :ivar unasked: why it was not asked at all, or not about QEMU; '' if
+        everything was
+    :ivar version: libvirt's own, or None
+    :ivar qemu: QEMU's as libvirt sees it, or None
+    :ivar user: (uid, gid) that this libvirtd gives QEMU (security label
+        ``dac``), or None
+    :ivar offers_kvm: whether its capabilities list the domain type kvm for
+        this architecture; None where not asked
+    :ivar refuses: by virt_type asked for, why libvirt gives no domain
+        capabilities
+    :ivar machines: machine types for this architecture
+    :ivar models: CPU model names that libvirt knows
+    :ivar domain_capabilities: what CPUs guests of the virt_type in use can
+        have; nothing is known of them where it was not asked
+    """
+
+    uri: str
+    error: str = ''
+    hangs: bool = False
+    unasked: str = ''
+    version: tuple[int, int, int] | None = None
+    qemu: tuple[int, int, int] | None = None
+    user: tuple[int, int] | None = None
+    offers_kvm: bool | None = None
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    machines: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    domain_capabilities: capabilities.DomainCapabilities = (
+        capabilities.DomainCapabilities())
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeFacts:
+    """What became of the probe guest (:mod:`nova_kvm_ext.host.probe`).
+
+    :ivar virt_type: ``kvm`` or ``qemu``
+    :ivar runs: whether it counted to the end in 64-bit mode; None where it
+        was not started
+    :ivar reason: what happened, or why it was not started
+    """
+
+    virt_type: str
+    runs: bool | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class HostFacts:
+    """Everything that the checks look at.
+
+    :ivar devices: ``/dev/kvm`` and ``/dev/vhost-net`` by path
+    :ivar kvm_use: opening /dev/kvm as QEMU's user
+    :ivar group_names: group name by gid, as far as needed
+    :ivar root: whether the facts were read by root, who alone can try what
+        QEMU's user may
+    :ivar privsep: the programs that start privsep's helper, in the order in
+        which they run one another
+    :ivar cpu_map: libvirt's CPU map of x86, None where it is not installed
+    """
+
+    options: options.HostOptions
+    distribution: distribution.Distribution
+    systemd: bool
+    cpu: CPUFacts
+    kernel: KernelFacts
+    qemu_user: UserFacts
+    devices: Mapping[str, DeviceFacts]
+    kvm_use: UseFacts
+    udev: UdevFacts
+    install: InstallFacts
+    nova: NovaFacts
+    privsep: tuple[ProgramFacts, ...]
+    directories: tuple[DirectoryFacts, ...]
+    emulator: EmulatorFacts
+    libvirt: LibvirtFacts
+    probe: ProbeFacts
+    group_names: Mapping[int, str]
+    root: bool
+    cpu_map: cpu_map.CPUMap | None
+
+    @property
+    def virt_type(self) -> str:
+        """The type of this host's guests, ``auto`` resolved."""
+        settings = self.options.settings
+        if settings is None:
+            return 'kvm'
+        if settings.virt_type != 'auto':
+            return settings.virt_type
+        works = self.probe.runs if self.probe.runs is not None else (
+            self.kvm_use.works)
+        return 'kvm' if works else 'qemu'

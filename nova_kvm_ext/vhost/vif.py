@@ -29,7 +29,7 @@ from nova_kvm_ext.vhost import hooks
 class KVMVIFDriver(vif.LibvirtGenericVIFDriver):
     """Names the vhost driver, which libvirt otherwise drops silently."""
 
-    def __init__(self, host: Any, vhost_net: hooks.VhostNet) -> None:
+    def __init__(self, host: Any, *, vhost_net: hooks.VhostNet) -> None:
         super().__init__(host)
         self._vhost_net = vhost_net
 

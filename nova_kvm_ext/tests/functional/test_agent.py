@@ -90,7 +90,8 @@ class FakeAgent(fixtures.Fixture):
             path.replace(there, f'{directory}/{here}', 1)
             for here, there in libvirtd.COVERED.items()
             if path.startswith(there + '/')]
-        self._qemu = self._path + '.qemu'
+        # The whole path must fit into 108 bytes.
+        self._qemu = f'{directory}/{domain.ID()}.qemu'
         self.answer: Callable[[dict[str, Any]], None] = self.honest
         self.requests: list[str] = []
         self.connections = 0
@@ -99,6 +100,7 @@ class FakeAgent(fixtures.Fixture):
     def _setUp(self) -> None:
         os.rename(self._path, self._qemu)
         self._listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self._listener.close)
         self._listener.bind(self._path)
         os.chmod(self._path, 0o777)
         self._listener.listen()

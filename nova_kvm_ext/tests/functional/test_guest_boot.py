@@ -212,11 +212,20 @@ class KVMTestCase(GuestBootTestCase):
         """It starts; whether it also boots depends on the machine."""
         code, result = self.boot(
             '--set', 'kvm_ext.cpu_mode=none', '--timeout', '15',
-            virt_type='kvm')
+            '--set', 'kvm_ext.host_check=warn', virt_type='kvm')
         self.assertIn(code, (ExitCode.PASS, ExitCode.NO_BOOT), self.said)
         self.assertEqual('kvm', result['virt_type'])
         self.assertIn('spawn', [s['name'] for s in result['steps']])
         self.nothing_is_left()
+
+    def test_a_host_that_cannot_is_refused(self):
+        """The host check says it, instead of a guest that never boots."""
+        code, _ = self.boot('--set', 'kvm_ext.cpu_mode=none',
+                            virt_type='kvm')
+        if code != ExitCode.PASS:
+            self.assertEqual(ExitCode.HOST, code)
+            self.assertIn('KVM508', self.said)
+            self.nothing_is_left()
 
     def test_auto_takes_what_runs(self):
         # Twice, the second time by the answer that the first one kept.
@@ -379,7 +388,7 @@ class RefusalTestCase(GuestBootTestCase):
         self.addCleanup(subprocess.run, ['umount', small])
         self.tmp = small
         error = self.fails(ExitCode.HOST)
-        self.assertIn('disk is full', error)
+        self.assertIn('no image fits', error)
 
     def test_full_disk_for_the_test_guest(self):
         os.mkdir(self.cache)

@@ -50,6 +50,8 @@ class DriverTestCase(test.NoDBTestCase):
         self.flags(instances_path=self.useFixture(fixtures.TempDir()).path,
                    state_path=self.useFixture(fixtures.TempDir()).path)
         self.flags(sysinfo_serial='none', group='libvirt')
+        # The machine that the test runs on is not looked at.
+        self.flags(host_check='off', group='kvm_ext')
         self.vhost_net = self.useFixture(fixtures.MockPatch(
             'nova_kvm_ext.host.facts.read_device',
             return_value=NO_VHOST_NET)).mock

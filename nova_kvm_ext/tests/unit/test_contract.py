@@ -33,6 +33,12 @@ LIBVIRT_DRIVER = 'nova.virt.libvirt.driver:LibvirtDriver'
 CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.__init__': (2, ()),
     f'{LIBVIRT_DRIVER}.init_host': (1, ()),
+    f'{LIBVIRT_DRIVER}._create_guest': (3, ('power_on',)),
+    f'{LIBVIRT_DRIVER}._live_migration_operation': (7, ()),
+    f'{LIBVIRT_DRIVER}._set_host_enabled': (1, ('disable_reason',)),
+    f'{LIBVIRT_DRIVER}.attach_interface': (4, ()),
+    f'{LIBVIRT_DRIVER}.attach_volume': (7, ()),
+    f'{LIBVIRT_DRIVER}.get_available_resource': (1, ()),
     f'{LIBVIRT_DRIVER}.spawn': (6, ('network_info', 'block_device_info')),
     f'{LIBVIRT_DRIVER}.destroy': (3, ()),
     f'{LIBVIRT_DRIVER}._get_guest_config': (4, ()),
@@ -88,6 +94,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.objects.migrate_data:VIFMigrateData.get_dest_vif': (0, ()),
     'nova.api.validation.extra_specs.base:ExtraSpecValidator': (
         0, ('name', 'description', 'value')),
+    'nova.objects:Service.get_by_compute_host': (2, ()),
+    'nova.context:get_admin_context': (0, ()),
     'nova.virt.libvirt.config:LibvirtConfigGuest.add_device': (1, ()),
     'nova.virt.libvirt.config:LibvirtConfigGuestChannel.format_dom': (0, ()),
     'nova.virt.libvirt.blockinfo:get_disk_info': (3, ()),
@@ -115,6 +123,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
 OVERRIDES: dict[str, Any] = {
     f'{LIBVIRT_DRIVER}.__init__': driver.KVMDriver.__init__,
     f'{LIBVIRT_DRIVER}.init_host': driver.KVMDriver.init_host,
+    f'{LIBVIRT_DRIVER}._create_guest': driver.KVMDriver._create_guest,
     f'{LIBVIRT_DRIVER}._get_guest_config': driver.KVMDriver._get_guest_config,
     f'{LIBVIRT_DRIVER}.attach_interface': driver.KVMDriver.attach_interface,
     f'{LIBVIRT_DRIVER}.live_migration': driver.KVMDriver.live_migration,
@@ -138,7 +147,8 @@ OVERRIDES: dict[str, Any] = {
            '_can_quiesce', 'quiesce', 'unquiesce', '_live_snapshot',
            '_volume_snapshot_create', 'get_available_resource',
            '_can_set_admin_password', 'set_admin_password',
-           'get_diagnostics')},
+           'get_diagnostics', 'attach_volume',
+           '_live_migration_operation')},
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.get_config':
         vif.KVMVIFDriver.get_config,
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.plug':
@@ -170,6 +180,15 @@ NAMES = (
     'nova.api.validation.extra_specs.base:ExtraSpecValidator',
     'nova.exception:InstanceQuiesceNotSupported',
     'nova.exception:InstanceNotFound', 'nova.exception:NovaException',
+    'nova.exception:ComputeHostNotFound',
+    'nova.virt.libvirt.driver:DISABLE_PREFIX',
+    'nova.privsep:sys_admin_pctxt.client_mode',
+    # Read from the source, without an import, by host/facts.
+    'nova.virt.libvirt.driver:MIN_LIBVIRT_VERSION',
+    'nova.virt.libvirt.driver:MIN_QEMU_VERSION',
+    'nova.virt.libvirt.driver:NEXT_MIN_LIBVIRT_VERSION',
+    'nova.virt.libvirt.driver:NEXT_MIN_QEMU_VERSION',
+    'nova.utils:get_root_helper',
     'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
 )
 
@@ -177,6 +196,10 @@ OPTIONS = (
     (None, 'instances_path'), (None, 'state_path'), (None, 'host'),
     (None, 'instance_name_template'), (None, 'shutdown_timeout'),
     (None, 'update_resources_interval'),
+    (None, 'instance_name_template'), (None, 'compute_driver'),
+    (None, 'reserved_host_disk_mb'), (None, 'rootwrap_config'),
+    ('workarounds', 'disable_rootwrap'), ('libvirt', 'hw_machine_type'),
+    ('libvirt', 'connection_uri'),
     ('libvirt', 'virt_type'), ('libvirt', 'cpu_mode'),
     ('libvirt', 'cpu_models'), ('libvirt', 'cpu_model_extra_flags'),
     ('libvirt', 'cpu_power_management'), ('libvirt', 'pmem_namespaces'),

@@ -31,24 +31,25 @@ PURE = {
     'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
     'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.usable', 'errors',
     'exit_codes', 'guest_agent.channel', 'guest_agent.replies',
-    'host.install', 'host.model', 'request', 'traits', 'vhost.policy',
-    'vhost.proof', 'vhost.queues'}
+    'host.access', 'host.checks', 'host.distribution', 'host.install',
+    'host.model', 'host.options', 'host.qemu_conf', 'known_errors',
+    'request', 'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'guest_agent.client', 'host.facts', 'host.probe',
-    'host.virt_type'}
+    'boot.inside', 'guest_agent.client', 'host.facts', 'host.kernel_facts',
+    'host.libvirt_facts', 'host.probe', 'host.user_facts', 'host.virt_type'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',
     'guest_agent.ledger'}
 # The edge to Nova.
 NOVA = {
-    'boot.cloudless', 'boot.worker', 'cpu.hooks', 'designer', 'driver',
-    'extra_specs', 'guest_agent.hooks', 'vhost.hooks', 'vhost.privileged',
-    'vhost.vif'}
+    'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'designer',
+    'driver', 'extra_specs', 'guest_agent.hooks', 'host.hooks',
+    'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
 COMMANDS = {
-    'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.main',
-    'cmd.vhost'}
+    'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
+    'cmd.main', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {'nova.conf', 'nova.virt.libvirt.utils'}
 PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
@@ -63,7 +64,8 @@ RULES = {
                     {'libvirt_qemu', 'nova', 'oslo_concurrency', 'oslo_log'}),
              PURE | READERS | MAKERS | NOVA),
     'COMMANDS': (COMMANDS,
-                 {'cliff', 'libvirt', 'oslo_config', 'pbr'} | NO_NOVA,
+                 {'cliff', 'libvirt', 'oslo_config', 'oslo_upgradecheck',
+                  'pbr'} | NO_NOVA,
                  (PURE | READERS | MAKERS | COMMANDS)),
 }
 

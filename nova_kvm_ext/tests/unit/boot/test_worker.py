@@ -54,7 +54,7 @@ def caused(error: Exception, cause: Exception,
 class LibvirtErrorTestCase(base.BaseTestCase):
 
     def test_itself(self):
-        self.assertIs(NOT_RUNNING, worker._libvirt_error(NOT_RUNNING))
+        self.assertIs(NOT_RUNNING, errors.libvirt_error(NOT_RUNNING))
 
     def test_among_the_causes(self):
         for implicitly in (False, True):
@@ -62,11 +62,11 @@ class LibvirtErrorTestCase(base.BaseTestCase):
             error = caused(RuntimeError('outer'),
                            caused(OSError('middle'), inner, implicitly),
                            implicitly)
-            self.assertIs(inner, worker._libvirt_error(error))
+            self.assertIs(inner, errors.libvirt_error(error))
 
     def test_none(self):
-        self.assertIsNone(worker._libvirt_error(None))
-        self.assertIsNone(worker._libvirt_error(
+        self.assertIsNone(errors.libvirt_error(None))
+        self.assertIsNone(errors.libvirt_error(
             caused(ValueError('x'), KeyError('y'))))
 
 
@@ -122,7 +122,7 @@ class AsStopTestCase(base.BaseTestCase):
                     stderr='qemu-img: No space left on device'),
                 caused(exception.NovaException('x'),
                        LibvirtError('No space left on device'))):
-            self.assertStop(ExitCode.HOST, error, 'The disk is full.')
+            self.assertStop(ExitCode.HOST, error, 'A file system is full.')
 
     def test_the_guest_is_refused(self):
         for error, words in (

@@ -1,0 +1,198 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""``nova-kvm-ext host ...``: whether guests can run on this host.
+
+Parses, has :mod:`nova_kvm_ext.host.facts` look and
+:mod:`nova_kvm_ext.host.checks` judge, prints, and with ``--fix`` runs the
+commands that the checks hold to be safe.
+"""
+
+import argparse
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import Any
+
+from cliff import lister
+
+from nova_kvm_ext.cmd import base
+from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.host import checks
+from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import model
+from nova_kvm_ext.host import options
+
+CACHE_DIR = '/var/cache/nova-kvm-ext'
+"""Where the probe guest's answer is kept without a nova.conf."""
+
+_EXIT_CODES = {checks.PASS: 0, checks.WARN: 1, checks.FAIL: 2}
+
+_FIX_SECONDS = 60
+
+# Of a table without its texts: borders, and three narrow columns.
+_NARROW = 54
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 3600:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no number of seconds from 1 to 3600')
+    return int(text)
+
+
+class Check(base.HostCommand, lister.Lister):
+    """Check whether KVM guests can run on this host, and say what mends it.
+
+    Looks at CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt, Nova and
+    nova.conf, and starts a tiny guest. Each check has a code, the fact found
+    and the remedy. Only root can try what QEMU's user may.
+
+    With --fix the safe remedies are applied: modules are loaded, and /dev/kvm
+    is given back to its group. Each command is shown before it runs, and then
+    all is checked again.
+
+    Exit codes: 0 every check passed, 1 there are warnings, 2 there are
+    failures or the command line is wrong, 3 --fix without root, or a defect
+    of nova-kvm-ext.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--fix', action='store_true',
+            help='run the safe remedies, then check again; needs root')
+        parser.add_argument(
+            '--timeout', type=_seconds, default=120, metavar='SECONDS',
+            help='how long libvirt may take to answer, the guest included, '
+                 'default %(default)s')
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._result = checks.PASS
+        try:
+            return super().run(parsed_args) or _EXIT_CODES[self._result]
+        except Exception as e:
+            # cliff would exit with 1, which says that there are warnings.
+            self._say(f'ERROR    {type(e).__name__}: {errors.clean(e)} (this '
+                      f'is a defect of nova-kvm-ext)')
+            if self.app.options.debug:
+                raise
+        return int(ExitCode.HOST)
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Any]:
+        if parsed_args.fix and os.geteuid() != 0:
+            raise errors.HostError('--fix needs root.', 'Run it with sudo.')
+        results = self._check(parsed_args)
+        tried: set[str] = set()
+        while parsed_args.fix:
+            # One remedy can bring to light what the next check could not
+            # see, as a module that is loaded does with /dev/kvm.
+            todo = [command for result in results
+                    if result.result in (checks.WARN, checks.FAIL)
+                    for command in result.fix if command not in tried]
+            if not todo:
+                break
+            tried.update(todo)
+            for command in dict.fromkeys(todo):
+                self._run_fix(command)
+            results = self._check(parsed_args)
+        self._result = checks.worst(results)
+        if parsed_args.formatter == 'table':
+            return (('Code', 'Check', 'Result', 'Details'),
+                    [_for_people(result) for result in results])
+        columns = [field.name for field in
+                   dataclasses.fields(checks.CheckResult)]
+        return columns, [
+            [list(value) if isinstance(value := getattr(result, column),
+                                       tuple) else value
+             for column in columns] for result in results]
+
+    def _check(self, args: argparse.Namespace) -> list[checks.CheckResult]:
+        nova = base.read_conf(args.config_files)
+        wanted = options.HostOptions.from_conf(nova)
+        uri = self.uri(args, nova)
+        cache_dir = CACHE_DIR
+        if wanted.files and os.path.isdir(wanted.state_path):
+            cache_dir = wanted.state_path
+        elif os.geteuid() == 0:
+            with contextlib.suppress(OSError):
+                os.makedirs(CACHE_DIR, exist_ok=True)
+        found: list[model.HostFacts | BaseException] = []
+
+        def look() -> None:
+            try:
+                with contextlib.ExitStack() as stack:
+                    found.append(facts.read_host(
+                        wanted, uri, lambda: stack.enter_context(
+                            self.connected(args, nova)),
+                        cache_dir=cache_dir))
+            except BaseException as e:
+                found.append(e)  # for the thread that waits
+
+        # A call of libvirt cannot be interrupted. A thread can be left alone,
+        # and ends with this process.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(args.timeout)
+        if not found:
+            host = facts.read_host(wanted, uri)
+            host = dataclasses.replace(
+                host, libvirt=dataclasses.replace(
+                    host.libvirt, hangs=True, unasked='',
+                    error=f'no answer within {args.timeout} s'))
+        elif isinstance(found[0], BaseException):
+            raise found[0]
+        else:
+            host = found[0]
+        return checks.run(host)
+
+    def _run_fix(self, command: str) -> None:
+        self._say(f'+ {command}')
+        try:
+            done = subprocess.run(
+                shlex.split(command), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors='replace',
+                timeout=_FIX_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as e:
+            self._say(f'  failed: {errors.clean(e)}')
+            return
+        if done.returncode != 0:
+            self._say(f'  failed with exit code {done.returncode}: '
+                      f'{errors.clean(done.stderr or done.stdout)}')
+
+    @staticmethod
+    def _say(text: str) -> None:
+        """Progress is no result: it goes to standard error."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def _for_people(result: checks.CheckResult) -> tuple[str, ...]:
+    """A row of a table that fits the terminal."""
+    width = max(40, shutil.get_terminal_size((120, 24)).columns - _NARROW)
+    lines = textwrap.wrap(result.details, width)
+    if result.remedy:
+        # Not broken at hyphens, so that a command can be copied.
+        lines += textwrap.wrap(
+            f'> {result.remedy}', width, subsequent_indent='  ',
+            break_long_words=False, break_on_hyphens=False)
+    return result.code, result.title, result.result, '\n'.join(lines)

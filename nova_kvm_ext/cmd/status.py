@@ -1,0 +1,194 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext-status upgrade check``: what to mend before an upgrade.
+
+Run it with the new release installed and before its nova-compute is started,
+as ``nova-status upgrade check``. The frame, its table, its ``--json`` and its
+exit codes are those of oslo.upgradecheck:
+
+0 nothing to do, 1 something to look into, 2 something stops the upgrade,
+255 the check itself failed.
+"""
+
+import contextlib
+import functools
+import glob
+from importlib import metadata
+import json
+import os
+import subprocess
+import sys
+
+from nova import conf as nova_conf
+from oslo_config import cfg
+from oslo_upgradecheck import upgradecheck
+
+from nova_kvm_ext.cmd import base
+from nova_kvm_ext import conf
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import checks
+from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import options
+
+NOVA_RELEASES = (31, 34)
+"""The first and the last major version of Nova that this release is for."""
+
+_ERROR = 255
+_IMPORT_SECONDS = 120
+
+_INSTALLED = 'KVM401'
+_VERSIONS = ('KVM503', 'KVM504')
+_OPTIONS = 'KVM402'
+
+Code = upgradecheck.Code
+Result = upgradecheck.Result
+
+_CODES = {checks.FAIL: Code.FAILURE, checks.WARN: Code.WARNING}
+
+
+class Checks(upgradecheck.UpgradeCommands):
+    """What operators of this driver look at before an upgrade."""
+
+    display_title = 'nova-kvm-ext upgrade check results'
+
+    @functools.cached_property
+    def _host(self) -> list[checks.CheckResult]:
+        """The checks of this host, without the guest that they can start."""
+        nova = nova_conf.CONF
+        uri = nova.libvirt.connection_uri or base.LIBVIRT_URI
+        with contextlib.ExitStack() as stack:
+            return checks.run(facts.read_host(
+                options.HostOptions.from_conf(nova), uri,
+                lambda: stack.enter_context(base.libvirt_connection(uri))))
+
+    def _of_host(self, *codes: str) -> Result:
+        """Some of the checks of this host as one."""
+        found = [(_CODES[result.result], result) for result in self._host
+                 if result.code in codes and result.result in _CODES]
+        if not found:
+            # Details are for what there is to do.
+            return Result(Code.SUCCESS)
+        # The worst first, otherwise as they are.
+        found.sort(key=lambda item: -item[0])
+        return Result(found[0][0], '; '.join(
+            f'{result.code} {result.title}: {result.details}'
+            f'{f" (remedy: {result.remedy})" if result.remedy else ""}'
+            for _, result in found))
+
+    def _nova_release(self) -> Result:
+        """Whether this package is for the Nova that is installed."""
+        version = metadata.version('nova')
+        first, last = NOVA_RELEASES
+        major = int(version.partition('.')[0])
+        if major < first:
+            return Result(
+                Code.FAILURE, f'Nova {version} is older than {first}, the '
+                f'first release that this package runs with. Upgrade Nova, '
+                f'or keep the older nova-kvm-ext.')
+        if major > last:
+            return Result(
+                Code.WARNING, f'Nova {version} is newer than {last}, the '
+                f'last release that this package was tested with. Look for '
+                f'a newer nova-kvm-ext.')
+        return Result(Code.SUCCESS)
+
+    def _interface(self) -> Result:
+        """Whether what we override is still there in that Nova."""
+        # -P: what is installed, not what lies in this directory.
+        found = subprocess.run(
+            [sys.executable, '-P', '-m', 'nova_kvm_ext.contract'],
+            capture_output=True, text=True, timeout=_IMPORT_SECONDS,
+            stdin=subprocess.DEVNULL)
+        if found.returncode:
+            last = found.stderr.strip().rpartition('\n')[2]
+            return Result(
+                Code.FAILURE, f'The driver cannot be loaded: '
+                f'{errors.clean(last)}. Install the nova-kvm-ext for this '
+                f'Nova.')
+        # Nova may print before.
+        moved = json.loads(found.stdout.strip().rpartition('\n')[2])
+        if moved:
+            return Result(
+                Code.FAILURE, f'Nova has moved: {"; ".join(moved)}. Install '
+                f'the nova-kvm-ext for this Nova.')
+        return Result(Code.SUCCESS)
+
+    def _installed(self) -> Result:
+        """Whether Nova's loader finds the driver, and is told to."""
+        return self._of_host(_INSTALLED)
+
+    def _options(self) -> Result:
+        """Values that are refused, and options that there are not."""
+        refused = self._of_host(_OPTIONS)
+        if refused.code != Code.SUCCESS:
+            return refused
+        known = {name for option in conf.list_opts()[0][1]
+                 for name in (option.dest, option.name)}
+        strange = [f'{name} in {file}' for file, names in _written().items()
+                   for name in sorted(names - known)]
+        if strange:
+            return Result(
+                Code.WARNING, f'[{conf.GROUP.name}] has options that this '
+                f'release does not know, and so does not heed: '
+                f'{errors.clean(", ".join(strange))}. Correct their names, '
+                f'or remove them; the release notes name those that were '
+                f'given up.')
+        return Result(Code.SUCCESS)
+
+    def _versions(self) -> Result:
+        """libvirt and QEMU against what this Nova and the next need."""
+        return self._of_host(*_VERSIONS)
+
+    def _guests(self) -> Result:
+        """Whether the new nova-compute would start on this host."""
+        return self._of_host(*(set(checks.codes()) - {
+            _INSTALLED, _OPTIONS, *_VERSIONS}))
+
+    _upgrade_checks = (
+        ('Nova release', _nova_release),
+        ('Interface to Nova', _interface),
+        ('Driver beside Nova', _installed),
+        ('Options of nova.conf', _options),
+        ('Versions of libvirt and QEMU', _versions),
+        ('Host checks', _guests),
+    )
+
+
+def _written() -> dict[str, set[str]]:
+    """By file, the names that stand in the group of our options."""
+    nova = nova_conf.CONF
+    files = list(nova.config_file or ())
+    for directory in nova.config_dir or ():
+        files += sorted(glob.glob(os.path.join(directory, '*.conf')))
+    found = {}
+    for file in files:
+        sections: dict[str, dict[str, list[str]]] = {}
+        cfg.ConfigParser(file, sections).parse()
+        found[file] = set(sections.get(conf.GROUP.name, {}))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    conf.register_opts(nova_conf.CONF)
+    try:
+        return int(upgradecheck.main(
+            nova_conf.CONF, project='nova', upgrade_command=Checks(),
+            argv=sys.argv[1:] if argv is None else argv))
+    except cfg.Error as e:
+        print(f'error: the configuration cannot be read: '
+              f'{errors.clean(e)}', file=sys.stderr)
+        return _ERROR
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,235 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver does about this host: the part that knows Nova.
+
+* :func:`explains_libvirt_errors` leaves cause and remedy with a libvirt error
+  on its way to Nova's handlers.
+* :class:`HostCheck` runs the checks of ``nova-kvm-ext host check`` when the
+  service starts, and those of files while it runs.
+
+Facts are read in :mod:`nova_kvm_ext.host.facts` and judged in
+:mod:`nova_kvm_ext.host.checks`; nothing is decided here but what becomes of
+the service.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+from nova import conf as nova_conf
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+import nova.privsep
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_log import log as logging
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import checks
+from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import model
+from nova_kvm_ext.host import options
+
+LOG = logging.getLogger(__name__)
+CONF = nova_conf.CONF
+
+MARK = 'nova-kvm-ext: '
+"""How the reason begins for which we disable a service, after Nova's own
+prefix. What does not begin so was not disabled by us."""
+
+_LONGEST_REASON = 255
+"""Characters of services.disabled_reason in Nova's database."""
+
+_NO_MATTER = ('KVM401', 'KVM402', 'KVM503', 'KVM504')
+"""By now the driver has been loaded and its options have been read; Nova
+itself warns of old versions of libvirt and QEMU, and refuses older ones."""
+
+_PRIVSEP = 'KVM403'
+
+
+def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
+    """Leave cause and remedy with a libvirt error, if it is a known one.
+
+    The error stays the object that it is, with its type, code and text: Nova
+    catches libvirt errors by these, and shows a tenant the text of some. The
+    explanation is a note (PEP 678) instead. A note is printed wherever the
+    traceback is: in the log, and in the ``details`` of an instance's fault,
+    which only administrators see.
+
+    :param error: what was raised; libvirt's own may be among its causes,
+        where Nova made another exception of it
+    :param instance: whom it hit, for the log
+    """
+    found = errors.libvirt_error(error)
+    row = None if found is None else errors.explain(found)
+    # A method that explains may have called another one that did.
+    if found is None or row is None or any(
+            note.startswith(MARK)
+            for note in getattr(found, '__notes__', ())):
+        return
+    found.add_note(f'{MARK}{row.cause} {row.remedy} ({row.name})')
+    LOG.error('%(cause)s %(remedy)s (%(name)s; libvirt says: %(said)s)',
+              {'cause': row.cause, 'remedy': row.remedy, 'name': row.name,
+               'said': errors.clean(found)},
+              **({} if instance is None else {'instance': instance}))
+
+
+def explains_libvirt_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a driver's method: what it raises is explained."""
+    @functools.wraps(method)
+    def explaining(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception as e:
+            explain_libvirt_error(e, next(
+                (value for value in (*args, *kwargs.values())
+                 if isinstance(value, objects.Instance)), None))
+            raise
+    # Nova's tests compare signatures, and look behind no decorator.
+    explaining.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+        method)
+    return explaining
+
+
+class HostCheck:
+    """Whether this host can run guests, looked at again and again.
+
+    :param driver: nova.virt.libvirt.driver.LibvirtDriver; its service is
+        disabled while it cannot
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._facts: model.HostFacts | None = None
+        self._fault = ''
+        # A service that was disabled before it was started again is enabled
+        # by Nova when libvirt answers, mostly before we look.
+        self._may_be_disabled = True
+
+    def at_start(self) -> None:
+        """Look at everything, say it, and refuse to start on a FAIL.
+
+        Comes after Nova's own options have been told what this driver's
+        mean.
+
+        :raises errors.HostError: no guest can run as nova.conf asks; not for
+            ``host_check = warn``
+        """
+        if CONF.kvm_ext.host_check == 'off':
+            return
+        wanted = options.HostOptions.from_conf(CONF)
+        virt_type = CONF.libvirt.virt_type
+        wanted = dataclasses.replace(
+            # The paths are meant, whether a file or a default says so.
+            wanted, files=wanted.files or ('nova.conf',),
+            # What `auto` has become.
+            settings=wanted.settings and dataclasses.replace(
+                wanted.settings, virt_type=virt_type))
+        self._facts = facts.read_host(
+            wanted, uri=self._driver._host._uri,
+            connect=self._driver._host.get_connection,
+            # A guest tells whether KVM works, once in a boot of this host.
+            # Software needs no such proof.
+            cache_dir=CONF.state_path if virt_type == 'kvm' else None)
+        results = self._results(self._facts)
+        for result in results:
+            if result.result in (checks.WARN, checks.FAIL):
+                LOG.log(logging.ERROR if result.result == checks.FAIL else
+                        logging.WARNING, '%s', _sentence(result))
+        LOG.info('Host check: %s.', ', '.join(
+            f'{sum(found.result == kind for found in results)} {kind}'
+            for kind in (checks.PASS, checks.WARN, checks.FAIL,
+                         checks.SKIP)))
+        failed = [result for result in results
+                  if result.result == checks.FAIL]
+        if failed and CONF.kvm_ext.host_check == 'enforce':
+            more = (f' (and {len(failed) - 1} more)' if len(failed) > 1
+                    else '')
+            raise errors.HostError(
+                f'This host cannot run guests: {_sentence(failed[0])}{more}',
+                'nova-kvm-ext host check shows all; [kvm_ext] host_check = '
+                'warn starts the service nevertheless.')
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Around Nova's periodic look at what this host has.
+
+        Files only, a few hundredths of a second: a libvirt whose QEMU may
+        not open /dev/kvm takes minutes over an answer. The service is
+        disabled before Nova asks libvirt, for the same reason, and enabled
+        only after libvirt has answered.
+        """
+        if self._facts is None:
+            yield
+            return
+        fault = self._look()
+        if fault != self._fault:
+            if fault:
+                LOG.error('%s', fault)
+            else:
+                LOG.info('Host check: mended: %s', self._fault)
+            self._fault = fault
+        enforced = CONF.kvm_ext.host_check == 'enforce'
+        if fault and enforced:
+            self._may_be_disabled = True
+            # Each time, not only once: Nova enables the service when libvirt
+            # comes back, and knows nothing of our reason.
+            self._driver._set_host_enabled(
+                False, disable_reason=(MARK + fault)[
+                    :_LONGEST_REASON - len(libvirt_driver.DISABLE_PREFIX)])
+        yield
+        if not fault and enforced and self._may_be_disabled:
+            self._enable()
+
+    def _look(self) -> str:
+        """What keeps guests from running now, or ''."""
+        assert self._facts is not None
+        results = self._results(facts.read_again(self._facts))
+        return next((_sentence(result) for result in results
+                     if result.result == checks.FAIL), '')
+
+    @staticmethod
+    def _results(found: model.HostFacts) -> list[checks.CheckResult]:
+        """What the checks say that matter to a running service."""
+        # `guest boot` needs no helper: it is root.
+        no_helper = not nova.privsep.sys_admin_pctxt.client_mode
+        return [result for result in checks.run(found)
+                if result.code not in _NO_MATTER and
+                not (no_helper and result.code == _PRIVSEP)]
+
+    def _enable(self) -> None:
+        """Enable the service if it was us who disabled it.
+
+        Nova's own method would enable what Nova disabled too.
+        """
+        try:
+            service = objects.Service.get_by_compute_host(
+                nova_context.get_admin_context(), CONF.host)
+        except exception.ComputeHostNotFound:
+            # It registers in a moment; until then nothing is disabled.
+            return
+        if service.disabled and (service.disabled_reason or '').startswith(
+                libvirt_driver.DISABLE_PREFIX + MARK):
+            self._driver._set_host_enabled(True)
+        self._may_be_disabled = False
+
+
+def _sentence(result: checks.CheckResult) -> str:
+    """A result as one line of a log."""
+    remedy = f' Remedy: {result.remedy}' if result.remedy else ''
+    return (f'Host check {result.code} {result.title}: {result.details}.'
+            f'{remedy}')

@@ -1,0 +1,234 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Reads which user libvirt runs QEMU as, and what that user may open.
+
+Facts in, frozen data out; no decision is made here. Paths are taken below a
+root that tests can replace.
+"""
+
+import errno
+import grp
+import os
+import pwd
+import stat
+import subprocess
+import sys
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import access
+from nova_kvm_ext.host import distribution
+from nova_kvm_ext.host import kernel_facts
+from nova_kvm_ext.host import model
+from nova_kvm_ext.host import qemu_conf
+
+KVM_API_VERSION = 12
+"""What KVM_GET_API_VERSION has answered since Linux 2.6.22 (kvm/api.rst)."""
+
+# Run as root, it becomes the user itself: that user may not be able to reach
+# the Python of a virtual environment. The ioctl is KVM_GET_API_VERSION,
+# _IO(0xAE, 0x00) of linux/kvm.h. Nobody's capabilities are left, as libvirt
+# leaves none to QEMU, unless the user is root.
+_OPEN = """
+import fcntl, os, sys
+path, ioctl, uid, gid, *groups = sys.argv[1:]
+try:
+    os.setgroups([int(group) for group in groups])
+    os.setgid(int(gid))
+    os.setuid(int(uid))
+    device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    print(0, fcntl.ioctl(device, 0xae00) if ioctl == 'kvm' else -1)
+except OSError as e:
+    print(e.errno, -1)
+"""
+_OPEN_SECONDS = 10
+
+
+class _FileAccounts:
+    """Users and groups of the files below a root."""
+
+    def __init__(self, root: str) -> None:
+        def lines(path: str) -> list[list[str]]:
+            fields = [line.split(':') for line in
+                      kernel_facts.read(path, root).splitlines()]
+            return [line for line in fields
+                    if len(line) > 3 and line[2].isdecimal()]
+
+        self._users = [
+            (line[0], int(line[2]), int(line[3])) for line in
+            lines('/etc/passwd') if line[3].isdecimal()]
+        self._groups = [(line[0], int(line[2]), line[3].split(','))
+                        for line in lines('/etc/group')]
+
+    def uid(self, name: str) -> int | None:
+        return next((uid for user, uid, _ in self._users if user == name),
+                    None)
+
+    def gid(self, name: str) -> int | None:
+        return next((gid for group, gid, _ in self._groups if group == name),
+                    None)
+
+    def group_name(self, gid: int) -> str | None:
+        return next((group for group, number, _ in self._groups
+                     if number == gid), None)
+
+    def groups(self, uid: int, gid: int) -> tuple[int, ...]:
+        """Every group of QEMU, see :func:`read_qemu_user`."""
+        name, primary = next(((user, primary) for user, number, primary
+                              in self._users if number == uid), (None, gid))
+        return tuple(sorted({gid, primary} | {
+            number for _, number, members in self._groups
+            if name in members}))
+
+
+class _SystemAccounts:
+    """Users and groups of this host, wherever NSS has them from."""
+
+    def uid(self, name: str) -> int | None:
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            return None
+
+    def gid(self, name: str) -> int | None:
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            return None
+
+    def group_name(self, gid: int) -> str | None:
+        try:
+            return grp.getgrgid(gid).gr_name
+        except KeyError:
+            return None
+
+    def groups(self, uid: int, gid: int) -> tuple[int, ...]:
+        try:
+            user = pwd.getpwuid(uid)
+        except KeyError:
+            return (gid,)
+        return tuple(sorted({gid} | set(
+            os.getgrouplist(user.pw_name, user.pw_gid))))
+
+
+Accounts = _FileAccounts | _SystemAccounts
+
+
+def accounts(root: str = '/') -> Accounts:
+    """The users and groups that count below a root."""
+    return _SystemAccounts() if root == '/' else _FileAccounts(root)
+
+
+def read_qemu_user(found: distribution.Distribution, known: Accounts,
+                   root: str = '/') -> model.UserFacts:
+    """The user of qemu.conf, else the one that libvirt was built with.
+
+    QEMU's groups are those of the user, the primary one of /etc/passwd among
+    them, and the one of qemu.conf (virGetGroupList in libvirt's
+    src/util/virutil.c).
+    """
+    path = os.path.join(root, 'etc/libvirt/qemu.conf')
+    settings, error = {}, ''
+    try:
+        with open(path, errors='replace') as f:
+            settings = qemu_conf.parse(f.read())
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        error = f'/etc/libvirt/qemu.conf cannot be read: {e.strerror}'
+    except ValueError as e:
+        error = f'/etc/libvirt/qemu.conf, {errors.clean(e)}'
+    user = settings.get('user', found.qemu_user)
+    group = settings.get('group', found.qemu_group)
+    said = [name for name in ('user', 'group') if name in settings]
+    source = (f'{" and ".join(said)} in /etc/libvirt/qemu.conf' if said else
+              f'the default of {found.name}')
+    uid = None if user.startswith('+') else known.uid(user)
+    gid = None if group.startswith('+') else known.gid(group)
+    if uid is None:
+        uid = qemu_conf.number(user)
+    if gid is None:
+        gid = qemu_conf.number(group)
+    return model.UserFacts(
+        errors.clean(user), errors.clean(group), source, uid, gid,
+        known.groups(uid, gid) if uid is not None and gid is not None else (),
+        error)
+
+
+def read_permissions(path: str) -> access.Permissions:
+    """Owner, group, mode and ACL of a file.
+
+    :raises OSError: there is none, or it cannot be looked at
+    """
+    status = os.stat(path)
+    try:
+        acl = os.getxattr(path, access.XATTR)
+    except OSError:
+        acl = None
+    return access.Permissions(
+        status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), acl)
+
+
+def read_use(path: str, user: model.UserFacts,
+             root: str = '/') -> model.UseFacts:
+    """Open a device as QEMU's user, or judge from its permission bits.
+
+    Only root can become that user. libvirt's control group and mount
+    namespace, in which QEMU sees the device, are libvirt's own matter.
+    """
+    real_path = os.path.join(root, path.lstrip('/'))
+    if user.uid is None or user.gid is None:
+        return model.UseFacts(path, False, 'EINVAL')
+    if os.geteuid() == 0:
+        try:
+            answer = subprocess.run(
+                [sys.executable, '-I', '-S', '-c', _OPEN, real_path,
+                 'kvm' if path == '/dev/kvm' else 'none', str(user.uid),
+                 str(user.gid), *map(str, user.groups)],
+                capture_output=True, text=True, timeout=_OPEN_SECONDS,
+                stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            return model.UseFacts(path, True, 'ETIMEDOUT')
+        words = answer.stdout.split()
+        if len(words) == 2:
+            number, version = map(int, words)
+            return model.UseFacts(
+                path, True, errno.errorcode.get(number, str(number))
+                if number else None, version if version >= 0 else None)
+    try:
+        permissions = read_permissions(real_path)
+    except OSError as e:
+        return model.UseFacts(
+            path, False, errno.errorcode.get(e.errno or 0, str(e.errno)))
+    allowed = access.may(access.READ | access.WRITE, permissions, user.uid,
+                         user.groups)
+    return model.UseFacts(path, False, None if allowed else 'EACCES')
+
+
+def read_barrier(path: str, user: model.UserFacts, root: str = '/') -> str:
+    """The first directory on the way to a path that QEMU may not enter.
+
+    :returns: its path, or '' where the way is free
+    """
+    if user.uid is None:
+        return ''
+    way = '/'
+    for name in ['', *path.strip('/').split('/')]:
+        way = os.path.join(way, name)
+        try:
+            permissions = read_permissions(
+                os.path.join(root, way.lstrip('/')))
+        except OSError:
+            return ''
+        if not access.may(access.ENTER, permissions, user.uid, user.groups):
+            return way
+    return ''

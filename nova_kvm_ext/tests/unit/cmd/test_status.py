@@ -1,0 +1,212 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext-status upgrade check``."""
+
+import contextlib
+import io
+import json
+import subprocess
+import textwrap
+from typing import Any
+from unittest import mock
+
+import fixtures
+from nova import conf as nova_conf
+from oslo_config import cfg
+from oslo_upgradecheck import upgradecheck
+from oslotest import base
+
+from nova_kvm_ext.cmd import status
+from nova_kvm_ext import conf
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import checks
+from nova_kvm_ext.host import facts
+
+PASSED = [checks.CheckResult(code, title, checks.PASS, 'well')
+          for code, title in checks.codes().items()]
+
+
+class StatusTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.results = list(PASSED)
+        self.mocked(facts, 'read_host')
+        self.mocked(checks, 'run').side_effect = lambda found: self.results
+        self.version = self.mocked(status.metadata, 'version')
+        self.version.return_value = '34.0.0'
+        self.contract = self.mocked(subprocess, 'run')
+        self.contract.return_value = self.ended('[]')
+        # Its command line is registered for good, once in a process.
+        self.conf = cfg.ConfigOpts()
+        self.conf.register_opts(
+            [cfg.StrOpt('virt_type', default='kvm'), cfg.StrOpt('cpu_mode'),
+             cfg.ListOpt('cpu_models', default=[]),
+             cfg.ListOpt('cpu_model_extra_flags', default=[]),
+             cfg.ListOpt('hw_machine_type'),
+             cfg.StrOpt('connection_uri', default='')], group='libvirt')
+        for name in ('compute_driver', 'instances_path', 'state_path',
+                     'rootwrap_config'):
+            self.conf.register_opt(cfg.StrOpt(name, default='/none'))
+        self.conf.register_opt(
+            cfg.IntOpt('reserved_host_disk_mb', default=0))
+        self.conf.register_opt(
+            cfg.BoolOpt('disable_rootwrap', default=False),
+            group='workarounds')
+        self.useFixture(fixtures.MockPatchObject(
+            nova_conf, 'CONF', self.conf))
+        self.useFixture(fixtures.MockPatchObject(
+            upgradecheck, 'CONF', self.conf))
+        self.directory = self.useFixture(fixtures.TempDir())
+        self.file = self.directory.join('nova.conf')
+        self.write('')
+
+    def mocked(self, where: Any, name: str) -> mock.Mock:
+        return self.useFixture(fixtures.MockPatchObject(where, name)).mock
+
+    @staticmethod
+    def ended(stdout: str, code: int = 0,
+              stderr: str = '') -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], code, stdout, stderr)
+
+    def write(self, text: str) -> None:
+        with open(self.file, 'w') as f:
+            f.write(textwrap.dedent(text))
+
+    def become(self, code: str, result: str) -> None:
+        """Give a check another result."""
+        self.results = [
+            checks.CheckResult(code, found.title, result, 'it is so',
+                               'mend it') if found.code == code else found
+            for found in self.results]
+
+    def check(self) -> tuple[int, dict[str, tuple[int, str]]]:
+        """The exit code, and code and details by check."""
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            code = status.main(
+                ['--config-file', self.file, 'upgrade', 'check', '--json'])
+        return code, {
+            found['check']: (found['result'], found['details'])
+            for found in json.loads(said.getvalue())['checks']}
+
+    def one(self, name: str) -> tuple[int, str]:
+        """The code and details of a check; all others pass."""
+        code, found = self.check()
+        self.assertEqual(code, found[name][0])
+        self.assertEqual({0}, {other for check, (other, _) in found.items()
+                               if check != name})
+        return found[name]
+
+    def test_nothing_to_do(self):
+        code, found = self.check()
+        self.assertEqual(0, code)
+        self.assertEqual({(0, None)}, set(found.values()))
+
+    def test_table(self):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            self.assertEqual(0, status.main(
+                ['--config-file', self.file, 'upgrade', 'check']))
+        self.assertIn('Check: Nova release', said.getvalue())
+
+    def test_nova_release(self):
+        for version, code in (('30.1.0', 2), ('31.0.0', 0), ('34.9.1', 0),
+                              ('35.0.0.0rc1', 1)):
+            self.version.return_value = version
+            found = status.Checks()._nova_release()
+            self.assertEqual(code, found.code, version)
+            if code:
+                self.assertIn(version, found.details)
+
+    def test_interface_that_has_moved(self):
+        self.contract.return_value = self.ended(
+            'Nova talks\n["LibvirtDriver._create_guest is gone"]\n')
+        code, details = self.one('Interface to Nova')
+        self.assertEqual(2, code)
+        self.assertIn('_create_guest is gone', details)
+
+    def test_driver_that_does_not_import(self):
+        self.contract.return_value = self.ended(
+            '', 1, 'Traceback\nImportError: no name x\x1b[31m in nova\n')
+        code, details = self.one('Interface to Nova')
+        self.assertEqual(2, code)
+        self.assertIn('ImportError: no name x [31m in nova', details)
+
+    def test_driver_not_beside_nova(self):
+        self.become('KVM401', checks.FAIL)
+        self.assertEqual(
+            (2, 'KVM401 Driver beside Nova: it is so (remedy: mend it)'),
+            self.one('Driver beside Nova'))
+
+    def test_refused_options(self):
+        self.become('KVM402', checks.FAIL)
+        self.assertEqual(2, self.one('Options of nova.conf')[0])
+
+    def test_options_that_there_are_not(self):
+        self.write('''
+            [kvm_ext]
+            virt_type = qemu
+            cpu_modell = x
+            [libvirt]
+            anything = 1
+            ''')
+        code, details = self.one('Options of nova.conf')
+        self.assertEqual(1, code)
+        self.assertIn(f'cpu_modell in {self.file}', details)
+        self.assertNotIn('virt_type', details)
+        self.assertNotIn('anything', details)
+
+    def test_every_option_is_known(self):
+        self.write('[kvm_ext]\n' + ''.join(
+            f'{option.name} = {option.default or "kvm"}\n'
+            for option in conf.list_opts()[0][1]
+            if option.name not in ('cpu_mode', 'cpu_model')))
+        self.assertEqual(0, self.check()[0])
+
+    def test_versions(self):
+        self.become('KVM504', checks.WARN)
+        code, details = self.one('Versions of libvirt and QEMU')
+        self.assertEqual(1, code)
+        self.assertIn('KVM504', details)
+
+    def test_host(self):
+        self.become('KVM101', checks.WARN)
+        self.become('KVM205', checks.FAIL)
+        code, details = self.one('Host checks')
+        self.assertEqual(2, code)
+        self.assertLess(details.index('KVM205'), details.index('KVM101'))
+
+    def test_each_check_of_the_host_is_told_once(self):
+        conf.register_opts(self.conf)
+        self.conf(['--config-file', self.file])
+        for code in checks.codes():
+            self.results = list(PASSED)
+            self.become(code, checks.FAIL)
+            commands = status.Checks()
+            self.assertEqual(1, [
+                check(commands).code for _, check in
+                commands._upgrade_checks].count(upgradecheck.Code.FAILURE))
+
+    def test_no_such_file(self):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            self.assertEqual(255, status.main(
+                ['--config-file', '/none.conf', 'upgrade', 'check']))
+        self.assertIn('/none.conf', said.getvalue())
+
+    def test_a_defect(self):
+        self.version.side_effect = errors.HostError('no')
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(255, status.main(
+                ['--config-file', self.file, 'upgrade', 'check']))

@@ -1,0 +1,464 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What becomes of Nova's service, its errors and its records."""
+
+import contextlib
+import sys
+import traceback
+from typing import Any
+from unittest import mock
+
+import fixtures
+from nova.compute import utils as compute_utils
+from nova import context
+from nova import exception
+from nova import objects
+from nova.virt import fake
+from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
+
+from nova_kvm_ext import driver
+from nova_kvm_ext import errors
+from nova_kvm_ext.host import checks
+from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import hooks
+from nova_kvm_ext.host import probe
+from nova_kvm_ext.tests.unit import driver_base
+
+SAID = ("internal error: process exited while connecting to monitor: Could "
+        "not access KVM kernel module: Permission denied")
+PATH = '/srv/nova/instances/x/disk'
+LOCKED = (f'internal error: Failed to get "write" lock\nIs another process '
+          f'using the image [{PATH}]?')
+
+PASSED = checks.CheckResult('KVM101', 'CPU', checks.PASS, 'it has it')
+WARNED = checks.CheckResult('KVM301', 'vhost_net', checks.WARN,
+                            'vhost_net is not loaded', 'modprobe vhost_net')
+FAILED = checks.CheckResult('KVM205', 'Use of /dev/kvm', checks.FAIL,
+                            'libvirt-qemu cannot open it',
+                            'chmod 0660 /dev/kvm')
+HELPER = checks.CheckResult('KVM403', 'Helper', checks.FAIL, 'no sudo')
+
+
+def libvirt_error(text: str, code: int = 1) -> Any:
+    """As libvirt makes it, by the module that the tests put in its place."""
+    module = libvirt_driver.libvirt
+    return module.make_libvirtError(
+        module.libvirtError, text, error_code=code)
+
+
+class ErrorsTestCase(driver_base.DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.driver = self.started()
+        # Has its own tests, and here there is no port to look at.
+        self.driver._vhost_net = mock.Mock()
+        self.instance = objects.Instance(uuid='11111111-2222-3333-4444-'
+                                              '555555555555')
+
+    def raised(self, method: str, error: Exception, *args: Any) -> Any:
+        """What comes out where Nova's own method raises an error."""
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, method, side_effect=error):
+            return self.assertRaises(
+                type(error), getattr(self.driver, method), *args)
+
+    def test_a_known_error_keeps_all_that_nova_goes_by(self):
+        error = libvirt_error(SAID, code=38)
+        found = self.raised('_create_guest', error, None, '<domain/>',
+                            self.instance)
+        self.assertIs(error, found)
+        self.assertEqual(38, found.get_error_code())
+        self.assertEqual(SAID, str(found))
+
+    def test_cause_and_remedy_in_the_log(self):
+        self.raised('_create_guest', libvirt_error(SAID), None, '<domain/>',
+                    self.instance)
+        said = self.stdlog.logger.output
+        self.assertIn('The user that QEMU runs as may not open', said)
+        self.assertIn('udevadm trigger', said)
+        self.assertIn('libvirt says: ' + SAID, said)
+
+    def test_the_log_names_the_instance(self):
+        for args, kwargs in (((None, '', self.instance), {}),
+                             ((None, ''), {'instance': self.instance})):
+            with mock.patch.object(hooks.LOG, 'error') as log, \
+                    mock.patch.object(
+                        libvirt_driver.LibvirtDriver, '_create_guest',
+                        side_effect=libvirt_error(SAID)):
+                self.assertRaises(
+                    libvirt_driver.libvirt.libvirtError,
+                    self.driver._create_guest, *args, **kwargs)
+            self.assertIs(self.instance, log.call_args.kwargs['instance'])
+
+    def test_fault(self):
+        """Administrators see the details of a fault, tenants its message."""
+        faults = []
+        with mock.patch.object(objects.InstanceFault, 'create',
+                               lambda fault: faults.append(fault)), \
+                mock.patch.object(
+                    libvirt_driver.LibvirtDriver, '_create_guest',
+                    side_effect=libvirt_error(LOCKED)):
+            try:
+                self.driver._create_guest(None, '<domain/>', self.instance)
+            except Exception as e:
+                # As Nova's compute manager does.
+                compute_utils.add_instance_fault_from_exc(
+                    context.get_admin_context(), self.instance, e,
+                    sys.exc_info())
+        fault, = faults
+        self.assertIn('Another process has this disk open', fault.details)
+        self.assertIn('fuser or lsof', fault.details)
+        self.assertIn(LOCKED, fault.details)
+        self.assertEqual('libvirtError', fault.message)
+        self.assertNotIn(PATH, fault.message)
+
+    def test_a_build_that_fails(self):
+        """There Nova shows a tenant the error's text: it is libvirt's."""
+        error = self.raised('_create_guest', libvirt_error(SAID), None, '',
+                            self.instance)
+        try:
+            try:
+                raise error
+            except Exception as e:
+                raise exception.RescheduledException(
+                    instance_uuid=self.instance.uuid, reason=str(e))
+        except exception.RescheduledException as e:
+            self.assertEqual(SAID, compute_utils.exception_to_dict(
+                e, message=e.kwargs['reason'])['message'])
+            self.assertIn('udevadm trigger',
+                          ''.join(traceback.format_exception(e)))
+
+    def test_an_unknown_error_passes_unchanged(self):
+        error = libvirt_error('the moon is full')
+        found = self.raised('_create_guest', error, None, '', self.instance)
+        self.assertIs(error, found)
+        self.assertEqual([], getattr(found, '__notes__', []))
+        self.assertNotIn('moon', self.stdlog.logger.output)
+
+    def test_what_is_no_libvirt_error_passes_unchanged(self):
+        error = exception.InvalidInput(reason=SAID)
+        found = self.raised('_create_guest', error, None, '', self.instance)
+        self.assertIs(error, found)
+        self.assertEqual([], getattr(found, '__notes__', []))
+
+    def test_said_once(self):
+        error = libvirt_error(SAID)
+        hooks.explain_libvirt_error(error)
+        hooks.explain_libvirt_error(error)
+        note, = error.__notes__
+        self.assertEqual(1, self.stdlog.logger.output.count('libvirt says'))
+
+    def test_an_error_that_nova_made_another_of(self):
+        """attach_interface raises Nova's own, with libvirt's behind it."""
+        inner = libvirt_error("Cannot get interface MTU on 'br0': No such "
+                              "device")
+        outer = exception.InterfaceAttachFailed(instance_uuid='x')
+        outer.__context__ = inner
+        found = self.raised('attach_interface', outer, None, self.instance,
+                            None, None)
+        self.assertIs(outer, found)
+        self.assertIn('Neutron agent',
+                      ''.join(traceback.format_exception(found)))
+
+    def test_every_way(self):
+        for method, args in (
+                ('attach_volume', (None, {}, self.instance, '/dev/vdb')),
+                ('attach_interface', (None, self.instance, None, None)),
+                ('_live_migration_operation', (
+                    None, self.instance, 'dest', False, None, None, None))):
+            found = self.raised(method, libvirt_error(SAID), *args)
+            self.assertIn('udevadm', found.__notes__[0])
+
+    def test_through_novas_own_method(self):
+        """Nova's _create_guest really lets libvirt's error through."""
+        self.flags(swtpm_enabled=False, group='libvirt')
+        with mock.patch.object(libvirt_guest.Guest, 'create',
+                               side_effect=libvirt_error(SAID)):
+            error = self.assertRaises(
+                libvirt_driver.libvirt.libvirtError,
+                self.driver._create_guest, None, '<domain/>', self.instance)
+        self.assertIn('udevadm', error.__notes__[0])
+
+    def test_start_up_without_libvirt(self):
+        found = driver.KVMDriver(fake.FakeVirtAPI())
+        error = libvirt_error("Failed to connect socket to '/run/libvirt/"
+                              "libvirt-sock': No such file or directory")
+
+        def refuse() -> None:
+            raise exception.HypervisorUnavailable() from error
+
+        with mock.patch.object(found._host, 'get_connection', refuse):
+            self.assertRaises(exception.HypervisorUnavailable,
+                              found.init_host, 'host')
+        self.assertIn('systemctl start libvirtd', self.stdlog.logger.output)
+
+
+class HostCheckTestCase(driver_base.DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.results = [PASSED]
+        self.read_host = self.patch(facts, 'read_host')
+        self.read_again = self.patch(facts, 'read_again')
+        self.run = self.patch(checks, 'run')
+        self.run.side_effect = lambda found: list(self.results)
+        self.flags(host_check='enforce', group='kvm_ext')
+
+    def patch(self, where: Any, name: str) -> mock.Mock:
+        return self.useFixture(fixtures.MockPatchObject(where, name)).mock
+
+
+class AtStartTestCase(HostCheckTestCase):
+
+    def test_a_good_host(self):
+        found = self.started()
+        args, kwargs = self.read_host.call_args
+        self.assertEqual('kvm', args[0].settings.virt_type)
+        self.assertEqual(found._host._uri, kwargs['uri'])
+        self.assertIs(found._host.get_connection.__func__,
+                      kwargs['connect'].__func__)
+        self.assertEqual(driver.CONF.state_path, kwargs['cache_dir'])
+        self.assertIn('Host check: 1 PASS, 0 WARN, 0 FAIL, 0 SKIP',
+                      self.stdlog.logger.output)
+
+    def test_auto_means_what_it_has_become(self):
+        for runs, virt_type in ((False, 'qemu'), (True, 'kvm')):
+            with mock.patch.object(probe, 'cached_run',
+                                   return_value=probe.ProbeResult(
+                                       runs, 'so', 0.1)):
+                self.started(virt_type='auto')
+            args, kwargs = self.read_host.call_args
+            self.assertEqual(virt_type, args[0].settings.virt_type)
+            self.assertEqual(driver.CONF.state_path if runs else None,
+                             kwargs['cache_dir'])
+
+    def test_software_needs_no_proof(self):
+        self.started(virt_type='qemu')
+        self.assertIsNone(self.read_host.call_args.kwargs['cache_dir'])
+
+    def test_a_fail_stops_the_service(self):
+        self.results = [PASSED, FAILED, HELPER]
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'init_host') as init_host:
+            error = self.assertRaises(exception.InvalidConfiguration,
+                                      self.started)
+        init_host.assert_not_called()
+        self.assertIsInstance(error.__cause__, errors.HostError)
+        for text in (str(error), self.stdlog.logger.output):
+            self.assertIn('KVM205 Use of /dev/kvm', text)
+            self.assertIn('libvirt-qemu cannot open it', text)
+            self.assertIn('chmod 0660 /dev/kvm', text)
+            self.assertIn('host_check = warn', text)
+        self.assertIn('and 1 more', str(error))
+        self.assertIn('KVM403', self.stdlog.logger.output)
+
+    def test_a_warning_does_not(self):
+        self.results = [PASSED, WARNED]
+        self.started()
+        self.assertIn('KVM301', self.stdlog.logger.output)
+        self.assertIn('modprobe vhost_net', self.stdlog.logger.output)
+
+    def test_warn(self):
+        self.results = [FAILED]
+        self.started(host_check='warn')
+        self.assertIn('KVM205', self.stdlog.logger.output)
+
+    def test_off(self):
+        self.results = [FAILED]
+        self.started(host_check='off')
+        self.read_host.assert_not_called()
+        self.assertNotIn('KVM205', self.stdlog.logger.output)
+
+    def test_what_does_not_matter_to_a_driver_that_runs(self):
+        for code in hooks._NO_MATTER:
+            self.results = [checks.CheckResult(code, 'x', checks.FAIL, 'y')]
+            self.started()
+
+    def test_the_codes_exist(self):
+        self.assertEqual(
+            set(), {*hooks._NO_MATTER, hooks._PRIVSEP} - set(checks.codes()))
+
+    def test_the_helper_matters_unless_it_is_not_used(self):
+        self.results = [HELPER]
+        self.assertRaises(exception.InvalidConfiguration, self.started)
+        with mock.patch.object(
+                hooks.nova.privsep.sys_admin_pctxt, 'client_mode', False):
+            self.started()
+
+    def test_paths_matter_without_a_file(self):
+        with mock.patch.object(driver.CONF, 'config_file', [], create=True):
+            self.started()
+        self.assertTrue(self.read_host.call_args[0][0].files)
+
+    def test_a_wrong_option_comes_first(self):
+        self.results = [FAILED]
+        error = self.assertRaises(
+            exception.InvalidConfiguration, self.started, virt_type='qemu',
+            cpu_mode='host-passthrough')
+        self.assertIn('[kvm_ext] cpu_mode', str(error))
+        self.read_host.assert_not_called()
+
+
+class AgainTestCase(HostCheckTestCase):
+    """The service record is the real object, its database a dictionary."""
+
+    def setUp(self):
+        super().setUp()
+        self.record: dict[str, Any] = {
+            'disabled': False, 'disabled_reason': None}
+        self.patch(objects.Service, 'get_by_compute_host').side_effect = (
+            self.get)
+        self.status = self.patch(libvirt_driver.LibvirtDriver,
+                                 '_update_compute_provider_status')
+        self.resources = self.patch(libvirt_driver.LibvirtDriver,
+                                    'get_available_resource')
+        self.driver = self.started()
+
+    def get(self, ctx: Any, host: str) -> objects.Service:
+        service = objects.Service(ctx, host=host, **self.record)
+        service.obj_reset_changes()
+
+        def save() -> None:
+            self.record = {name: service[name] for name in self.record}
+
+        # An object of Nova's takes no attribute that is no field.
+        object.__setattr__(service, 'save', save)
+        return service
+
+    def update(self, *results: checks.CheckResult) -> Any:
+        self.results = list(results) or [PASSED]
+        return self.driver.get_available_resource('node')
+
+    def test_novas_answer(self):
+        for results in ((), (FAILED,)):
+            self.assertIs(self.resources.return_value, self.update(*results))
+            self.resources.assert_called_with('node')
+
+    def test_asks_libvirt_nothing(self):
+        before = self.read_host.call_count
+        self.update()
+        self.assertEqual(before, self.read_host.call_count)
+        self.read_again.assert_called_once_with(self.read_host.return_value)
+
+    def test_a_fault_disables_and_mending_enables(self):
+        self.update(FAILED)
+        self.assertTrue(self.record['disabled'])
+        self.assertTrue(self.record['disabled_reason'].startswith(
+            'AUTO: nova-kvm-ext: Host check KVM205'))
+        self.assertIn('chmod 0660', self.record['disabled_reason'])
+        self.update(PASSED, WARNED)
+        self.assertEqual({'disabled': False, 'disabled_reason': None},
+                         self.record)
+        # Placement is told each time.
+        self.assertEqual(2, self.status.call_count)
+
+    def test_said_once_each(self):
+        for results in ((FAILED,), (FAILED,), (), ()):
+            self.update(*results)
+        self.assertEqual(2, self.stdlog.logger.output.count('KVM205'))
+        self.assertIn('Host check: mended', self.stdlog.logger.output)
+
+    def test_disabled_before_libvirt_is_asked(self):
+        """A libvirt whose QEMU may not open /dev/kvm takes minutes."""
+        self.resources.side_effect = lambda node: self.assertTrue(
+            self.record['disabled'])
+        self.update(FAILED)
+
+    def test_enabled_only_when_libvirt_answers(self):
+        self.update(FAILED)
+        self.resources.side_effect = exception.HypervisorUnavailable()
+        self.assertRaises(exception.HypervisorUnavailable, self.update)
+        self.assertTrue(self.record['disabled'])
+        self.resources.side_effect = None
+        self.update()
+        self.assertFalse(self.record['disabled'])
+
+    def test_an_operator_disabled_it(self):
+        self.record = operators = {
+            'disabled': True, 'disabled_reason': 'nova-kvm-ext: new disks'}
+        for results in ((FAILED,), ()):
+            self.update(*results)
+            self.assertEqual(operators, self.record)
+
+    def test_an_operator_disabled_it_without_a_reason(self):
+        self.record = operators = {
+            'disabled': True, 'disabled_reason': None}
+        for results in ((FAILED,), ()):
+            self.update(*results)
+            self.assertEqual(operators, self.record)
+
+    def test_nova_disabled_it(self):
+        """Because it lost libvirt: Nova enables it again itself."""
+        self.record = novas = {
+            'disabled': True, 'disabled_reason': 'AUTO: Connection lost: 1'}
+        for results in ((), (FAILED,), ()):
+            self.update(*results)
+            self.assertEqual(novas, self.record)
+
+    def test_nova_enabled_it_when_libvirt_came_back(self):
+        self.update(FAILED)
+        self.driver._set_host_enabled(True)
+        self.assertFalse(self.record['disabled'])
+        self.update(FAILED)
+        self.assertTrue(self.record['disabled'])
+
+    def test_disabled_by_the_service_before_this_one(self):
+        self.record = {'disabled': True,
+                       'disabled_reason': 'AUTO: nova-kvm-ext: Host check'}
+        self.update()
+        self.assertFalse(self.record['disabled'])
+
+    def test_a_good_host_costs_no_database_call(self):
+        self.update()
+        get = objects.Service.get_by_compute_host
+        calls = get.call_count
+        self.update()
+        self.assertEqual(calls, get.call_count)
+
+    def test_not_yet_registered(self):
+        objects.Service.get_by_compute_host.side_effect = (
+            exception.ComputeHostNotFound(host='host'))
+        self.update()
+        self.update(FAILED)
+        objects.Service.get_by_compute_host.side_effect = self.get
+        self.update(FAILED)
+        self.assertTrue(self.record['disabled'])
+
+    def test_a_long_reason_fits_novas_column(self):
+        self.update(checks.CheckResult('KVM205', 'x', checks.FAIL, 'y' * 500))
+        self.assertEqual(255, len(self.record['disabled_reason']))
+
+    def test_warn_says_and_leaves_the_service_alone(self):
+        self.flags(host_check='warn', group='kvm_ext')
+        self.update(FAILED)
+        self.assertFalse(self.record['disabled'])
+        self.assertIn('KVM205', self.stdlog.logger.output)
+        self.update()
+        self.assertIn('mended', self.stdlog.logger.output)
+
+    def test_off(self):
+        self.read_again.reset_mock()
+        found = self.started(host_check='off')
+        self.results = [FAILED]
+        found.get_available_resource('node')
+        self.read_again.assert_not_called()
+        self.assertFalse(self.record['disabled'])
+
+    def test_before_init_host(self):
+        """Nova's own tests ask a driver that was never started."""
+        found = driver.KVMDriver(fake.FakeVirtAPI())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(found._host_check.again())
+        self.read_again.assert_not_called()
