@@ -372,6 +372,27 @@ Related options:
 * ``virt_type``: ``qemu`` and ``auto`` need no KVM.
 * ``[DEFAULT] update_resources_interval``: how often this host is looked at.
 """),
+    cfg.IntOpt(
+        'image_max_virtual_gb',
+        default=16384,
+        min=1,
+        help="""
+The largest virtual disk, in GiB, of an image that a guest may boot from.
+
+An image of a few kilobytes can describe a disk of many terabytes, and whatever
+reads, converts or grows it must cope with that. One that describes more is
+refused when it is fetched, before it is converted. The flavor's root disk,
+where it has one, limits an image too.
+
+Possible values:
+
+* Any number from 1. The default is what ext4 can hold in one file.
+
+Related options:
+
+* ``[DEFAULT] force_raw_images``, ``[libvirt] images_cpu_time_limit``,
+  ``[libvirt] images_address_space_limit``: how images are converted.
+"""),
 ]
 
 
@@ -431,6 +452,7 @@ class Settings:
     :ivar guest_agent: a value of ``[kvm_ext] guest_agent``
     :ivar guest_agent_timeout: seconds
     :ivar host_check: ``enforce``, ``warn`` or ``off``
+    :ivar image_max_virtual_gb: GiB
     """
 
     virt_type: str
@@ -449,6 +471,7 @@ class Settings:
     guest_agent: str
     guest_agent_timeout: int
     host_check: str
+    image_max_virtual_gb: int
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
@@ -482,7 +505,9 @@ class Settings:
             guest_agent=_read(conf, GROUP.name, 'guest_agent'),
             guest_agent_timeout=_read(
                 conf, GROUP.name, 'guest_agent_timeout'),
-            host_check=_read(conf, GROUP.name, 'host_check'))
+            host_check=_read(conf, GROUP.name, 'host_check'),
+            image_max_virtual_gb=_read(
+                conf, GROUP.name, 'image_max_virtual_gb'))
 
     @staticmethod
     def _resolve(conf: cfg.ConfigOpts, ours: str,

@@ -38,6 +38,7 @@ from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
+from nova_kvm_ext.images import hooks as images_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
 from nova_kvm_ext.vhost import vif
@@ -79,6 +80,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._guest_agents.quiesce_direct_snapshots(self)
         self._host_check = host_hooks.HostCheck(self)
+        self._images: images_hooks.ImageFetch | None = None
 
     @host_hooks.explains_libvirt_errors
     def init_host(self, host: str) -> None:
@@ -93,6 +95,8 @@ class KVMDriver(driver.LibvirtDriver):
         super().init_host(host)
         self._cpu.remember_running(host)
         self._guest_agents.service_starts()
+        self._images = images_hooks.ImageFetch(conf.Settings.from_conf(CONF))
+        self.capabilities.update(self._images.capabilities())
 
     def _settle_options(self) -> None:
         """Resolve ``[kvm_ext]`` and tell Nova's own options the answer.
@@ -265,7 +269,8 @@ class KVMDriver(driver.LibvirtDriver):
 
     def _our_traits(self) -> set[str]:
         """The custom traits that are true of this host."""
-        return {*self._cpu.our_traits(), *self._vhost_net.traits()}
+        images = self._images.traits() if self._images else set()
+        return {*self._cpu.our_traits(), *self._vhost_net.traits(), *images}
 
     def _resume_guest_after_snapshot(
             self, context: Any, live_snapshot: bool,
@@ -339,3 +344,24 @@ class KVMDriver(driver.LibvirtDriver):
     def get_diagnostics(self, instance: Any) -> Any:
         return (super().get_diagnostics(instance) |
                 self._guest_agents.diagnostics(instance))
+
+    def _try_fetch_image_cache(self, image: Any, fetch_func: Any,
+                               context: Any, filename: Any, image_id: Any,
+                               instance: Any, size: Any, *args: Any,
+                               **kwargs: Any) -> None:
+        """Every way in which a root disk's image is fetched comes here."""
+        if self._images is None:
+            return super()._try_fetch_image_cache(
+                image, fetch_func, context, filename, image_id, instance,
+                size, *args, **kwargs)
+        with self._images.paths_hidden():
+            super()._try_fetch_image_cache(
+                image, self._images.instead_of(fetch_func, size), context,
+                filename, image_id, instance, size, *args, **kwargs)
+
+    def cache_image(self, context: Any, image_id: Any) -> bool:
+        """Fetch an image ahead of its first boot."""
+        fetched = (self._images is not None and
+                   self._images.cache(context, image_id))
+        # Nova's sees to the file's age and says what it did.
+        return super().cache_image(context, image_id) or fetched

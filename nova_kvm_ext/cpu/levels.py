@@ -24,6 +24,10 @@ has made common. v3 and v4 have AES-NI here as well, so that every level has
 all of the one before it, and a guest that is moved up loses nothing; all
 CPUs sold with v3 have it.
 
+v3 and v4 have XSAVEOPT, which no program uses: it is for the guest's kernel,
+which saves the registers of AVX with it, and all CPUs sold with v3 have it.
+Without it Debian 12's kernel (6.1) hangs at boot under QEMU 7.2's TCG.
+
 The base is kvm64. As libvirt 9.0 to 11.3 and QEMU 7.2 to 10.0 have it, its
 features are the baseline of the ABI, what every x86-64 CPU has for its kernel
 (apic, pae, nx and so on), SSE3 and CMPXCHG16B, and none that only one vendor
@@ -88,6 +92,11 @@ class Level:
         return frozenset(LIBVIRT_NAMES[name] for name in self.abi_features)
 
     @property
+    def kernel_features(self) -> tuple[str, ...]:
+        """Further features in libvirt's names, for the guest's kernel."""
+        return ('xsaveopt',) if 'OSXSAVE' in self.abi_features else ()
+
+    @property
     def cpu(self) -> definition.CPU:
         """The guest's CPU.
 
@@ -98,11 +107,13 @@ class Level:
             mode='custom', model=BASE_MODEL, match='exact',
             features=tuple((LIBVIRT_NAMES[name], 'require')
                            for name in self.abi_features
-                           if LIBVIRT_NAMES[name] not in _IN_EVERY_CPU))
+                           if LIBVIRT_NAMES[name] not in _IN_EVERY_CPU) +
+            tuple((name, 'require') for name in self.kernel_features))
 
     def missing(self, available: frozenset[str]) -> tuple[str, ...]:
         """Features of the level, in libvirt's names, that are not there."""
-        return tuple(sorted(self.features - available))
+        needed = self.features.union(self.kernel_features)
+        return tuple(sorted(needed - available))
 
 
 def _levels() -> dict[str, Level]:

@@ -30,6 +30,7 @@ from typing import Any
 
 import nova.tests.unit  # noqa: F401
 
+from nova_kvm_ext import contract
 from nova_kvm_ext.tests.unit import test_contract
 
 Description = dict[str, dict[str, str]]
@@ -48,8 +49,12 @@ def _body(function: Any) -> str:
 def describe() -> Description:
     """Signature and body of every name of Nova's that the contract has."""
     found: Description = {'': {'nova': metadata.version('nova')}}
-    for path in sorted({*test_contract.CALLS, *test_contract.OVERRIDES,
-                        *test_contract.ATTRIBUTES, *test_contract.NAMES}):
+    overridden = {
+        f'{base.__module__}:{base.__name__}.{name}'
+        for ours in contract.CLASSES for base in ours.__bases__
+        for name, _ in contract.overrides(ours)}
+    for path in sorted({*test_contract.CALLS, *test_contract.ATTRIBUTES,
+                        *test_contract.NAMES, *overridden}):
         try:
             thing = test_contract.find(path)
         except (AttributeError, ImportError):

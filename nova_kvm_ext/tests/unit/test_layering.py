@@ -32,24 +32,26 @@ PURE = {
     'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.usable', 'errors',
     'exit_codes', 'guest_agent.channel', 'guest_agent.replies',
     'host.access', 'host.checks', 'host.distribution', 'host.install',
-    'host.model', 'host.options', 'host.qemu_conf', 'known_errors',
-    'request', 'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
+    'host.model', 'host.options', 'host.qemu_conf', 'images.qed',
+    'images.verdict', 'images.vmdk', 'known_errors', 'request', 'traits',
+    'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'guest_agent.client', 'host.facts', 'host.kernel_facts',
-    'host.libvirt_facts', 'host.probe', 'host.user_facts', 'host.virt_type'}
+    'host.libvirt_facts', 'host.probe', 'host.user_facts',
+    'host.virt_type', 'images.facts', 'images.qemu_img'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',
-    'guest_agent.ledger'}
+    'guest_agent.ledger', 'images.convert'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'designer',
     'driver', 'extra_specs', 'guest_agent.hooks', 'host.hooks',
-    'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
+    'images.hooks', 'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
-    'cmd.main', 'cmd.status', 'cmd.vhost'}
+    'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {'nova.conf', 'nova.virt.libvirt.utils'}
 PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
@@ -57,9 +59,10 @@ PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
 # floors.
 RULES = {
     'PURE': (PURE, PURE_LIBRARIES, PURE),
-    'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_log'},
+    'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_concurrency',
+                                           'oslo_log'},
                 PURE | READERS),
-    'MAKERS': (MAKERS, {'libvirt'}, PURE | MAKERS),
+    'MAKERS': (MAKERS, {'libvirt'}, PURE | READERS | MAKERS),
     'NOVA': (NOVA, (PURE_LIBRARIES | NO_NOVA |
                     {'libvirt_qemu', 'nova', 'oslo_concurrency', 'oslo_log'}),
              PURE | READERS | MAKERS | NOVA),

@@ -63,7 +63,12 @@ class LevelsTestCase(base.BaseTestCase):
                 'svm', 'vmx', 'sse4a', '3dnow', 'vme', 'pcid', 'misalignsse'})
             # Nothing but the level and the base.
             self.assertEqual(
-                level.features | KNOWN.models[levels.BASE_MODEL], features)
+                level.features.union(level.kernel_features) |
+                KNOWN.models[levels.BASE_MODEL], features)
+
+    def test_what_is_for_the_kernel(self):
+        self.assertEqual([(), (), ('xsaveopt',), ('xsaveopt',)],
+                         [level.kernel_features for level in levels.ALL])
 
     def test_known_models(self):
         for model, level in (('kvm64', None), ('qemu64', None),
@@ -79,7 +84,9 @@ class LevelsTestCase(base.BaseTestCase):
         found = levels.highest(available)
         for level in levels.ALL:
             missing = level.missing(available)
-            self.assertEqual(set(missing), level.features - available)
+            self.assertEqual(
+                set(missing),
+                level.features.union(level.kernel_features) - available)
             # A level can be had if and only if it is not above the highest.
             self.assertEqual(
                 not missing,

@@ -268,15 +268,14 @@ class FakeHost(fixtures.Fixture):
             return self.connection
 
         settings: dict[str, Any] = {
+            option.dest: option.default
+            for _, options_ in conf.list_opts() for option in options_
+        } | {
             'virt_type': 'kvm', 'virt_type_option': '[kvm_ext] virt_type',
             'cpu_mode': None, 'cpu_mode_option': '[kvm_ext] cpu_mode',
             'cpu_models': (), 'cpu_models_option': '[kvm_ext] cpu_model',
-            'extra_flags': (), 'image_cpu_modes': (),
-            'image_cpu_models': (), 'keep_guest_cpu': False,
-            'vhost_net': 'prefer', 'load_vhost_net': True,
-            'max_vhost_queues': None, 'guest_agent': 'image',
-            'guest_agent_timeout': 10, 'host_check': 'enforce'
-        } | self.settings
+            'extra_flags': ()} | self.settings
+        del settings['cpu_model']
         wanted: dict[str, Any] = {
             'files': ('/etc/nova/nova.conf',),
             'settings': conf.Settings(**settings),

@@ -839,7 +839,8 @@ class TraitTestCase(VhostTestCase):
             drvr.update_provider_tree(self.tree, 'node', {})
         novas.assert_called_once_with(self.tree, 'node', {})
         return {name for name in self.tree.data('node').traits
-                if not name.startswith('CUSTOM_KVM_EXT_CPU_')}
+                if not name.startswith(('CUSTOM_KVM_EXT_CPU_',
+                                        'CUSTOM_KVM_EXT_IMAGE_'))}
 
     def test_kept_true(self):
         drvr = self.started()
