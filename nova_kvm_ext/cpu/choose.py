@@ -491,7 +491,7 @@ def features_of(mode: str, model: str | None,
     if level is not None:
         add(usable.model_features(levels.BASE_MODEL, host) or (), 'require',
             f'model {levels.BASE_MODEL}')
-        add(level.features, 'require', f'level {level.name}')
+        add(level.needed, 'require', f'level {level.name}')
     elif model is not None:
         add(expansion, 'require', f'model {model}')
     else:

@@ -97,6 +97,11 @@ class Level:
         return ('xsaveopt',) if 'OSXSAVE' in self.abi_features else ()
 
     @property
+    def needed(self) -> frozenset[str]:
+        """Every feature that a host must have for it."""
+        return self.features.union(self.kernel_features)
+
+    @property
     def cpu(self) -> definition.CPU:
         """The guest's CPU.
 
@@ -112,8 +117,7 @@ class Level:
 
     def missing(self, available: frozenset[str]) -> tuple[str, ...]:
         """Features of the level, in libvirt's names, that are not there."""
-        needed = self.features.union(self.kernel_features)
-        return tuple(sorted(needed - available))
+        return tuple(sorted(self.needed - available))
 
 
 def _levels() -> dict[str, Level]:

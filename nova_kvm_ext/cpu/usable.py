@@ -125,7 +125,7 @@ def model_features(model: str, host: Host) -> frozenset[str] | None:
     """Every feature of a model or level; None where not known."""
     level = levels.find(model)
     if level is not None:
-        return level.cpu.features_by(host.known) or level.features
+        return level.cpu.features_by(host.known) or level.needed
     if host.known is None:
         return None
     return host.known.models.get(canonical(model, host))

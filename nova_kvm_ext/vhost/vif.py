@@ -29,9 +29,10 @@ from nova_kvm_ext.vhost import hooks
 class KVMVIFDriver(vif.LibvirtGenericVIFDriver):
     """Names the vhost driver, which libvirt otherwise drops silently."""
 
-    def __init__(self, host: Any, *, vhost_net: hooks.VhostNet) -> None:
+    def __init__(self, host: Any = None, *,
+                 vhost_net: hooks.VhostNet | None = None) -> None:
         super().__init__(host)
-        self._vhost_net = vhost_net
+        self._vhost_net = vhost_net or hooks.VhostNet()
 
     def get_config(self, instance: Any, vif: Any, image_meta: Any,
                    flavor: Any, virt_type: str) -> Any:

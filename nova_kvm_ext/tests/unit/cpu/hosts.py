@@ -17,7 +17,7 @@ from nova_kvm_ext.cpu import levels
 _BASE = frozenset('cmov cx8 fpu fxsr mmx syscall sse sse2 lm nx pae apic '
                   'cx16 pni'.split())
 _V2 = _BASE | {'lahf_lm', 'popcnt', 'sse4.1', 'sse4.2', 'ssse3'}
-_V3 = _V2 | levels.find('x86-64-v3').features | {'xsaveopt'}
+_V3 = _V2 | levels.find('x86-64-v3').needed
 _MODELS = {
     'kvm64': _BASE,
     'qemu64': _BASE | {'svm'},

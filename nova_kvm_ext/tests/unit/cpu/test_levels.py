@@ -63,7 +63,7 @@ class LevelsTestCase(base.BaseTestCase):
                 'svm', 'vmx', 'sse4a', '3dnow', 'vme', 'pcid', 'misalignsse'})
             # Nothing but the level and the base.
             self.assertEqual(
-                level.features.union(level.kernel_features) |
+                level.needed |
                 KNOWN.models[levels.BASE_MODEL], features)
 
     def test_what_is_for_the_kernel(self):
@@ -86,7 +86,7 @@ class LevelsTestCase(base.BaseTestCase):
             missing = level.missing(available)
             self.assertEqual(
                 set(missing),
-                level.features.union(level.kernel_features) - available)
+                level.needed - available)
             # A level can be had if and only if it is not above the highest.
             self.assertEqual(
                 not missing,
