@@ -509,6 +509,14 @@ def _no_vhost(facts: model.HostFacts, details: str, remedy: str,
     if facts.virt_type == 'qemu':
         return _Said(SKIP, f'{details}; of no importance, because '
                            f'virt_type = qemu uses no vhost-net')
+    settings = facts.options.settings
+    wanted = settings.vhost_net if settings else 'prefer'
+    if wanted == 'off':
+        return _Said(SKIP, f'{details}; of no importance, because '
+                           f'[kvm_ext] vhost_net = off uses none')
+    if wanted == 'require':
+        return _Said(FAIL, f'{details}, and [kvm_ext] vhost_net = require',
+                     remedy, fix)
     return _Said(WARN, f'{details}: network cards go without vhost-net, '
                        f'slower', remedy, fix)
 

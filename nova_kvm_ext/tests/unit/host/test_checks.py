@@ -485,6 +485,18 @@ class ChecksTestCase(base.BaseTestCase):
         found = self.check(host, OSError('no'))['KVM502']
         self.assertEqual('virtlogd -d; libvirtd -d', found.remedy)
 
+    def test_vhost_net_is_as_grave_as_it_is_wanted(self):
+        for wanted, result, said in (
+                ('prefer', checks.WARN, 'slower'),
+                ('require', checks.FAIL, 'vhost_net = require'),
+                ('off', checks.SKIP, 'vhost_net = off')):
+            host = self.host()
+            no_vhost(host)
+            host.settings |= {'vhost_net': wanted}
+            found = self.check(host)['KVM301']
+            self.assertEqual(result, found.result)
+            self.assertIn(said, found.details)
+
     def test_software_needs_no_kvm(self):
         host = self.host()
         host.settings['virt_type'] = 'qemu'
