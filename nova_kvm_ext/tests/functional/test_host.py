@@ -249,7 +249,8 @@ class SoftwareTestCase(HostCheckTestCase):
         self.configure(cpu_mode='custom', cpu_model='Icelake-Server')
         found = self.fault('cpu_model = Icelake-Server, virt_type = qemu',
                            'KVM507')
-        self.assertIn('cpu_model', found['remedy'])
+        self.assertIn('avx512', found['details'])
+        self.assertIn('Nehalem', found['remedy'])
 
     def test_dead_libvirt(self):
         self.libvirt.stop_libvirtd()
