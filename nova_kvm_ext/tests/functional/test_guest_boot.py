@@ -339,7 +339,7 @@ class RefusalTestCase(GuestBootTestCase):
         subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', '-F', 'raw',
                         '-b', '/etc/passwd', path], check=True)
         error = self.fails(ExitCode.NO_BOOT, '--image', path)
-        self.assertIn('safety check', error)
+        self.assertIn('It has a backing file', error)
 
     def test_image_declared_wrongly(self):
         path = self.image('image.qcow2')

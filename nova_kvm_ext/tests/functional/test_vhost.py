@@ -141,6 +141,10 @@ class EmulatedTestCase(VhostTestCase):
 class WithoutVhostNetTestCase(VhostTestCase):
     """Type kvm on a kernel that has no vhost_net."""
 
+    # That guests do not boot under KVM on this machine is of no matter.
+    STARTS = ('--set', 'kvm_ext.host_check=off',
+              '--set', 'kvm_ext.cpu_mode=none')
+
     def setUp(self):
         super().setUp()
         if not os.path.exists('/dev/kvm'):
@@ -166,7 +170,7 @@ class WithoutVhostNetTestCase(VhostTestCase):
     def test_prefer_starts_without_and_says_so(self):
         """The guest starts; whether it also boots depends on the machine."""
         code, result = self.boot(
-            *self.nic('--set', 'kvm_ext.cpu_mode=none', '--timeout', '15'),
+            *self.nic(*self.STARTS, '--timeout', '15'),
             virt_type='kvm')
         self.assertIn(code, (ExitCode.PASS, ExitCode.NO_BOOT), self.said)
         self.assertIn('spawn', [s['name'] for s in result['steps']])
@@ -179,7 +183,7 @@ class WithoutVhostNetTestCase(VhostTestCase):
     def test_multiqueue_starts_without(self):
         """Nova would name vhost, and libvirt refuse the guest."""
         code, result = self.boot(
-            *self.nic('--set', 'kvm_ext.cpu_mode=none', '--timeout', '5',
+            *self.nic(*self.STARTS, '--timeout', '5',
                       '--vcpus', '4',
                       '--extra-spec', 'hw:vif_multiqueue_enabled=true',
                       '--extra-spec', 'kvm_ext:vhost_queues=2'),
@@ -193,7 +197,7 @@ class WithoutVhostNetTestCase(VhostTestCase):
     def test_one_queue_starts_on_a_tap_without(self):
         """The tap that Nova makes agrees with the XML."""
         code, result = self.boot(
-            *self.nic('--set', 'kvm_ext.cpu_mode=none', '--timeout', '5',
+            *self.nic(*self.STARTS, '--timeout', '5',
                       '--vcpus', '2',
                       '--set', 'kvm_ext.max_vhost_queues=1',
                       '--extra-spec', 'hw:vif_multiqueue_enabled=true'),
