@@ -291,8 +291,12 @@ class PackagingTest(testtools.TestCase):
         parser = configparser.ConfigParser(delimiters='=')
         parser.read_string(entry_points.decode())
         self.assertEqual(
-            {'nova-kvm-ext': 'nova_kvm_ext.cmd.main:main'},
+            {'nova-kvm-ext': 'nova_kvm_ext.cmd.main:main',
+             'nova-kvm-ext-status': 'nova_kvm_ext.cmd.status:main'},
             dict(parser['console_scripts']))
+        self.assertEqual(
+            {'kvm_ext': 'nova_kvm_ext.extra_specs'},
+            dict(parser['nova.api.extra_spec_validators']))
         self.assertEqual(
             {'nova_kvm_ext': 'nova_kvm_ext.conf:list_opts'},
             dict(parser['oslo.config.opts']))
