@@ -431,10 +431,6 @@ class _Object:
         return _items(self._get(name, list, [] if optional else None),
                       self._command, most)
 
-    def optional_object(self, name: str) -> '_Object | None':
-        found = self._value.get(name)
-        return None if found is None else _Object(found, self._command)
-
 
 def _items(value: Any, command: str, most: int) -> list[_Object]:
     if not isinstance(value, list):
