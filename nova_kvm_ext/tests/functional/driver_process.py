@@ -64,7 +64,7 @@ class Steps:
                  config_file: str) -> None:
         cloudless.configure(directory, state_path, [config_file])
         # Nova tells the message bus when libvirt cannot be reached.
-        rpc.LEGACY_NOTIFIER = mock.Mock()
+        rpc.LEGACY_NOTIFIER = rpc.NOTIFIER = mock.Mock()
         self._driver = kvm_driver.KVMDriver(cloudless.virtapi())
         self._context = cloudless.context()
 

@@ -348,7 +348,14 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         self.connection = libvirt.open(self.libvirt.uri)
         self.addCleanup(self.connection.close)
         self.domain = self.connection.lookupByUUIDString(self.uuid)
-        driver.do('settle')
+
+        def settled() -> bool:
+            # Nova asks every minute. libvirt may know nothing of the agent
+            # yet at the first time.
+            driver.do('settle')
+            return not self.ledger()
+
+        libvirtd.wait_for(settled, 'guest that is thawed')
         self.wait_for_tick()
         self.thawed()
 
