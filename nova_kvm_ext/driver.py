@@ -78,7 +78,7 @@ class KVMDriver(driver.LibvirtDriver):
             self._host, vhost_net=self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
-        self._guest_agents.quiesce_direct_snapshots(self)
+        self._guest_agents.freezes.quiesce_direct_snapshots(self)
         self._host_check = host_hooks.HostCheck(self)
         self._images: images_hooks.ImageFetch | None = None
 
@@ -230,7 +230,7 @@ class KVMDriver(driver.LibvirtDriver):
         get_xml = functools.cache(guest.get_xml_desc)
         self._cpu.started(instance, get_xml)
         self._vhost_net.guest_started(instance, get_xml)
-        self._guest_agents.limit(guest)
+        self._guest_agents.limits.apply(guest)
 
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:
@@ -294,7 +294,7 @@ class KVMDriver(driver.LibvirtDriver):
         rebooted = super()._soft_reboot.__func__(
             self._guest_agents.reboot(self, instance), instance)
         if rebooted:
-            self._guest_agents.limit(self._host.get_guest(instance))
+            self._guest_agents.limits.apply(self._host.get_guest(instance))
         return rebooted
 
     def _can_quiesce(self, instance: Any, image_meta: Any) -> None:
@@ -302,34 +302,34 @@ class KVMDriver(driver.LibvirtDriver):
         seen = self._guest_agents.see(instance)
         super()._can_quiesce(instance, seen.told(image_meta))
         seen.must_listen(instance)
-        self._guest_agents.can_quiesce(instance)
+        self._guest_agents.freezes.can_quiesce(instance)
 
     def quiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
-        with self._guest_agents.failing_late(
+        with self._guest_agents.freezes.failing_late(
                 instance, self._requires_quiesce(image_meta)):
             self._can_quiesce(instance, image_meta)
-            with self._guest_agents.freezing(instance):
+            with self._guest_agents.freezes.freezing(instance):
                 super().quiesce(context, instance, image_meta)
 
     def unquiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
-        with self._guest_agents.thawing(instance):
+        with self._guest_agents.freezes.thawing(instance):
             super().unquiesce(context, instance, image_meta)
 
     def _live_snapshot(self, context: Any, instance: Any, *args: Any,
                        **kwargs: Any) -> None:
-        with self._guest_agents.live_snapshot(instance):
+        with self._guest_agents.freezes.live_snapshot(instance):
             super()._live_snapshot(context, instance, *args, **kwargs)
 
     def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,
                                 *args: Any, **kwargs: Any) -> None:
-        with self._guest_agents.volume_snapshot(instance, guest):
+        with self._guest_agents.freezes.volume_snapshot(instance, guest):
             super()._volume_snapshot_create(
                 context, instance, guest, *args, **kwargs)
 
     def get_available_resource(self, nodename: str) -> Any:
         """Nova's periodic look at what this host has, and ours."""
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
-        self._guest_agents.settle()
+        self._guest_agents.freezes.settle()
         with self._host_check.again():
             return super().get_available_resource(nodename)
 

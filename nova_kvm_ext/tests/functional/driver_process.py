@@ -35,7 +35,7 @@ from nova import rpc
 
 from nova_kvm_ext.boot import cloudless
 from nova_kvm_ext import driver as kvm_driver
-from nova_kvm_ext.guest_agent import hooks
+from nova_kvm_ext.guest_agent import freezes
 
 
 class ImageService(cloudless.LocalImage):
@@ -111,7 +111,7 @@ class Steps:
         setattr(guest.BlockDevice, name, fail_second)
 
     def set_freeze_timeout(self, seconds: int) -> None:
-        hooks.VOLUME_FREEZE_TIMEOUT = seconds
+        freezes.VOLUME_FREEZE_TIMEOUT = seconds
 
     def require_quiesce(self) -> None:
         self._instance.system_metadata['image_os_require_quiesce'] = 'yes'

@@ -47,8 +47,9 @@ MAKERS = {
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'designer',
-    'driver', 'extra_specs', 'guest_agent.hooks', 'host.hooks',
-    'images.hooks', 'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
+    'driver', 'extra_specs', 'guest_agent.freezes', 'guest_agent.hooks',
+    'guest_agent.limits', 'host.hooks', 'images.hooks', 'vhost.hooks',
+    'vhost.privileged', 'vhost.vif'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
     'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
@@ -133,7 +134,8 @@ class LayeringTestCase(base.BaseTestCase):
                 text = f.read()
             if 'CONF.' in text:
                 self.assertIn(room, {
-                    'driver', 'cpu.hooks', 'guest_agent.hooks', 'host.hooks',
+                    'driver', 'cpu.hooks', 'guest_agent.freezes',
+                    'guest_agent.hooks', 'guest_agent.limits', 'host.hooks',
                     'vhost.hooks', 'images.hooks', 'boot.cloudless',
                     'boot.worker'})
 

@@ -34,6 +34,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guest_agent import freezes
 from nova_kvm_ext.guest_agent import hooks
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.tests.unit import driver_base
@@ -166,7 +167,7 @@ class HooksTestCase(driver_base.DriverTestCase):
                 'image_hw_qemu_guest_agent': 'yes'})
         self.ledger = ledger.Ledger(driver.CONF.state_path, 'host')
         self.log = self.useFixture(fixtures.FakeLogger(
-            'nova_kvm_ext.guest_agent.hooks'))
+            'nova_kvm_ext.guest_agent'))
 
     def serve(self, drvr: driver.KVMDriver) -> None:
         """Have a driver find the domain."""
@@ -178,15 +179,15 @@ class HooksTestCase(driver_base.DriverTestCase):
                 ('list_guests', mock.Mock(return_value=[self.guest]))):
             self.useFixture(fixtures.MockPatchObject(
                 drvr._host, name, value))
-        drvr._guest_agents.__dict__['_command'] = self.domain.command
+        drvr._guest_agents.limits.__dict__['command'] = self.domain.command
 
     def another_service(self) -> hooks.GuestAgents:
         """The one that is started after this one was killed."""
         # The kernel drops the locks of a process that dies.
-        for freeze in self.driver._guest_agents._freezes.values():
+        for freeze in self.driver._guest_agents.freezes._freezes.values():
             freeze.entry.release()
         agents = hooks.GuestAgents(self.driver._host)
-        agents.__dict__['_command'] = self.domain.command
+        agents.limits.__dict__['command'] = self.domain.command
         return agents
 
     def quiesce(self, **properties: str) -> None:
@@ -204,7 +205,7 @@ class HooksTestCase(driver_base.DriverTestCase):
         """The guest is thawed, and nothing says otherwise."""
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
-        self.assertEqual({}, self.driver._guest_agents._freezes)
+        self.assertEqual({}, self.driver._guest_agents.freezes._freezes)
         self.assertEqual(LIMIT, self.domain.timeout)
 
 
@@ -287,7 +288,7 @@ class TimeoutTestCase(HooksTestCase):
         with mock.patch.object(
                 self.domain, 'agentSetResponseTimeout',
                 side_effect=libvirt_error(55, 'domain is not running')):
-            self.driver._guest_agents.limit(self.guest)
+            self.driver._guest_agents.limits.apply(self.guest)
 
     def test_after_live_migration(self):
         with mock.patch.object(
@@ -323,10 +324,10 @@ class TimeoutTestCase(HooksTestCase):
         self.assertEqual(LIMIT, self.domain.timeout)
         self.unquiesce()
         self.assertEqual(LIMIT, self.domain.timeout)
-        self.assertEqual(hooks.VOLUME_FREEZE_TIMEOUT,
+        self.assertEqual(freezes.VOLUME_FREEZE_TIMEOUT,
                          self.domain.timeouts['fsFreeze'])
         self.assertEqual(30, self.domain.timeouts['fsThaw'])
-        with self.driver._guest_agents.live_snapshot(self.instance):
+        with self.driver._guest_agents.freezes.live_snapshot(self.instance):
             self.quiesce()
         self.assertEqual(60, self.domain.timeouts['fsFreeze'])
 
@@ -369,10 +370,10 @@ class FreezeTestCase(HooksTestCase):
         self.assertEqual([uuids.instance], self.ledger.left_behind())
         self.assertIn('may be frozen', self.log.output)
         # It hangs still.
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertEqual([uuids.instance], self.ledger.left_behind())
         self.domain.broken = {}
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.settled()
         self.assertIn('was left frozen', self.log.output)
 
@@ -397,7 +398,7 @@ class FreezeTestCase(HooksTestCase):
 
     def settled_without_limit(self) -> None:
         self.assertEqual([], self.ledger.left_behind())
-        self.assertEqual({}, self.driver._guest_agents._freezes)
+        self.assertEqual({}, self.driver._guest_agents.freezes._freezes)
 
     def test_agent_that_cannot_freeze_at_all(self):
         """Thawing it would fail for ever."""
@@ -483,10 +484,10 @@ class FreezeTestCase(HooksTestCase):
         self.assertRaises(exception.InstanceQuiesceFailed, self.unquiesce)
         self.driver._host.get_connection.side_effect = (
             exception.HypervisorUnavailable())
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertEqual([uuids.instance], self.ledger.left_behind())
         self.serve(self.driver)
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
 
@@ -496,16 +497,16 @@ class FreezeTestCase(HooksTestCase):
         self.driver._host.get_connection.side_effect = RuntimeError('no bus')
         self.assertRaises(RuntimeError, self.unquiesce)
         self.serve(self.driver)
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.settled()
 
     def test_volume_snapshot_that_never_ends(self):
         self.quiesce()
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertTrue(self.domain.frozen)
-        freeze, = self.driver._guest_agents._freezes.values()
-        freeze.answered -= hooks.VOLUME_FREEZE_LIMIT + 1
-        self.driver._guest_agents.settle()
+        freeze, = self.driver._guest_agents.freezes._freezes.values()
+        freeze.answered -= freezes.VOLUME_FREEZE_LIMIT + 1
+        self.driver._guest_agents.freezes.settle()
         self.settled()
         self.assertIn('Do not count on that snapshot', self.log.output)
 
@@ -533,7 +534,7 @@ class KilledTestCase(HooksTestCase):
     def test_one_that_lives_keeps_its_guests(self):
         self.quiesce()
         agents = hooks.GuestAgents(self.driver._host)
-        agents.__dict__['_command'] = self.domain.command
+        agents.limits.__dict__['command'] = self.domain.command
         agents.service_starts()
         self.assertTrue(self.domain.frozen)
         self.unquiesce()
@@ -549,7 +550,7 @@ class KilledTestCase(HooksTestCase):
         self.ledger.enter(uuids.instance, 'snapshot').release()
         self.connection.lookupByUUIDString.side_effect = libvirt_error(
             fakelibvirt.VIR_ERR_NO_DOMAIN, 'no domain')
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertEqual([], self.ledger.left_behind())
 
     def test_guest_that_is_off(self):
@@ -558,11 +559,11 @@ class KilledTestCase(HooksTestCase):
         self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
             55, 'domain is not running')
         self.domain.saved = True
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         # Suspended to disk: it wakes up frozen.
         self.assertEqual([uuids.instance], self.ledger.left_behind())
         self.domain.saved = False
-        self.driver._guest_agents.settle()
+        self.driver._guest_agents.freezes.settle()
         self.assertEqual([], self.ledger.left_behind())
 
     def test_many_that_hang(self):
@@ -581,13 +582,13 @@ class KilledTestCase(HooksTestCase):
             return self.domain
 
         self.connection.lookupByUUIDString.side_effect = look_up
-        with mock.patch.object(hooks.time, 'monotonic', lambda: clock[0]):
+        with mock.patch.object(freezes.time, 'monotonic', lambda: clock[0]):
             for _ in range(4):
                 started = clock[0]
-                self.driver._guest_agents.settle()
+                self.driver._guest_agents.freezes.settle()
                 # What was begun in time may end.
                 self.assertLessEqual(clock[0] - started,
-                                     hooks.SETTLE_TIME + 5)
+                                     freezes.SETTLE_TIME + 5)
         self.assertEqual(set(others), set(tried))
 
     def test_damaged_ledger(self):
