@@ -315,11 +315,13 @@ class KVMDriver(driver.LibvirtDriver):
         with self._guest_agents.freezes.thawing(instance):
             super().unquiesce(context, instance, image_meta)
 
+    @host_hooks.explains_libvirt_errors
     def _live_snapshot(self, context: Any, instance: Any, *args: Any,
                        **kwargs: Any) -> None:
         with self._guest_agents.freezes.live_snapshot(instance):
             super()._live_snapshot(context, instance, *args, **kwargs)
 
+    @host_hooks.explains_libvirt_errors
     def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,
                                 *args: Any, **kwargs: Any) -> None:
         with self._guest_agents.freezes.volume_snapshot(instance, guest):

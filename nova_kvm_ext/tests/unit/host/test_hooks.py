@@ -177,7 +177,10 @@ class ErrorsTestCase(driver_base.DriverTestCase):
                 ('attach_volume', (None, {}, self.instance, '/dev/vdb')),
                 ('attach_interface', (None, self.instance, None, None)),
                 ('_live_migration_operation', (
-                    None, self.instance, 'dest', False, None, None, None))):
+                    None, self.instance, 'dest', False, None, None, None)),
+                ('_live_snapshot', (None, self.instance, None, *'12345')),
+                ('_volume_snapshot_create', (
+                    None, self.instance, mock.Mock(), 'id', 'file'))):
             found = self.raised(method, libvirt_error(SAID), *args)
             self.assertIn('udevadm', found.__notes__[0])
 
