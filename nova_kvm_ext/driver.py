@@ -81,6 +81,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_agents.freezes.quiesce_direct_snapshots(self)
         self._host_check = host_hooks.HostCheck(self)
         self._images: images_hooks.ImageFetch | None = None
+        self._numa_support = False
 
     @host_hooks.explains_libvirt_errors
     def init_host(self, host: str) -> None:
@@ -238,6 +239,11 @@ class KVMDriver(driver.LibvirtDriver):
         with self._cpu.rebooting(instance, self._check_emulation_arch):
             super()._hard_reboot(context, instance, *args, **kwargs)
 
+    def _has_numa_support(self) -> bool:
+        """Nova's answer, which stays yes: asked for twice at each boot."""
+        self._numa_support = self._numa_support or super()._has_numa_support()
+        return self._numa_support
+
     def _match_cpu_model_by_flags(self, models: Any, *args: Any,
                                   **kwargs: Any) -> Any:
         """Any model for now: _get_guest_config() chooses the right one.
@@ -356,7 +362,8 @@ class KVMDriver(driver.LibvirtDriver):
             return super()._try_fetch_image_cache(
                 image, fetch_func, context, filename, image_id, instance,
                 size, *args, **kwargs)
-        with self._images.paths_hidden():
+        with (self._images.paths_hidden(),
+              self._images.asked_once(filename)):
             super()._try_fetch_image_cache(
                 image, self._images.instead_of(fetch_func, size), context,
                 filename, image_id, instance, size, *args, **kwargs)

@@ -19,10 +19,12 @@ import subprocess
 import sys
 from typing import Any
 
+import fixtures
 from oslotest import base
 from testtools import content
 
 from nova_kvm_ext.boot import testguest
+from nova_kvm_ext.images import answers
 from nova_kvm_ext.tests.functional import libvirtd
 
 _TIMEOUT = 500
@@ -103,3 +105,44 @@ class LifeTestCase(base.BaseTestCase):
     def test_as_they_are(self):
         """What would be a VMDK base, or a QED one, is converted once."""
         self.check(False, dict.fromkeys(_IMAGES, 'qcow2') | {'raw': 'raw'})
+
+
+class AnswersTestCase(base.BaseTestCase):
+    """What images/answers takes for granted of QEMU."""
+
+    @staticmethod
+    def ask(path: str, disk_format: str | None = None) -> str:
+        return subprocess.run(
+            ['qemu-img', 'info', '--output=json', path], check=True,
+            capture_output=True, text=True).stdout
+
+    def test_nothing_behind_the_beginning_has_a_say(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        path = os.path.join(directory, 'image')
+        for disk_format in ('raw', 'qcow2'):
+            subprocess.run(['qemu-img', 'create', '-q', '-f', disk_format,
+                            path, '64M'], check=True)
+            if disk_format == 'raw':
+                # Without holes, which a write would fill.
+                with open(path, 'wb') as f:
+                    f.write(bytes(1 << 20))
+            size = os.path.getsize(path)
+            known = answers.Answers()
+            known.get(path, None, self.ask)
+            seen = 0
+            for offset in range(1 << 16, size, (size - (1 << 16)) // 15):
+                with open(path, 'r+b') as f:
+                    f.seek(offset)
+                    byte = f.read(1)[0]
+                    f.seek(offset)
+                    f.write(bytes([byte ^ 0x80]))
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    # QEMU may refuse it now; if not, it says the same.
+                    fresh = self.ask(path)
+                    self.assertEqual(fresh, known.get(
+                        path, None, lambda *args: self.fail('asked')))
+                    seen += 1
+                with open(path, 'r+b') as f:
+                    f.seek(offset)
+                    f.write(bytes([byte]))
+            self.assertGreater(seen, 5, disk_format)

@@ -50,6 +50,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}._check_emulation_arch': (1, ()),
     f'{LIBVIRT_DRIVER}._match_cpu_model_by_flags': (2, ()),
     f'{LIBVIRT_DRIVER}._compare_cpu': (3, ()),
+    f'{LIBVIRT_DRIVER}._has_numa_support': (0, ()),
     f'{LIBVIRT_DRIVER}._get_cpu_feature_traits': (0, ()),
     f'{LIBVIRT_DRIVER}.post_live_migration_at_destination': (5, ()),
     f'{LIBVIRT_DRIVER}.update_provider_tree': (3, ()),
@@ -68,6 +69,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.images:do_image_deep_inspection': (3, ()),
     'nova.virt.libvirt.utils:fetch_image': (
         0, ('context', 'target', 'image_id', 'trusted_certs')),
+    # Called as Nova calls it, and replaced for the time of a boot.
+    'nova.privsep.qemu:unprivileged_qemu_img_info': (1, ('format',)),
     'nova.virt.libvirt.imagecache:get_cache_fname': (1, ()),
     'nova.utils:synchronized': (1, ('external', 'lock_path')),
     'nova.compute.provider_tree:ProviderTree.data': (1, ()),
@@ -233,6 +236,13 @@ class ContractTestCase(base.BaseTestCase):
             'exception.ImageUnacceptable', 'fetch',
             'fileutils.remove_path_on_error', 'os.rename', 'os.unlink',
             'qemu_img_info'}, called)
+
+    def test_how_nova_asks_qemu_img(self):
+        """images/hooks.py steps between these two."""
+        self.assertIn(
+            'nova.privsep.qemu.unprivileged_qemu_img_info(path, '
+            'format=format)',
+            inspect.getsource(find('nova.virt.images:qemu_img_info')))
 
     def test_attributes(self):
         self.check([f'{path}: no attribute {name}'

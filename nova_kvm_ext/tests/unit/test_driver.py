@@ -63,6 +63,18 @@ class LoadTestCase(driver_base.DriverTestCase):
             set(), added - set(dir(libvirt_driver.LibvirtDriver)))
 
 
+class NUMASupportTestCase(driver_base.DriverTestCase):
+
+    def test_yes_is_kept(self):
+        drvr = driver.KVMDriver(mock.Mock())
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, '_has_numa_support',
+                side_effect=[False, True]):
+            # What fails in between counts as no.
+            self.assertEqual([False, True, True],
+                             [drvr._has_numa_support() for _ in range(3)])
+
+
 class OptionsTestCase(driver_base.DriverTestCase):
 
     def told(self) -> tuple[str, str | None, list[str]]:

@@ -39,7 +39,7 @@ PURE = {
 READERS = {
     'boot.inside', 'guest_agent.client', 'host.facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.probe', 'host.user_facts',
-    'host.virt_type', 'images.facts', 'images.qemu_img'}
+    'host.virt_type', 'images.answers', 'images.facts', 'images.qemu_img'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',
