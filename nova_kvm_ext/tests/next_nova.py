@@ -16,14 +16,18 @@
 Novas, then ``compare`` on what they wrote. One line for each change, so that
 a maintainer knows the work that a new release brings before running anything
 else: a changed body of a method that we override or call is to be read again,
-a changed signature or a missing name is to be mended.
+a changed signature or a missing name is to be mended. Annotations, comments,
+docstrings and layout are no change.
 """
 
 import ast
-import hashlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+import difflib
 from importlib import metadata
 import inspect
 import json
+import os
 import sys
 import textwrap
 from typing import Any
@@ -33,17 +37,34 @@ import nova.tests.unit  # noqa: F401
 from nova_kvm_ext import contract
 from nova_kvm_ext.tests.unit import test_contract
 
-Description = dict[str, dict[str, str]]
+Description = dict[str, dict[str, Any]]
+
+_NOVAS_PARENT = os.path.dirname(os.path.dirname(nova.__file__))
 
 
-def _body(function: Any) -> str:
-    """A hash of what a function does: no comment, no docstring, no layout."""
+def _parameters(thing: Any) -> list[str]:
+    return [str(parameter.replace(annotation=parameter.empty))
+            for parameter in inspect.signature(thing).parameters.values()]
+
+
+def _body(function: Any) -> list[str]:
+    """The lines of what a function does."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
         if (isinstance(node, ast.FunctionDef | ast.ClassDef) and
                 ast.get_docstring(node) is not None):
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+            node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    function, = tree.body
+    return [line for statement in function.body
+            for line in ast.unparse(statement).splitlines()]
+
+
+def _place(function: Any) -> str:
+    path = os.path.relpath(inspect.getsourcefile(function) or '',
+                           _NOVAS_PARENT)
+    return f'{path}:{inspect.getsourcelines(function)[1]}'
 
 
 def describe() -> Description:
@@ -61,11 +82,35 @@ def describe() -> Description:
             continue
         found[path] = {}
         if inspect.isfunction(thing) or inspect.ismethod(thing):
-            found[path] = {'signature': str(inspect.signature(thing)),
-                           'body': _body(inspect.unwrap(thing))}
+            inner = inspect.unwrap(thing)
+            found[path] = {'takes': _parameters(thing), 'body': _body(inner),
+                           'place': _place(inner)}
+        elif isinstance(thing, Mapping):
+            found[path] = {'is': [f'{key}={value}' for key, value in
+                                  sorted(thing.items())]}
         elif isinstance(thing, str | int | tuple):
-            found[path] = {'value': repr(thing)[:200]}
+            found[path] = {'is': [repr(thing)]}
     return found
+
+
+def _both_ways(old: Iterable[str], new: Iterable[str]) -> str:
+    """What has come and what has gone; '' where nothing has."""
+    old, new = list(old), list(new)
+    added = [item for item in new if item not in old]
+    dropped = [item for item in old if item not in new]
+    parts = [f'{word} {", ".join(items)}' for word, items in (
+        ('adds', added), ('drops', dropped)) if items]
+    if not parts and old != new:
+        parts = [f'has another order: {", ".join(new)}']
+    return '; '.join(parts)
+
+
+def _rewritten(old: list[str], new: list[str]) -> str:
+    """How much of a body is another; '' for the same."""
+    marks = [line[0] for line in difflib.ndiff(old, new)]
+    if not {'-', '+'} & set(marks):
+        return ''
+    return f'+{marks.count("+")} -{marks.count("-")} of {len(old)} lines'
 
 
 def compare(old: Description, new: Description) -> list[str]:
@@ -73,15 +118,19 @@ def compare(old: Description, new: Description) -> list[str]:
     lines = []
     for path in sorted((old.keys() | new.keys()) - {''}):
         if path not in new:
-            lines.append(f'gone       {path}')
-        elif path not in old:
-            lines.append(f'new        {path}')
-        else:
-            for what, value in new[path].items():
-                before = old[path].get(what)
-                if before != value:
-                    lines.append(f'{what:<10} {path}' + (
-                        '' if what == 'body' else f': {before} -> {value}'))
+            lines.append(f'gone    {path}')
+            continue
+        if path not in old:
+            lines.append(f'new     {path}')
+            continue
+        before, now = old[path], new[path]
+        for word, what in (('mend', 'takes'), ('look at', 'is')):
+            change = _both_ways(before.get(what, ()), now.get(what, ()))
+            if change:
+                lines.append(f'{word:<7} {path} {change}')
+        change = _rewritten(before.get('body', []), now.get('body', []))
+        if change:
+            lines.append(f'read    {path}: {change}; {now["place"]}')
     return lines
 
 
