@@ -105,6 +105,7 @@ selinux=0 no_timer_check tsc=reliable cryptomgr.notests
 # ask, and no disk in use to take care of. The agent says "-h -r +0 ...".
 _SHUTDOWN = """\
 #!/bin/busybox sh
+echo "@nke shutdown $*" > /dev/console
 case " $* " in
     *" -r "*) reboot -f ;;
     *" -H "*) halt -f ;;

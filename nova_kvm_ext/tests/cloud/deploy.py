@@ -1,0 +1,239 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Brings a cloud up inside its namespaces, phase by phase.
+
+Run as a module inside the sandbox: python -m nova_kvm_ext.tests.cloud.deploy
+STATE COMPUTES. It prints a line of JSON after each phase, with its name and
+seconds, and ends when the cloud is ready for checks. It checks nothing, and
+leaves starting to :mod:`services`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent import futures
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import sys
+import time
+
+import openstack
+
+from nova_kvm_ext.tests.cloud import configuration
+from nova_kvm_ext.tests.cloud import sandbox
+from nova_kvm_ext.tests.cloud import services
+
+_TIMEOUT = 180.0
+CLOUD = 'kvm-ext'
+NETWORK = 'private'
+# Catalog types of services: the user that each has, and its roles.
+_USERS = {'image': 'glance', 'placement': 'placement', 'network': 'neutron',
+          'compute': 'nova'}
+
+
+class Deployment:
+    """A cloud that is being brought up.
+
+    :param state: directory of the cloud
+    :param venv: directory of the environment that services run from
+    :param computes: how many computes, 1 or 2
+    """
+
+    def __init__(self, state: pathlib.Path, venv: pathlib.Path,
+                 computes: int) -> None:
+        self._state = state
+        self._venv = venv
+        self._computes = sandbox.COMPUTES[:computes]
+        self._services = services.Services(state, venv)
+        self._password = secrets.token_hex(12)
+        self._configuration = configuration.Configuration(
+            state, venv, self._password)
+
+    def phases(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What there is to do, in order."""
+        yield 'database, queue, libvirt, switch', self._start_foundations
+        yield 'schemas of the databases', self._make_schemas
+        yield 'identity', self._start_identity
+        yield 'APIs', self._start_apis
+        yield 'services and agents', self._start_services
+        yield 'computes', self._start_computes
+
+    def _start_foundations(self) -> None:
+        self._configuration.write()
+        for name in ('mariadb', 'rabbitmq'):
+            # In memory: the disk may be busy with other things.
+            pathlib.Path('/run', name).mkdir()
+        self._services.start('rabbitmq', wait=False)
+        for compute in self._computes:
+            self._services.start(
+                f'virtlogd-{compute}', f'ovsdb-{compute}')
+            self._services.start(
+                f'libvirtd-{compute}', f'ovs-{compute}', wait=False)
+        self._run('mariadb', [
+            'mariadb-install-db', '--no-defaults', '--user=root',
+            '--auth-root-authentication-method=normal', '--skip-test-db',
+            '--datadir=/run/mariadb'])
+        self._services.start('mariadb')
+        self._run('mariadb', [
+            'mariadb', '--no-defaults', '--user=root',
+            f'--socket={self._state}/run/mariadb.sock',
+            '--execute=' + '; '.join(
+                f'CREATE DATABASE {name} CHARACTER SET utf8mb4'
+                for name in configuration.DATABASES)])
+
+    def _make_schemas(self) -> None:
+        etc = self._configuration.etc
+
+        def manage(program: str, project: str, *commands: Sequence[str]
+                   ) -> None:
+            for command in commands:
+                self._run(f'{project}-manage', [
+                    program, '--config-file', f'{etc}/{project}.conf',
+                    *command])
+
+        def identity() -> None:
+            owner = ('--keystone-user', 'root', '--keystone-group', 'root')
+            manage('keystone-manage', 'keystone', ['db_sync'],
+                   ['fernet_setup', *owner],
+                   ['bootstrap', '--bootstrap-password', self._password,
+                    '--bootstrap-region-id', configuration.REGION,
+                    '--bootstrap-public-url', configuration.URLS['identity'],
+                    '--bootstrap-internal-url',
+                    configuration.URLS['identity']])
+
+        with futures.ThreadPoolExecutor() as pool:
+            running = [pool.submit(work, *arguments) for work, *arguments in (
+                (manage, 'nova-manage', 'nova',
+                 ['api_db', 'sync'],
+                 ['cell_v2', 'map_cell0', '--database_connection',
+                  self._configuration.database('nova_cell0')],
+                 ['cell_v2', 'create_cell', '--name', 'cell1'],
+                 ['db', 'sync']),
+                (manage, 'neutron-db-manage', 'neutron',
+                 ['upgrade', 'heads']),
+                (identity,),
+                (manage, 'glance-manage', 'glance-api', ['db_sync']),
+                (manage, 'placement-manage', 'placement', ['db', 'sync']))]
+            for one in running:
+                one.result()
+
+    def _start_identity(self) -> None:
+        self._services.start('keystone-api')
+        with self._connection() as cloud:
+            identity = cloud.identity
+            project = identity.create_project(
+                name='service', domain_id='default')
+            roles = {role.name: role.id for role in identity.roles()}
+            for role in ('service', 'admin'):
+                if role not in roles:
+                    roles[role] = identity.create_role(name=role).id
+            for kind, name in _USERS.items():
+                user = identity.create_user(
+                    name=name, password=self._password, domain_id='default',
+                    default_project_id=project.id)
+                for role in ('service', 'admin'):
+                    identity.assign_project_role_to_user(
+                        project, user, roles[role])
+                service = identity.create_service(name=name, type=kind)
+                for interface in ('public', 'internal'):
+                    identity.create_endpoint(
+                        service_id=service.id, interface=interface,
+                        region_id=configuration.REGION,
+                        url=configuration.URLS[kind])
+
+    def _start_apis(self) -> None:
+        self._services.start(
+            'placement-api', 'glance-api', 'neutron-api', 'nova-api',
+            'neutron-rpc', 'nova-conductor', 'nova-scheduler', wait=False)
+        self._services.wait('rabbitmq', 'placement-api', 'glance-api',
+                            'neutron-api', 'nova-api')
+
+    def _start_services(self) -> None:
+        with self._connection() as cloud:
+            _wait('nova-conductor and nova-scheduler', lambda: {
+                service.binary for service in cloud.compute.services()
+                if service.state == 'up'
+            } >= {'nova-conductor', 'nova-scheduler'})
+            self._services.start(*(
+                f'neutron-agent-{compute}' for compute in self._computes))
+            network = cloud.network.create_network(name=NETWORK)
+            cloud.network.create_subnet(
+                network_id=network.id, ip_version=4, enable_dhcp=False,
+                cidr='203.0.113.0/24', gateway_ip=None)
+
+    def _start_computes(self) -> None:
+        self._services.wait(*(
+            f'{service}-{compute}' for compute in self._computes
+            for service in ('libvirtd', 'ovs')))
+        self._services.start(*(
+            f'nova-compute-{compute}' for compute in self._computes))
+        with self._connection() as cloud:
+            wanted = set(self._computes)
+            _wait('live agents of Neutron', lambda: {
+                agent.host for agent in cloud.network.agents()
+                if agent.is_alive} == wanted)
+            # It is mapped to its cell when the hypervisor is there to see.
+            _wait('nova-compute that is up', lambda: {
+                hypervisor.name for hypervisor in cloud.compute.hypervisors()
+                if hypervisor.state == 'up'} == wanted, self._check_alive)
+
+    def _check_alive(self) -> None:
+        for name in self._services.dead(
+                f'nova-compute-{compute}' for compute in self._computes):
+            raise services.ServiceError(
+                f'{name} has ended:\n{self._services.tail(name)}')
+
+    def _run(self, name: str, command: Sequence[str]) -> None:
+        self._services.run(name, command)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[openstack.connection.Connection]:
+        os.environ['OS_CLIENT_CONFIG_FILE'] = str(
+            self._configuration.etc / 'clouds.yaml')
+        with openstack.connect(CLOUD) as connection:
+            yield connection
+
+
+def _wait(what: str, condition: Callable[[], bool],
+          check: Callable[[], None] = lambda: None) -> None:
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
+        check()
+        if time.monotonic() > deadline:
+            raise services.ServiceError(
+                f'No {what} after {_TIMEOUT:.0f} s.')
+        time.sleep(0.5)
+
+
+def main() -> int:
+    """Bring it up; returns the exit code."""
+    state, computes = sys.argv[1:]
+    deployment = Deployment(
+        pathlib.Path(state), pathlib.Path(sys.prefix), int(computes))
+    for name, work in deployment.phases():
+        start = time.monotonic()
+        try:
+            work()
+        except (services.ServiceError, openstack.exceptions.SDKException) as e:
+            print(json.dumps({'phase': name, 'error': str(e)}), flush=True)
+            return 1
+        print(json.dumps({'phase': name, 'seconds': time.monotonic() - start}),
+              flush=True)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

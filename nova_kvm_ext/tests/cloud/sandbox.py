@@ -1,0 +1,311 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The namespaces in which a cloud runs on this machine, and nothing more.
+
+The first process of a PID namespace holds a cloud together: when it ends, the
+kernel ends every daemon and guest, and with them go mounts, network devices
+and namespaces. Fresh directories cover those that libvirt and Open vSwitch
+have compiled in, and the network is one of its own, so neither the host's
+daemons nor another cloud's are met. Only the state directory outlives it.
+
+The second compute has mount, network and UTS namespaces of its own inside, and
+two cables to the first: one for APIs and migrations, one for guests' networks.
+
+It starts no service and must not know OpenStack.
+"""
+
+from collections.abc import Sequence
+import fcntl
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+COMPUTES = ('compute1', 'compute2')
+ADDRESSES = {'compute1': '198.51.100.1', 'compute2': '198.51.100.2'}
+"""What each compute is reached at by the other (RFC 5737's TEST-NET-2)."""
+
+PHYSICAL = {'compute1': 'phys1', 'compute2': 'phys2'}
+"""The network device of each that guests' networks go through."""
+
+# Compiled in; what stands for them is below the directory of the compute.
+# Below /run everything is fresh.
+_COVERED = {
+    'libvirt-etc': '/etc/libvirt',
+    'libvirt-lib': '/var/lib/libvirt',
+    'libvirt-cache': '/var/cache/libvirt',
+    'libvirt-log': '/var/log/libvirt',
+    'libvirt-run': '/run/libvirt',
+    'ovs-etc': '/etc/openvswitch',
+    'ovs-lib': '/var/lib/openvswitch',
+    'ovs-log': '/var/log/openvswitch',
+}
+
+# On the host's huge pages libvirtd would make a directory for its guests.
+_LIBVIRT = {
+    'libvirtd.conf': """\
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_ro_perms = "0700"
+unix_sock_rw_perms = "0700"
+host_uuid = "00000000-0000-4000-8000-00000000000{number}"
+log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+""",
+    'virtlogd.conf': """\
+log_outputs = "3:file:/var/log/libvirt/virtlogd.log"
+""",
+    'qemu.conf': """\
+hugetlbfs_mount = []
+security_driver = "none"
+cgroup_controllers = []
+migration_host = "{address}"
+migration_address = "{address}"
+""",
+}
+
+# Ignoring SIGCHLD has the kernel reap what the first process inherits; libvirt
+# takes a zombie for a QEMU that does not want to die. Standard input is a pipe
+# from the command: the cloud ends with it, unless it says otherwise.
+_FIRST_PROCESS = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print('ready', flush=True)
+if sys.stdin.readline() == 'stay\\n':
+    while True:
+        signal.pause()
+"""
+
+# Held by the first process.
+_LOCK = 'lock'
+
+_MOUNT = 'mount --no-mtab'
+_TIMEOUT = 60.0
+
+
+class SandboxError(Exception):
+    """The namespaces cannot be had; str() says why and what to do."""
+
+
+class Sandbox:
+    """The namespaces of one cloud.
+
+    :param state: directory of the cloud, absolute; all its users may enter it
+    """
+
+    def __init__(self, state: str) -> None:
+        self.state = pathlib.Path(state)
+        self._pid_file = self.state / 'sandbox.pid'
+        self._first: subprocess.Popen[str] | None = None
+
+    def up(self) -> bool:
+        """Whether the first process lives."""
+        try:
+            descriptor = os.open(self.state / _LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def make(self) -> None:
+        """Make directories and namespaces; they end with this process.
+
+        :raises SandboxError: there is a cloud already, or no permission
+        """
+        if os.geteuid() != 0:
+            raise SandboxError(
+                'Only root can make namespaces; run it as root.')
+        if self.up():
+            raise SandboxError(
+                f'A cloud runs in {self.state} already; end it with --down, '
+                f'or name another directory with --state.')
+        self._make_directories()
+        lock = os.open(self.state / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._first = subprocess.Popen(
+            ['unshare', '--mount', '--propagation', 'slave', '--net', '--uts',
+             '--ipc', '--pid', '--fork', '--mount-proc', '--kill-child',
+             sys.executable, '-I', '-S', '-c', _FIRST_PROCESS,
+             str(self.state)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, pass_fds=[lock],
+            start_new_session=True)
+        os.close(lock)
+        self._pid_file.write_text(f'{self._first.pid}\n')
+        answer = self._first.stdout.readline()
+        if answer != 'ready\n':
+            raise SandboxError(
+                f'No namespaces for the cloud: {answer.strip()}; it needs '
+                f'CAP_SYS_ADMIN.')
+        self._set_up()
+
+    def stay(self) -> None:
+        """Have what was made outlive this process."""
+        assert self._first is not None
+        self._first.stdin.write('stay\n')
+        self._first.stdin.flush()
+
+    def end(self) -> None:
+        """End everything in the namespaces; none is no error."""
+        if not self.up():
+            return
+        pid = int(self._pid_file.read_text())
+        # The lock says that it lives, so the number is still its own; a state
+        # directory that was copied does not.
+        arguments = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
+        if str(self.state).encode() not in arguments.split(b'\0'):
+            raise SandboxError(
+                f'{self._pid_file} names process {pid}, which is none of this '
+                f'cloud; look for unshare with {self.state} in its command.')
+        os.kill(pid, signal.SIGKILL)
+        if self._first is not None:
+            self._first.wait()
+        deadline = time.monotonic() + _TIMEOUT
+        while self.up():
+            if time.monotonic() > deadline:
+                raise SandboxError(
+                    f'The processes of the cloud in {self.state} have not '
+                    f'ended within {_TIMEOUT:.0f} s of being killed.')
+            time.sleep(0.05)
+
+    def remove(self, *, logs: bool) -> None:
+        """Remove the state directory; none is no error.
+
+        :param logs: whether to leave the services' logs
+        :raises SandboxError: it is not that of a cloud
+        """
+        try:
+            names = set(os.listdir(self.state))
+        except FileNotFoundError:
+            return
+        if names and _LOCK not in names:
+            raise SandboxError(
+                f'{self.state} is no directory of a cloud, so nothing in it '
+                f'is removed; name another with --state.')
+        # The lock says whose directory it is, so it goes last.
+        for name in names - ({_LOCK, 'logs'} if logs else {_LOCK}):
+            path = self.state / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if not logs:
+            (self.state / _LOCK).unlink(missing_ok=True)
+            self.state.rmdir()
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """The command that runs another inside, on the first compute."""
+        proc = f'/proc/{int(self._pid_file.read_text())}/ns'
+        return ['nsenter', f'--mount={proc}/mnt', f'--net={proc}/net',
+                f'--uts={proc}/uts', f'--ipc={proc}/ipc',
+                f'--pid={proc}/pid_for_children', *command]
+
+    def _run(self, script: Sequence[str]) -> None:
+        result = subprocess.run(
+            self.enter(['sh', '-ec', '\n'.join(script)]), umask=0o022,
+            timeout=_TIMEOUT, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if result.returncode:
+            raise SandboxError(
+                f'The namespaces could not be set up: {result.stdout}')
+
+    def _make_directories(self) -> None:
+        self.remove(logs=False)
+        self.state.mkdir(mode=0o755, parents=True)
+        self.state.chmod(0o755)  # whatever the umask
+        for name in ('instances', 'lib', 'logs', 'run', 'tmp'):
+            (self.state / name).mkdir()
+        hosts = '127.0.0.1 localhost\n'
+        for number, compute in enumerate(COMPUTES, 1):
+            hosts += f'{ADDRESSES[compute]} {compute}\n'
+            top = self.state / compute
+            top.mkdir()
+            for name in (*_COVERED, 'dev', 'instances'):
+                (top / name).mkdir()
+            for name, text in _LIBVIRT.items():
+                (top / 'libvirt-etc' / name).write_text(text.format(
+                    number=number, address=ADDRESSES[compute]))
+        (self.state / 'hosts').write_text(hosts)
+
+    def _set_up(self) -> None:
+        first, second = COMPUTES
+        cables = []
+        for one, other in (('api1', 'api2'), PHYSICAL.values()):
+            cables += [
+                f'ip link add {one} type veth peer name {other}',
+                f'ip link set {one} up']
+        holder = self.state / 'run' / f'{second}.pid'
+        self._run([
+            *self._covers(first),
+            'ip link set lo up', *cables,
+            f'ip address add {ADDRESSES[first]}/24 dev api1',
+            # Whoever enters it finds it by its first process.
+            'unshare --mount --propagation slave --net --uts sleep infinity '
+            '> /dev/null 2>&1 &',
+            f'echo $! > {holder}',
+            # It has its own when it is no longer where this shell is.
+            'while [ "$(readlink /proc/$!/ns/uts)" = '
+            '"$(readlink /proc/self/ns/uts)" ]; do sleep 0.02; done',
+            'ip link set api2 netns $!',
+            f'ip link set {PHYSICAL[second]} netns $!'])
+        self._run([shlex.join(in_compute(self.state, second, [
+            'sh', '-ec', '\n'.join([
+                *self._covers(second),
+                'ip link set lo up', 'ip link set api2 up',
+                f'ip link set {PHYSICAL[second]} up',
+                f'ip address add {ADDRESSES[second]}/24 dev api2'])]))])
+
+    def _covers(self, compute: str) -> list[str]:
+        """The commands that put a compute's directories in place."""
+        top = self.state / compute
+        commands = [
+            f'hostname {compute}',
+            # Of this network; and no control group is seen.
+            f'{_MOUNT} -t sysfs none /sys',
+            f'{_MOUNT} -t tmpfs -o mode=0755 none /run',
+            'mkdir -p /run/netns /run/libvirt /run/openvswitch /run/lock',
+            f'{_MOUNT} --bind {self.state}/hosts /etc/hosts']
+        # Nova has the same path on each of its hosts.
+        commands.append(
+            f'{_MOUNT} --bind {top}/instances {self.state}/instances')
+        for name, path in _COVERED.items():
+            commands += [f'mkdir -p {path}',
+                         f'{_MOUNT} --bind {top / name} {path}']
+        if os.path.exists('/dev/kvm'):
+            # As udev has it on a healthy host, and one that tests may break.
+            node = top / 'dev' / 'kvm'
+            commands += [
+                f'{_MOUNT} -t tmpfs -o mode=0755 none {node.parent}',
+                f'mknod --mode=0660 {node} c 10 232',
+                f'chown :kvm {node}',
+                f'{_MOUNT} --bind {node} /dev/kvm']
+        return commands
+
+
+def in_compute(
+    state: pathlib.Path, compute: str, command: Sequence[str]
+) -> list[str]:
+    """The command that runs another on a compute, from inside the cloud."""
+    if compute == COMPUTES[0]:
+        return list(command)
+    pid = int((state / 'run' / f'{compute}.pid').read_text())
+    return ['nsenter', f'--target={pid}', '--mount', '--net', '--uts',
+            *command]

@@ -1,0 +1,103 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The parts of the cloud's tests that can be wrong without a cloud."""
+
+import configparser
+import os
+import pathlib
+import re
+
+import fixtures
+from oslotest import base
+
+from nova_kvm_ext.tests.cloud import configuration
+from nova_kvm_ext.tests.cloud import sandbox
+from nova_kvm_ext.tests.cloud import services
+
+
+class ConfigurationTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.state = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        for name in ('lib', 'run'):
+            (self.state / name).mkdir()
+        self.venv = pathlib.Path('/venv')
+        configuration.Configuration(
+            self.state, self.venv, 's3cret%').write()
+
+    def test_every_file_that_a_service_names_is_there(self):
+        table = services.table(self.state, self.venv)
+        named = {
+            pathlib.Path(found) for service in table.values()
+            for text in (*service.command, *service.environment.values())
+            for found in re.findall(rf'{self.state}/etc/[\w./-]+', text)}
+        # RabbitMQ adds the suffix by itself.
+        named = {path.with_suffix('.conf') if path.name == 'rabbitmq'
+                 else path for path in named}
+        self.assertGreater(len(named), 10)
+        self.assertEqual([], [path for path in named if not path.exists()])
+
+    def test_files_keep_values_as_they_are(self):
+        parser = configparser.ConfigParser(
+            interpolation=None, default_section='')
+        parser.read(self.state / 'etc' / 'nova.conf')
+        self.assertEqual('s3cret%', parser['placement']['password'])
+        self.assertEqual('kvm_ext.KVMDriver',
+                         parser['DEFAULT']['compute_driver'])
+
+    def test_a_compute_has_no_database(self):
+        parser = configparser.ConfigParser(
+            interpolation=None, default_section='')
+        parser.read(self.state / 'etc' / 'nova-compute.conf')
+        self.assertNotIn('database', parser)
+        self.assertNotIn('api_database', parser)
+
+    def test_only_its_owner_reads_the_files(self):
+        for name in ('etc', 'lib', 'run'):
+            mode = (self.state / name).stat().st_mode
+            self.assertEqual(0, mode & 0o077, name)
+
+
+class SandboxTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.state = self.useFixture(fixtures.TempDir()).path
+
+    def test_is_not_up_without_a_first_process(self):
+        self.assertFalse(sandbox.Sandbox(self.state).up())
+        # The file of one that was killed.
+        pathlib.Path(self.state, 'lock').touch()
+        self.assertFalse(sandbox.Sandbox(self.state).up())
+
+    def test_removes_all_but_logs(self):
+        for name in ('logs', 'lib/keystone', 'run'):
+            pathlib.Path(self.state, name).mkdir(parents=True)
+        for name in ('hosts', 'lock'):
+            pathlib.Path(self.state, name).touch()
+        sandbox.Sandbox(self.state).remove(logs=True)
+        self.assertEqual({'lock', 'logs'}, set(os.listdir(self.state)))
+        sandbox.Sandbox(self.state).remove(logs=False)
+        self.assertFalse(pathlib.Path(self.state).exists())
+        # Again is no error.
+        sandbox.Sandbox(self.state).remove(logs=False)
+
+    def test_removes_nothing_of_another_directory(self):
+        precious = pathlib.Path(self.state, 'logs')
+        precious.touch()
+        error = self.assertRaises(
+            sandbox.SandboxError, sandbox.Sandbox(self.state).remove,
+            logs=False)
+        self.assertIn(self.state, str(error))
+        self.assertTrue(precious.exists())
