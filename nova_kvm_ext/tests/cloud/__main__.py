@@ -182,7 +182,7 @@ class Run:
             result.stopTestRun()
         self._phase('checks', time.monotonic() - start)
 
-    def _checked(self, test: dict[str, Any]) -> None:
+    def _checked(self, test: Any) -> None:
         if test['status'] not in _RESULTS:
             return  # it only exists
         name = test['id'].removeprefix('nova_kvm_ext.tests.cloud.')

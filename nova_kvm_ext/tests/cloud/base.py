@@ -21,6 +21,7 @@ HostTestCase is for those that need a compute's own libvirt, files or
 processes: they run on the cloud of tools/run-cloud-tests alone.
 """
 
+import atexit
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,9 +64,9 @@ _POLL = 1.0
 @functools.cache
 def guest_file() -> str:
     """Path of the test guest's raw image, built once for this process."""
-    global _directory
-    _directory = tempfile.TemporaryDirectory(prefix='nova-kvm-ext-cloud-')
-    return testguest.build(_directory.name).path
+    directory = tempfile.mkdtemp(prefix='nova-kvm-ext-cloud-')
+    atexit.register(shutil.rmtree, directory)
+    return testguest.build(directory).path
 
 
 @functools.cache
@@ -84,7 +86,7 @@ class CloudTestCase(testtools.TestCase):
     :ivar flavor: one vCPU, little memory
     """
 
-    cloud: openstack.connection.Connection
+    cloud: Any
     image: Any
     flavor: Any
 
@@ -114,13 +116,14 @@ class CloudTestCase(testtools.TestCase):
 
     @classmethod
     def make_flavor(cls, *, vcpus: int = 1, ram: int = 256, disk: int = 1,
-                    **extra_specs: str) -> Any:
+                    extra_specs: Mapping[str, str] = {}) -> Any:
         """Make a flavor that is removed after the class."""
         flavor = cls.cloud.compute.create_flavor(
             name=f'kvm-ext-{uuid.uuid4()}', vcpus=vcpus, ram=ram, disk=disk)
         cls.addClassCleanup(cls.cloud.compute.delete_flavor, flavor.id)
         if extra_specs:
-            cls.cloud.compute.create_flavor_extra_specs(flavor, extra_specs)
+            cls.cloud.compute.create_flavor_extra_specs(
+                flavor, dict(extra_specs))
         return flavor
 
     def network(self) -> Any:

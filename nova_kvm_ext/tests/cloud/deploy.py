@@ -29,6 +29,7 @@ import pathlib
 import secrets
 import sys
 import time
+from typing import Any
 
 import openstack
 
@@ -114,21 +115,22 @@ class Deployment:
                     '--bootstrap-internal-url',
                     configuration.URLS['identity']])
 
+        def compute() -> None:
+            manage('nova-manage', 'nova', ['api_db', 'sync'],
+                   ['cell_v2', 'map_cell0', '--database_connection',
+                    self._configuration.database('nova_cell0')],
+                   ['cell_v2', 'create_cell', '--name', 'cell1'],
+                   ['db', 'sync'])
+
+        works: list[Callable[[], None]] = [
+            compute, identity,
+            lambda: manage('neutron-db-manage', 'neutron',
+                           ['upgrade', 'heads']),
+            lambda: manage('glance-manage', 'glance-api', ['db_sync']),
+            lambda: manage('placement-manage', 'placement', ['db', 'sync'])]
         with futures.ThreadPoolExecutor() as pool:
-            running = [pool.submit(work, *arguments) for work, *arguments in (
-                (manage, 'nova-manage', 'nova',
-                 ['api_db', 'sync'],
-                 ['cell_v2', 'map_cell0', '--database_connection',
-                  self._configuration.database('nova_cell0')],
-                 ['cell_v2', 'create_cell', '--name', 'cell1'],
-                 ['db', 'sync']),
-                (manage, 'neutron-db-manage', 'neutron',
-                 ['upgrade', 'heads']),
-                (identity,),
-                (manage, 'glance-manage', 'glance-api', ['db_sync']),
-                (manage, 'placement-manage', 'placement', ['db', 'sync']))]
-            for one in running:
-                one.result()
+            for _ in pool.map(lambda work: work(), works):
+                pass
 
     def _start_identity(self) -> None:
         self._services.start('keystone-api')
@@ -200,7 +202,7 @@ class Deployment:
         self._services.run(name, command)
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[openstack.connection.Connection]:
+    def _connection(self) -> Iterator[Any]:
         os.environ['OS_CLIENT_CONFIG_FILE'] = str(
             self._configuration.etc / 'clouds.yaml')
         with openstack.connect(CLOUD) as connection:
