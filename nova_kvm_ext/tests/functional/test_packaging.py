@@ -239,9 +239,12 @@ class PackagingTest(testtools.TestCase):
         if any(self.site.glob('*nova_kvm_ext*')):
             self._uninstall()
 
-    def _assert_loads_from(self, directory: pathlib.Path, **kwargs) -> None:
+    def _assert_loads_from(
+        self, directory: pathlib.Path, novas: pathlib.Path | None = None,
+        **kwargs,
+    ) -> None:
         nova, ours = self._python('-c', _LOAD, **kwargs).stdout.splitlines()
-        self.assertEqual(str(self.site / 'nova/__init__.py'), nova)
+        self.assertEqual(f'{novas or self.site}/nova/__init__.py', nova)
         self.assertEqual(str(directory / 'nova_kvm_ext/__init__.py'), ours)
 
     def _assert_commands_work(self, **kwargs) -> None:
@@ -327,6 +330,31 @@ class PackagingTest(testtools.TestCase):
         self._assert_loads_from(self.checkout, cwd=self.checkout)
         self._assert_commands_work(cwd=self.checkout)
         self._assert_uninstalls()
+
+    def test_beside_editable_nova(self):
+        # As devstack has it: Nova is where its source is.
+        source = self.base / 'source-of-nova'
+        source.mkdir()
+        (self.site / 'nova').rename(source / 'nova')
+        self.addCleanup((source / 'nova').rename, self.site / 'nova')
+        self.addCleanup(shutil.rmtree, self.site / 'nova', ignore_errors=True)
+        (self.site / 'nova.pth').write_text(f'{source}\n')
+        self.addCleanup((self.site / 'nova.pth').unlink)
+
+        # From a wheel our module is where that Nova does not look.
+        self._install(self.wheel)
+        self.addCleanup(self._clean)
+        loading = _attempt(self.prefix / 'bin/python', '-c', _LOAD,
+                           cwd=self.base)
+        self.assertNotEqual(0, loading.returncode)
+        self.assertIn("No module named 'nova.virt.kvm_ext'", loading.stderr)
+
+        self._python('-m', 'pip', 'install', *self.build_options,
+                     '--editable', self.checkout,
+                     environment={'PBR_VERSION': _VERSION})
+        self._assert_loads_from(self.checkout, novas=source)
+        self._assert_commands_work()
+        self.assertIn('Successfully uninstalled', self._uninstall())
 
     def test_upgrade_of_nova(self):
         [nova] = metadata.distributions(name='nova', path=[str(self.site)])
