@@ -25,6 +25,12 @@ set +o xtrace
 
 KVM_EXT_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# The one that runs Nova; unstack.sh and clean.sh have another in their PATH.
+_KVM_EXT_PYTHON=${PYTHON:-python3}
+if [[ ${GLOBAL_VENV:-} == True && -x ${DEVSTACK_VENV:-}/bin/python3 ]]; then
+    _KVM_EXT_PYTHON=$DEVSTACK_VENV/bin/python3
+fi
+
 # Each option of [kvm_ext], and what it can be where that is a choice.
 _KVM_EXT_OPTIONS="
 virt_type kvm|qemu|auto
@@ -84,32 +90,42 @@ function check_kvm_ext {
         die $LINENO "VIRT_DRIVER=$VIRT_DRIVER: nova-kvm-ext needs libvirt." \
             "Remove the one or the other from local.conf."
     fi
-    local python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        die $LINENO "nova-kvm-ext needs Python 3.11 or newer, and $python is" \
-            "older. Use a newer distribution."
+    "$_KVM_EXT_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die $LINENO "nova-kvm-ext needs Python 3.11 or newer, and" \
+            "$_KVM_EXT_PYTHON is older. Use a newer distribution."
     _for_each_kvm_ext_option _check_kvm_ext_option
 }
 
-# Editable, as devstack installs Nova: from a wheel our nova/virt/kvm_ext would
-# land in site-packages, and Nova looks only where its own nova/virt is.
+function _kvm_ext_path_file {
+    local directory
+    directory=$("$_KVM_EXT_PYTHON" -c \
+        'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "$directory/nova-kvm-ext-devstack.pth"
+}
+
+# devstack installs Nova editable. So must this be: from a wheel, our
+# nova/virt/kvm_ext would land in site-packages, and Nova looks only where its
+# own nova/virt is. Python asks for an editable Nova only where no directory in
+# its path has something called nova, and with this package one has. With
+# Nova's source in the path as well it finds Nova first, and us through it.
 function install_kvm_ext {
+    local path_file
+    path_file=$(_kvm_ext_path_file)
+    sudo tee "$path_file" <<< "$NOVA_DIR"
     setup_develop -bindep=devstack "$KVM_EXT_DIR"
     # A Nova cloned without its tags calls itself 0.0.1, and pip puts the one
     # from PyPI in its place.
-    "${PYTHON:-python3}" -P - "$NOVA_DIR" <<'PYTHON' || die $LINENO \
+    "$_KVM_EXT_PYTHON" -P - "$NOVA_DIR" <<'PYTHON' || die $LINENO \
         "nova-kvm-ext is not installed beside the Nova of $NOVA_DIR, see above."
-import importlib.util
+from importlib import util
 import os
 import sys
 
-import nova
-
-found = os.path.realpath(nova.__file__)
+found = os.path.realpath(str(util.find_spec('nova').origin))
 if not found.startswith(os.path.realpath(sys.argv[1]) + os.sep):
     sys.exit(f'pip has replaced Nova, it is now {found}. Clone {sys.argv[1]} '
              f'with its tags (no GIT_DEPTH), and stack again.')
-if importlib.util.find_spec('nova.virt.kvm_ext') is None:
+if util.find_spec('nova.virt.kvm_ext') is None:
     sys.exit(f'Nova ({found}) does not find nova.virt.kvm_ext. It is to be '
              f'installed by pip install -e, with setuptools 64 or newer.')
 PYTHON
@@ -137,7 +153,7 @@ function configure_kvm_ext {
 # nova_kvm_ext/boot/testguest.py. Only root can read Ubuntu's kernels.
 function create_kvm_ext_agent_image {
     local path
-    path=$(sudo "${PYTHON:-python3}" -P -B - "$DATA_DIR/nova-kvm-ext" <<'PYTHON'
+    path=$(sudo "$_KVM_EXT_PYTHON" -P -B - "$DATA_DIR/nova-kvm-ext" <<'PYTHON'
 import sys
 
 from nova_kvm_ext.boot import testguest
@@ -190,11 +206,13 @@ function restore_nova_conf {
 
 # The image itself goes with Glance's database and store.
 function clean_kvm_ext {
-    local venv=${PIP_VIRTUAL_ENV:-}
-    if [[ ${GLOBAL_VENV:-False} == True ]]; then
+    local venv=${PIP_VIRTUAL_ENV:-} path_file
+    if [[ ${GLOBAL_VENV:-} == True ]]; then
         venv=$DEVSTACK_VENV
     fi
     PIP_VIRTUAL_ENV=$venv pip_uninstall nova-kvm-ext
+    path_file=$(_kvm_ext_path_file)
+    sudo rm -f "$path_file"
     sudo rm -rf "$DATA_DIR/nova-kvm-ext" "$KVM_EXT_DIR/nova_kvm_ext.egg-info"
     # The answer that virt_type = auto keeps.
     sudo rm -f "$NOVA_STATE_PATH/kvm-ext-probe.json"

@@ -67,6 +67,19 @@ print(nova.__file__)
 print(nova_kvm_ext.__file__)
 """
 
+# With packages beside the project's file setuptools makes Nova known by a
+# finder, not by a directory in Python's path.
+_EDITABLE_NOVA = """
+[build-system]
+requires = ["setuptools>=64.0.0"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "editable-nova"
+version = "1"
+[tool.setuptools]
+packages = ["nova"]
+"""
+
 
 def _cannot_run(why: str) -> NoReturn:
     reason = f'The package cannot be built and installed here: {why}'
@@ -230,6 +243,15 @@ class PackagingTest(testtools.TestCase):
         return self._python(
             '-m', 'pip', 'install', '--no-deps', '--no-index', *arguments)
 
+    def _install_editable(self, source: pathlib.Path):
+        # Not by _install: isolated, pip needs the index here.
+        return self._python(
+            '-m', 'pip', 'install', *self.build_options, '--editable', source,
+            environment={'PBR_VERSION': _VERSION})
+
+    def _attempt_to_load(self) -> subprocess.CompletedProcess:
+        return _attempt(self.prefix / 'bin/python', '-c', _LOAD, cwd=self.base)
+
     def _uninstall(self) -> str:
         return self._python(
             '-m', 'pip', 'uninstall', '--yes', 'nova-kvm-ext').stdout
@@ -320,10 +342,7 @@ class PackagingTest(testtools.TestCase):
         self._assert_uninstalls()
 
     def test_editable(self):
-        # Not by _install: isolated, pip needs the index here.
-        self._python('-m', 'pip', 'install', *self.build_options,
-                     '--editable', self.checkout,
-                     environment={'PBR_VERSION': _VERSION})
+        self._install_editable(self.checkout)
         self._assert_loads_from(self.checkout)
         self._assert_commands_work()
         # Where "import nova" first comes upon the checkout's own nova/.
@@ -332,29 +351,39 @@ class PackagingTest(testtools.TestCase):
         self._assert_uninstalls()
 
     def test_beside_editable_nova(self):
-        # As devstack has it: Nova is where its source is.
+        # Nova by pip install -e, as devstack has it. By another name, because
+        # pip would uninstall the one that is there.
         source = self.base / 'source-of-nova'
         source.mkdir()
+        (source / 'pyproject.toml').write_text(_EDITABLE_NOVA)
         (self.site / 'nova').rename(source / 'nova')
         self.addCleanup((source / 'nova').rename, self.site / 'nova')
         self.addCleanup(shutil.rmtree, self.site / 'nova', ignore_errors=True)
-        (self.site / 'nova.pth').write_text(f'{source}\n')
-        self.addCleanup((self.site / 'nova.pth').unlink)
-
-        # From a wheel our module is where that Nova does not look.
-        self._install(self.wheel)
+        self._install_editable(source)
+        self.addCleanup(self._python, '-m', 'pip', 'uninstall', '--yes',
+                        'editable-nova')
         self.addCleanup(self._clean)
-        loading = _attempt(self.prefix / 'bin/python', '-c', _LOAD,
-                           cwd=self.base)
-        self.assertNotEqual(0, loading.returncode)
-        self.assertIn("No module named 'nova.virt.kvm_ext'", loading.stderr)
+        self._install_editable(self.checkout)
 
-        self._python('-m', 'pip', 'install', *self.build_options,
-                     '--editable', self.checkout,
-                     environment={'PBR_VERSION': _VERSION})
+        # Python finds a directory named nova of ours, and asks no further.
+        loading = self._attempt_to_load()
+        self.assertNotEqual(0, loading.returncode)
+        self.assertIn("cannot import name 'driver' from 'nova.virt' (unknown "
+                      "location)", loading.stderr)
+
+        # What devstack's plugin does about it.
+        path_file = self.site / 'nova-kvm-ext-devstack.pth'
+        self.addCleanup(path_file.unlink)
+        path_file.write_text(f'{source}\n')
         self._assert_loads_from(self.checkout, novas=source)
         self._assert_commands_work()
+
+        # Why it does not install from a wheel.
         self.assertIn('Successfully uninstalled', self._uninstall())
+        self._install(self.wheel)
+        loading = self._attempt_to_load()
+        self.assertNotEqual(0, loading.returncode)
+        self.assertIn("No module named 'nova.virt.kvm_ext'", loading.stderr)
 
     def test_upgrade_of_nova(self):
         [nova] = metadata.distributions(name='nova', path=[str(self.site)])

@@ -123,6 +123,7 @@ function edit_ini {
 # The image takes root, tools and time; that it is made for real is tested in
 # tests/functional.
 _PYTHON = r'''#!/usr/bin/env bash
+[[ $* != *purelib* ]] || exec echo "$SITE"
 [[ $1 != -c ]] || exec "$REAL_PYTHON" "$@"
 script=$(cat)
 if [[ $script != *testguest* ]]; then
@@ -148,7 +149,7 @@ class PluginTestCase(testtools.TestCase):
         self.cpu_conf = self.dir / 'etc/nova-cpu.conf'
         self.tempest_conf = self.dir / 'etc/tempest.conf'
         self.calls = self.dir / 'calls'
-        for name in 'bin', 'etc', 'data/nova':
+        for name in 'bin', 'etc', 'data/nova', 'site':
             (self.dir / name).mkdir(parents=True)
         self.nova_conf.write_text(_NOVA_CONF)
         self._write('bin/python', _PYTHON)
@@ -166,6 +167,7 @@ class PluginTestCase(testtools.TestCase):
             'PYTHON': self.dir / 'bin/python',
             'REAL_PYTHON': sys.executable,
             'REGION_NAME': 'RegionOne',
+            'SITE': self.dir / 'site',
             'TEMPEST_CONFIG': self.tempest_conf,
             'VIRT_DRIVER': 'libvirt',
         }
@@ -219,7 +221,9 @@ class PhasesTest(PluginTestCase):
 
     def test_stack(self):
         root = _DEVSTACK.parent
+        path_file = self.dir / 'site/nova-kvm-ext-devstack.pth'
         self.assertEqual([
+            f'sudo tee {path_file}',
             f'setup_develop -bindep=devstack {root}',
             f'sudo nova-kvm-ext host check --config-file {self.nova_conf}',
             f'sudo python -P -B - {self.dir}/data/nova-kvm-ext',
@@ -229,6 +233,8 @@ class PhasesTest(PluginTestCase):
             f'--file {self.dir}/data/nova-kvm-ext/image.raw '
             'nova-kvm-ext-agent',
         ], self.devstack(*_STACK))
+        self.assertEqual(f'{self.variables["NOVA_DIR"]}\n',
+                         path_file.read_text())
         self.assertEqual(
             {'compute-feature-enabled': {'stable_rescue': 'True'}},
             self.options(self.tempest_conf))
@@ -249,7 +255,7 @@ class PhasesTest(PluginTestCase):
     def test_controller(self):
         calls = self.devstack(*_STACK, ENABLED_SERVICES='g-api,n-api')
         self.assertEqual(
-            ['setup_develop', 'sudo', 'openstack'],
+            ['sudo', 'setup_develop', 'sudo', 'openstack'],
             [call.partition(' ')[0] for call in calls])
         self.assertNotIn('host check', ' '.join(calls))
         self.assertEqual(_NOVA_CONF, self.nova_conf.read_text())
@@ -257,7 +263,7 @@ class PhasesTest(PluginTestCase):
     def test_compute(self):
         calls = self.devstack(*_STACK, ENABLED_SERVICES='n-cpu')
         self.assertEqual(
-            ['setup_develop', 'sudo'],
+            ['sudo', 'setup_develop', 'sudo'],
             [call.partition(' ')[0] for call in calls])
         self.assertEqual('kvm_ext.KVMDriver',
                          self.options()['DEFAULT']['compute_driver'])
@@ -475,6 +481,18 @@ class UndoTest(PluginTestCase):
         after = set(self._files()) - {
             'calls', 'etc/nova-cpu.conf', 'etc/tempest.conf'}
         self.assertEqual(set(before), after)
+
+    def test_clean_in_venv(self):
+        # Not with the Python of the caller.
+        (self.dir / 'venv/bin').mkdir(parents=True)
+        (self.dir / 'bin/python').rename(self.dir / 'venv/bin/python3')
+        venv = {'GLOBAL_VENV': 'True', 'DEVSTACK_VENV': self.dir / 'venv',
+                'PYTHON': '/nonexistent'}
+        self.devstack('stack install', **venv)
+        path_file = self.dir / 'site/nova-kvm-ext-devstack.pth'
+        self.assertTrue(path_file.exists())
+        self.devstack('clean', **venv)
+        self.assertFalse(path_file.exists())
 
     def test_clean_without_venv(self):
         calls = self.devstack('clean', GLOBAL_VENV='False')
