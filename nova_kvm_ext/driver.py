@@ -90,10 +90,11 @@ class KVMDriver(driver.LibvirtDriver):
         :raises nova.exception.InvalidConfiguration: an option is wrong, or
             this host cannot run guests; the log has what and the remedy
         """
-        with _wrong_options_said():
-            self._settle_options()
-            self._host_check.at_start()
-        super().init_host(host)
+        with host_hooks.process_ends_unless_started(self._host):
+            with _wrong_options_said():
+                self._settle_options()
+                self._host_check.at_start()
+            super().init_host(host)
         self._cpu.remember_running(host)
         self._guest_agents.service_starts()
         self._images = images_hooks.ImageFetch(conf.Settings.from_conf(CONF))

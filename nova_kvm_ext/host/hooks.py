@@ -16,6 +16,7 @@
   on its way to Nova's handlers.
 * :class:`HostCheck` runs the checks of ``nova-kvm-ext host check`` when the
   service starts, and those of files while it runs.
+* :func:`process_ends_unless_started` lets nova-compute end where it refuses.
 
 Facts are read in :mod:`nova_kvm_ext.host.facts` and judged in
 :mod:`nova_kvm_ext.host.checks`; nothing is decided here but what becomes of
@@ -35,6 +36,7 @@ from nova import context as nova_context
 from nova import exception
 from nova import objects
 import nova.privsep
+from nova import utils
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
@@ -103,6 +105,35 @@ def explains_libvirt_errors(method: Callable[..., Any]) -> Callable[..., Any]:
     explaining.__signature__ = inspect.signature(  # type: ignore[attr-defined]
         method)
     return explaining
+
+
+class _NotStarted(BaseException):
+    """Ends Nova's loop of connection events, which catches Exception."""
+
+
+@contextlib.contextmanager
+def process_ends_unless_started(host: Any) -> Iterator[None]:
+    """See to it that nova-compute ends where its driver does not start.
+
+    On threads (Nova 33 and later) Nova runs an endless loop in a pool that the
+    interpreter waits for at its exit. So nova-compute would log why it does
+    not start and stay there, and what watches it would take it for started.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+    try:
+        yield
+    except Exception:
+        # On eventlet, and all there was before, nothing is waited for.
+        on_threads = getattr(utils, 'concurrency_mode_threading', bool)
+        queue = getattr(host, '_conn_event_handler_queue', None)
+        if on_threads() and queue is not None:
+            queue.put(_end_loop)
+        raise
+
+
+def _end_loop() -> None:
+    raise _NotStarted
 
 
 class HostCheck:

@@ -78,6 +78,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.compute.provider_tree:ProviderTree.remove_traits': (2, ()),
     'nova.virt.libvirt.host:Host.initialize': (0, ()),
     'nova.virt.libvirt.host:Host.get_connection': (0, ()),
+    'nova.virt.libvirt.host:Host._conn_event_thread': (0, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.__init__': (1, ()),
     f'{LIBVIRT_DRIVER}._requires_quiesce': (1, ()),
     f'{LIBVIRT_DRIVER}.snapshot': (4, ()),

@@ -13,7 +13,9 @@
 """What becomes of Nova's service, its errors and its records."""
 
 import contextlib
+import queue
 import sys
+import threading
 import traceback
 from typing import Any
 from unittest import mock
@@ -23,9 +25,11 @@ from nova.compute import utils as compute_utils
 from nova import context
 from nova import exception
 from nova import objects
+from nova import utils
 from nova.virt import fake
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
 
 from nova_kvm_ext import driver
 from nova_kvm_ext import errors
@@ -55,6 +59,59 @@ def libvirt_error(text: str, code: int = 1) -> Any:
     module = libvirt_driver.libvirt
     return module.make_libvirtError(
         module.libvirtError, text, error_code=code)
+
+
+class ProcessEndsTestCase(driver_base.DriverTestCase):
+    """With the loop of Nova's own Host object, in a thread like Nova's."""
+
+    def setUp(self):
+        super().setUp()
+        self.host = libvirt_host.Host.__new__(libvirt_host.Host)
+        self.host._conn_event_handler_queue = queue.Queue()
+
+    def _loop_ends(self, *, on_threads: bool, failing: bool) -> bool:
+        self.useFixture(fixtures.MockPatchObject(
+            utils, 'concurrency_mode_threading', lambda: on_threads,
+            create=True))
+        ended = threading.Event()
+
+        def loop():
+            try:
+                self.host._conn_event_thread()
+            except BaseException:
+                ended.set()
+
+        threading.Thread(target=loop, daemon=True).start()
+        if failing:
+            self.assertRaises(ValueError, self._fail)
+        else:
+            with hooks.process_ends_unless_started(self.host):
+                pass
+        return ended.wait(10 if on_threads and failing else 0.2)
+
+    def _fail(self):
+        with hooks.process_ends_unless_started(self.host):
+            raise ValueError
+
+    def test_ends_where_the_driver_does_not_start(self):
+        self.assertTrue(self._loop_ends(on_threads=True, failing=True))
+
+    def test_goes_on_where_it_starts(self):
+        self.assertFalse(self._loop_ends(on_threads=True, failing=False))
+
+    def test_goes_on_with_eventlet(self):
+        self.assertFalse(self._loop_ends(on_threads=False, failing=True))
+
+    def test_driver_uses_it(self):
+        self.useFixture(fixtures.MockPatchObject(
+            utils, 'concurrency_mode_threading', lambda: True, create=True))
+        refusing = driver.KVMDriver(fake.FakeVirtAPI())
+        self.flags(cpu_mode='custom', group='kvm_ext')  # and no model
+        refusing._host._conn_event_handler_queue = queue.Queue()
+        self.assertRaises(exception.InvalidConfiguration,
+                          refusing.init_host, 'here')
+        self.assertIn(hooks._end_loop,
+                      refusing._host._conn_event_handler_queue.queue)
 
 
 class ErrorsTestCase(driver_base.DriverTestCase):
