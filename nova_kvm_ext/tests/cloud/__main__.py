@@ -58,12 +58,17 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check's result: pass, FAIL or skip; the reason of the latter two."""
+    """A check's result: pass, FAIL or skip.
+
+    :ivar reason: of a skip or a FAIL
+    :ivar figures: what it measured, lines of text
+    """
 
     name: str
     result: str
     seconds: float
     reason: str
+    figures: str
 
 
 def _arguments() -> argparse.Namespace:
@@ -192,7 +197,8 @@ class Run:
         reason = details.get('reason') or details.get('traceback') or ''
         check = Check(name, _RESULTS[test['status']],
                       round((last - first).total_seconds(), 1),
-                      reason.strip().splitlines()[-1] if reason else '')
+                      reason.strip().splitlines()[-1] if reason else '',
+                      details.get('figures', ''))
         self._checks.append(check)
         self._say(f'{check.result} {check.seconds:6.1f} s  {check.name}')
         if check.result == 'FAIL':
@@ -240,8 +246,9 @@ class Run:
         yield ''
         for check in self._checks:
             yield f'{check.result:4} {check.seconds:7.1f} s  {check.name}'
-            if check.reason:
-                yield f'{"":16}{check.reason}'
+            for line in (check.reason, *check.figures.splitlines()):
+                if line:
+                    yield f'{"":16}{line[:200]}'
         count = {result: sum(check.result == result for check in self._checks)
                  for result in ('pass', 'FAIL', 'skip')}
         yield ''

@@ -71,7 +71,8 @@ def guest_file() -> str:
 
 @functools.cache
 def _connection() -> openstack.connection.Connection:
-    return openstack.connect()
+    # What a connection that was kept has missed is no failure of a check.
+    return openstack.connect(connect_retries=5)
 
 
 class Failed(Exception):
@@ -113,6 +114,14 @@ class CloudTestCase(testtools.TestCase):
             use_import=False, **properties)
         cls.addClassCleanup(cls.cloud.image.delete_image, image.id)
         return image
+
+    @classmethod
+    def make_blank_image(cls, *, mib: int = 1,
+                         properties: Mapping[str, str] = {}) -> Any:
+        """Upload an image of an empty disk: its firmware waits for ever."""
+        with tempfile.NamedTemporaryFile() as blank:
+            os.truncate(blank.name, mib * 1024 * 1024)
+            return cls.make_image(blank.name, properties=properties)
 
     @classmethod
     def make_flavor(cls, *, vcpus: int = 1, ram: int = 256, disk: int = 1,
@@ -389,9 +398,13 @@ class HostTestCase(CloudTestCase):
         self.addCleanup(self._change, host, {})
         self._change(host, options)
 
-    def _change(self, host: str, options: configuration.Options) -> None:
+    def set_options(self, host: str, options: configuration.Options) -> None:
+        """Set what nova-compute on a host starts with, beside its own."""
         configuration.write_options(
             self.state / 'etc' / f'{host}-changed.conf', options)
+
+    def _change(self, host: str, options: configuration.Options) -> None:
+        self.set_options(host, options)
         self.services.stop(f'nova-compute-{host}')
         self.start_compute(host)
 

@@ -109,6 +109,7 @@ class Configuration:
                 threads = 8
                 timeout = 0
                 graceful_timeout = 5
+                keepalive = 75
                 worker_tmp_dir = {str(self.state / 'tmp')!r}
                 '''))
         (self.etc / 'rabbitmq.conf').write_text(

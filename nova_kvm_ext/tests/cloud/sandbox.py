@@ -238,6 +238,8 @@ class Sandbox:
             hosts += f'{ADDRESSES[compute]} {compute}\n'
             top = self.state / compute
             top.mkdir()
+            # Nova has the address alone for the URI of the other libvirt.
+            (self.state / ADDRESSES[compute]).symlink_to(compute)
             for name in (*_COVERED, 'dev', 'instances'):
                 (top / name).mkdir()
             for name, text in _LIBVIRT.items():

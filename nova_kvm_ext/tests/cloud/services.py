@@ -308,7 +308,7 @@ class Services:
                 time.sleep(0.1)
 
     def stop(self, name: str, how: int = signal.SIGTERM,
-             timeout: float = 30) -> None:
+             timeout: float = 90) -> None:
         """End a service, if it runs, and wait for its end.
 
         :param how: the signal

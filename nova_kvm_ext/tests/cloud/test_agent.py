@@ -15,9 +15,6 @@
 The test guest prints what its agent is told to do on its console.
 """
 
-import os
-import tempfile
-
 from nova_kvm_ext.tests.cloud import base
 
 
@@ -55,11 +52,9 @@ class SnapshotTestCase(base.CloudTestCase):
         self.report(self.boot(image=image))
 
     def test_fails_without_agent_where_quiescing_is_required(self):
-        with tempfile.NamedTemporaryFile() as blank:
-            os.truncate(blank.name, 1024 * 1024)
-            image = self.make_image(blank.name, properties={
-                'hw_qemu_guest_agent': 'yes', 'os_require_quiesce': 'yes',
-                'os_shutdown_timeout': '1'})
+        image = self.make_blank_image(properties={
+            'hw_qemu_guest_agent': 'yes', 'os_require_quiesce': 'yes',
+            'os_shutdown_timeout': '1'})
         server = self.boot(image=image)
         self.assertIsNone(self.snapshot(server), 'It was made')
         self.wait_for_status(server, 'ACTIVE')
@@ -95,7 +90,7 @@ class HostAgentTestCase(base.HostTestCase):
         log = self.log_since()
         # It answers no more, but the kernel still has its port open.
         self.tell_agent(server, 'guest-exec', path='/bin/sh', arg=['-c', (
-            'agent=$PPID; kill -STOP $agent; sleep 150; '
+            'agent=$PPID; kill -STOP $agent; sleep 90; '
             'kill -CONT $agent')])
         self.wait('agent that hangs', lambda: self.agent(
             server)['state'] == 'not answering')
