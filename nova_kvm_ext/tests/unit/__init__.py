@@ -13,3 +13,14 @@
 # First of all: under eventlet Nova's tests patch the standard library here,
 # which must come before anything else is imported.
 import nova.tests.unit  # noqa: F401
+
+import hypothesis
+
+from nova_kvm_ext.tests import policy_file
+
+policy_file.parse_once()
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    'unit', deadline=None, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile('unit')
