@@ -65,6 +65,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         _CONN, ('test_get_guest_config_with_qga_through_image_meta',),
         'the agent channel comes last and names no socket path'),
     Difference(
+        _CONN, ('test_get_guest_config_with_qga_through_image_meta_with_sev',),
+        'the agent channel comes last', releases=(31,)),
+    Difference(
+        _CONN, tuple(f'test_get_guest_config_with_qga_through_image_meta_with_'
+                     f'sev_{number}' for number in (1, 2, 3)),
+        'the agent channel comes last', releases=(32, 33)),
+    Difference(
         _CONN, ('test_live_snapshot', 'test_live_snapshot_with_quiesce',
                 'test_live_snapshot_with_require_quiesce',
                 'test_live_snapshot_with_require_quiesce_fails',

@@ -22,6 +22,7 @@ was never called.
 import atexit
 from collections.abc import Callable
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -105,8 +106,12 @@ def swap() -> None:
     from nova_kvm_ext import driver as our_driver
     from nova_kvm_ext.host import facts
     from nova_kvm_ext.host import model
+    from nova_kvm_ext.tests import policy_file
     from nova_kvm_ext.vhost import vif as our_vif
 
+    policy_file.parse_once()
+    # Nova's tests let nobody import libvirt while they run.
+    importlib.import_module('libvirt_qemu')
     # Nova's tests expect what they set up, not what this machine has.
     facts.read_device = lambda path, root='/': model.DeviceFacts(
         path, present=False)
