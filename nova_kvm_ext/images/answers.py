@@ -25,7 +25,7 @@ import threading
 
 # All of a raw or qcow2 image's answer is made of the file's size, what it
 # takes up on disk, and this much of its beginning. QEMU tells raw by the first
-# 2 KiB at most (block.c, bdrv_probe_all). A qcow2's header, header extensions
+# 512 bytes (BLOCK_PROBE_BUF_SIZE). A qcow2's header, header extensions
 # and name of a backing file must be in its first cluster (QEMU's
 # docs/interop/qcow2.txt), which has this size unless someone chose another.
 _HEAD = 64 << 10
