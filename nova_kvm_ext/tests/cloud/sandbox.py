@@ -42,8 +42,7 @@ ADDRESSES = {'compute1': '198.51.100.1', 'compute2': '198.51.100.2'}
 PHYSICAL = {'compute1': 'phys1', 'compute2': 'phys2'}
 """The network device of each that guests' networks go through."""
 
-# Compiled in; what stands for them is below the directory of the compute.
-# Below /run everything is fresh.
+# Compiled in; below /run everything is fresh.
 _COVERED = {
     'libvirt-etc': '/etc/libvirt',
     'libvirt-lib': '/var/lib/libvirt',
@@ -240,8 +239,10 @@ class Sandbox:
             top.mkdir()
             # Nova has the address alone for the URI of the other libvirt.
             (self.state / ADDRESSES[compute]).symlink_to(compute)
-            for name in (*_COVERED, 'dev', 'instances'):
+            for name in ('dev', 'instances'):
                 (top / name).mkdir()
+            for name in _COVERED:
+                self._cover(compute, name).mkdir()
             for name, text in _LIBVIRT.items():
                 (top / 'libvirt-etc' / name).write_text(text.format(
                     number=number, address=ADDRESSES[compute]))
@@ -275,6 +276,12 @@ class Sandbox:
                 f'ip link set {PHYSICAL[second]} up',
                 f'ip address add {ADDRESSES[second]}/24 dev api2'])]))])
 
+    def _cover(self, compute: str, name: str) -> pathlib.Path:
+        """What stands for a directory; logs are to stay after the cloud."""
+        if name.endswith('-log'):
+            return self.state / 'logs' / f'{compute}-{name}'
+        return self.state / compute / name
+
     def _covers(self, compute: str) -> list[str]:
         """The commands that put a compute's directories in place."""
         top = self.state / compute
@@ -289,8 +296,9 @@ class Sandbox:
         commands.append(
             f'{_MOUNT} --bind {top}/instances {self.state}/instances')
         for name, path in _COVERED.items():
-            commands += [f'mkdir -p {path}',
-                         f'{_MOUNT} --bind {top / name} {path}']
+            commands += [
+                f'mkdir -p {path}',
+                f'{_MOUNT} --bind {self._cover(compute, name)} {path}']
         if os.path.exists('/dev/kvm'):
             # As udev has it on a healthy host, and one that tests may break.
             node = top / 'dev' / 'kvm'
