@@ -44,8 +44,9 @@ _SHORT = r'\.(test_boot\.Boot|test_agent\.)'
 PREPARED = 'NOVA_KVM_EXT_CLOUD_PREPARED'
 """Environment variable: phases before this one, 'name=seconds;...'."""
 
+# An expected failure is a fault of Nova's that is known.
 _RESULTS = {'success': 'pass', 'skip': 'skip', 'fail': 'FAIL',
-            'xfail': 'pass', 'uxsuccess': 'FAIL'}
+            'xfail': 'known', 'uxsuccess': 'FAIL'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check's result: pass, FAIL or skip.
+    """A check's result: pass, FAIL, skip, or known.
 
-    :ivar reason: of a skip or a FAIL
+    :ivar reason: of any but pass
     :ivar figures: what it measured, lines of text
     """
 
@@ -245,12 +246,12 @@ class Run:
                f'{" ".join(f"{load:.1f}" for load in os.getloadavg())}')
         yield ''
         for check in self._checks:
-            yield f'{check.result:4} {check.seconds:7.1f} s  {check.name}'
+            yield f'{check.result:5} {check.seconds:7.1f} s  {check.name}'
             for line in (check.reason, *check.figures.splitlines()):
                 if line:
                     yield f'{"":16}{line[:200]}'
         count = {result: sum(check.result == result for check in self._checks)
-                 for result in ('pass', 'FAIL', 'skip')}
+                 for result in ('pass', 'FAIL', 'known', 'skip')}
         yield ''
         yield ', '.join(f'{number} {result}'
                         for result, number in count.items())

@@ -150,6 +150,8 @@ class Configuration:
             'user_domain_id': 'default',
             'project_domain_id': 'default',
             'region_name': REGION,
+            # A connection that was kept may be closed when it is used again.
+            'connect_retries': 3,
         }
 
     def _token(self, name: str) -> dict[str, object]:

@@ -1,0 +1,236 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Faults: what is killed, full or forbidden, and whether all is well after it.
+
+On the hosts of the cloud of tools/run-cloud-tests alone. After each fault the
+service recovers by itself, and there is no lost server, no stray domain, no
+leaked allocation and no frozen guest.
+"""
+
+import os
+import signal
+import time
+
+from nova_kvm_ext.tests.cloud import base
+from nova_kvm_ext.tests.cloud import test_migration
+
+
+class FaultTestCase(base.HostTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.host = self.hosts()[0]
+        self.nova_compute = f'nova-compute-{self.host}'
+
+    def kill(self, name):
+        """Kill a service. A test that fails does not leave it dead."""
+        # Before what the test adds later, such as a server's removal.
+        self.addCleanup(self._revive, name)
+        self.services.stop(name, signal.SIGKILL)
+
+    def _revive(self, name):
+        if self.services.pid(name) is None:
+            if name == self.nova_compute:
+                self.start_compute(self.host)
+            else:
+                self.services.start(name)
+
+    def _works(self):
+        """A new server boots, on the host that had the fault."""
+        self.wait('service that is enabled', lambda: self.host in self.hosts())
+        self.wait_for_agent(self.boot(host=self.host))
+
+    def _recovers(self, server):
+        """Wait until all that asks a server's agent works again.
+
+        Each service may first miss connections that it had, or an answer.
+        """
+        def works():
+            try:
+                list(self.cloud.image.images(limit=1))
+                list(self.cloud.network.agents())
+                self.traits(self.host)
+                return (self.host in self.hosts() and
+                        self.agent(server)['state'] == 'connected')
+            except base.openstack.exceptions.HttpException as e:
+                if e.status_code is not None and e.status_code < 500:
+                    raise
+                return False
+        self.wait('APIs and service that work', works)
+
+    def _frozen(self, server):
+        """What its agent says of its file systems, if it says anything."""
+        said = self.on_host(self.host, [
+            'virsh', 'qemu-agent-command', self.domain(server),
+            '{"execute": "guest-fsfreeze-status"}'], check=False)
+        return next((state for state in ('frozen', 'thawed')
+                     if f'"{state}"' in said), None)
+
+    def _task(self, server, *states):
+        """Wait for a task state; polled often, because it passes."""
+        deadline = time.monotonic() + base.TIMEOUT
+        while self.cloud.compute.get_server(
+                server.id).task_state not in states:
+            self.assertLess(time.monotonic(), deadline, states)
+
+    def test_nova_compute_killed_in_a_boot(self):
+        server = self.ask_for(host=self.host)
+        self._task(server, 'spawning')
+        self.kill(self.nova_compute)
+        self.start_compute(self.host)
+        # Nova does not take it up again, and says so.
+        self.wait('end of the boot', lambda: self.cloud.compute.get_server(
+            server.id).status in ('ACTIVE', 'ERROR'))
+        self.remove(server)
+        self.assert_sound()
+        self._works()
+
+    def test_nova_compute_killed_in_a_freeze(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        # The guest takes its time over a freeze, or it would be thawed before
+        # it is noticed.
+        self.tell_agent(server, 'guest-exec', path='/bin/sh', arg=[
+            '-c', 'echo \'[ "$1" = thaw ] || sleep 8\' >> /etc/fsfreeze-hook'])
+        image = self.cloud.compute.create_server_image(
+            server.id, f'kvm-ext-killed-{server.id}')
+        self.addCleanup(self.cloud.image.delete_image, image.id)
+        self.wait('freeze', lambda: '@nke fsfreeze freeze' in
+                  self.console_file(server))
+        self.kill(self.nova_compute)
+        self.wait('frozen guest', lambda: self._frozen(server) == 'frozen')
+        self.start_compute(self.host)
+        self.wait('thawed guest', lambda: self._frozen(server) == 'thawed')
+        self.wait_for_status(server, 'ACTIVE')
+        self.assert_sound()
+        # Nova leaves the copy of the disk behind that it had begun, and with
+        # it no other can be made until the domain is a new one.
+        self.cloud.compute.reboot_server(server, 'HARD')
+        self.wait_for_status(server, 'ACTIVE')
+        self.wait_for_agent(server)
+        self.assertIsNotNone(self.snapshot(server))
+        self.assert_thawed(server)
+
+    def test_libvirtd_killed(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        self.kill(f'libvirtd-{self.host}')
+        self.services.start(f'libvirtd-{self.host}')
+        self.wait('service that is enabled', lambda: self.host in self.hosts())
+        self.wait_for_agent(server)
+        self.assert_sound()
+        self._works()
+
+    def test_rabbitmq_killed(self):
+        server = self.boot(host=self.host)
+        self.kill('rabbitmq')
+        self.services.start('rabbitmq')
+        self._recovers(server)
+        self._works()
+        self.assert_sound()
+
+    def test_mariadb_killed(self):
+        server = self.boot(host=self.host)
+        self.kill('mariadb')
+        self.services.start('mariadb')
+        self._recovers(server)
+        self._works()
+        self.assert_sound()
+
+    def test_disk_full(self):
+        # A small file system over the path of instances, which this cloud
+        # alone sees. There is no other server.
+        path = str(self.state / 'instances')
+        self.on_host(self.host, [
+            'mount', '--no-mtab', '-t', 'tmpfs', '-o', 'size=1G', 'none',
+            path])
+        self.addCleanup(self.on_host, self.host, [
+            'umount', '--no-mtab', '--lazy', path])
+
+        def fill(mib):
+            self.on_host(self.host, [
+                'fallocate', '--length', f'{mib}M', f'{path}/filler'])
+
+        fill(724)
+        # The image is downloaded until there is no more space.
+        log = self.log_since(self.host)
+        server = self.wait_for_status(self.ask_for(
+            host=self.host, image=self.make_blank_image(mib=400)), 'ERROR')
+        self.assertIn('No space left', log())
+        self.remove(server)
+        self.assert_sound()
+        # What there was of it is gone, so another server has space.
+        self._works()
+        # With none at all the service says so and takes no server.
+        fill(1020)
+        self.wait('service that is disabled',
+                  lambda: self.host not in self.hosts())
+        [service] = self.cloud.compute.services(
+            host=self.host, binary='nova-compute')
+        self.assertIn('Space for instances', service.disabled_reason)
+        self.on_host(self.host, ['rm', f'{path}/filler'])
+        self._works()
+
+    def test_kvm_forbidden(self):
+        if not os.path.exists('/dev/kvm'):
+            self.skipTest('There is no /dev/kvm')
+        self.on_host(self.host, ['chmod', '0600', '/dev/kvm'])
+        self.addCleanup(self.on_host, self.host, ['chmod', '0660', '/dev/kvm'])
+        log = self.log_since(self.host)
+        self.services.stop(self.nova_compute)
+        self.set_options(self.host, {'kvm_ext': {'virt_type': 'kvm'}})
+        self.addCleanup(self.set_options, self.host, {})
+        self.services.start(self.nova_compute)
+        # What watches it sees it end, and the log says why.
+        self.wait('end of nova-compute',
+                  lambda: self.services.pid(self.nova_compute) is None)
+        self.assertIn('/dev/kvm', log())
+        self.assertIn('chmod', log())
+        self.on_host(self.host, ['chmod', '0660', '/dev/kvm'])
+        # Not every machine that has KVM runs guests under it.
+        self.set_options(self.host, {})
+        self.start_compute(self.host)
+        self.assert_sound()
+        self._works()
+
+
+class MigrationFaultTestCase(test_migration.Migrating, base.HostTestCase):
+
+    def test_nova_compute_killed_in_a_migration(self):
+        server = self.boot(host=self.first)
+        self.wait_for_agent(server)
+        self.cloud.compute.live_migrate_server(
+            server, host=self.second, block_migration='auto')
+        self.wait('job of libvirt', lambda: 'Unbounded' in self.on_host(
+            self.first, ['virsh', 'domjobinfo', self.domain(server)],
+            check=False) or self.ended(server))
+        self.assertIsNone(self.ended(server), 'It was over too soon')
+        self.services.stop(f'nova-compute-{self.first}', signal.SIGKILL)
+        self.start_compute(self.first)
+        # On one of the two, and nowhere twice.
+        self.wait('one domain', lambda: sum(
+            server.id in self.domains(host)
+            for host in (self.first, self.second)) == 1)
+        [where] = [host for host in (self.first, self.second)
+                   if server.id in self.domains(host)]
+        self.assertIn('running', self.on_host(
+            where, ['virsh', 'domstate', server.id]))
+        if where == self.first:
+            self.assert_sound()
+            return
+        # libvirt completes what it was told to do. Nova then has no domain to
+        # remove where it believes the server to be.
+        self.addCleanup(self.on_host, where, ['virsh', 'destroy', server.id])
+        self.expectFailure(
+            'Nova has the server on its source still', self.assertEqual,
+            where, self.cloud.compute.get_server(server.id).compute_host)
