@@ -110,8 +110,7 @@ class CloudTestCase(testtools.TestCase):
         image = cls.cloud.image.create_image(
             name=f'kvm-ext-{uuid.uuid4()}', filename=path,
             disk_format=disk_format, container_format='bare', wait=True,
-            disable_vendor_agent=False, allow_duplicates=True,
-            use_import=False, **properties)
+            allow_duplicates=True, **properties)
         cls.addClassCleanup(cls.cloud.image.delete_image, image.id)
         return image
 

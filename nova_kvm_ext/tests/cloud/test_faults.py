@@ -157,11 +157,13 @@ class FaultTestCase(base.HostTestCase):
         self.addCleanup(self.on_host, self.host, [
             'umount', '--no-mtab', '--lazy', path])
 
-        def fill(mib):
-            self.on_host(self.host, [
-                'fallocate', '--length', f'{mib}M', f'{path}/filler'])
+        def fill(but_mib):
+            self.on_host(self.host, ['sh', '-ec', (
+                f'cd {path}; touch filler; fallocate --length $(('
+                f'$(stat -c %s filler) + $(df -B1 --output=avail . | tail -1)'
+                f' - {but_mib} * 1048576)) filler')])
 
-        fill(724)
+        fill(but_mib=300)
         # The image is downloaded until there is no more space.
         log = self.log_since(self.host)
         server = self.wait_for_status(self.ask_for(
@@ -172,7 +174,7 @@ class FaultTestCase(base.HostTestCase):
         # What there was of it is gone, so another server has space.
         self._works()
         # With none at all the service says so and takes no server.
-        fill(1020)
+        fill(but_mib=1)
         self.wait('service that is disabled',
                   lambda: self.host not in self.hosts())
         [service] = self.cloud.compute.services(
