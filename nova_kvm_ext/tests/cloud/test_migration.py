@@ -73,6 +73,13 @@ class MigrationTestCase(Migrating):
 class HostMigrationTestCase(Migrating, base.HostTestCase):
     """Between computes that are made to differ."""
 
+    def wait_for_agent(self, server):
+        """Wait until a server's agent answers, whatever driver it is under."""
+        self.wait('agent that answers', lambda: 'return' in self.on_host(
+            self.host_of(server), [
+                'virsh', 'qemu-agent-command', self.domain(server),
+                '{"execute": "guest-ping"}'], check=False))
+
     def test_both_ways_with_plain_libvirt_driver(self):
         self.change(self.second, {
             'DEFAULT': {'compute_driver': 'libvirt.LibvirtDriver'},
