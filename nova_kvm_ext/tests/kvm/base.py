@@ -29,6 +29,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,6 @@ import types
 from typing import Any
 from unittest import mock
 
-import fixtures
 import libvirt
 from oslotest import base
 from testtools import content
@@ -214,7 +214,9 @@ class KVMHostTestCase(base.BaseTestCase):
         if not self.breaks_host and not os.path.exists('/dev/kvm'):
             self.skipTest('This host has no KVM')
         self.children: list[Child] = []
-        self.directory = self.useFixture(fixtures.TempDir()).path
+        # Not below oslotest's own directory, where only root may go.
+        self.directory = tempfile.mkdtemp(dir='/var/tmp')
+        self.addCleanup(shutil.rmtree, self.directory)
         os.chmod(self.directory, 0o755)
         self.addOnException(self._show_logs)
         libvirt.registerErrorHandler(lambda _context, _error: None, None)

@@ -383,7 +383,8 @@ def _pack(path: pathlib.Path, guest: str, told: dict[str, object]) -> None:
         for name in ('nova_kvm_ext', 'nova'):
             shutil.copytree(
                 _TOP / name, pathlib.Path(tree, name),
-                ignore=shutil.ignore_patterns('__pycache__', 'unit'))
+                ignore=shutil.ignore_patterns(
+                    '__pycache__', 'cloud', 'conformance', 'data', 'unit'))
         # Compiling them inside would take a minute.
         _run([sys.executable, '-m', 'compileall', '-q', '--invalidation-mode',
               'unchecked-hash', '-s', tree, tree])
@@ -479,7 +480,9 @@ class Machine:
         self._process = subprocess.Popen(
             [*arguments, *more], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=cache, preexec_fn=_die_with_parent)
+            cwd=cache, preexec_fn=_die_with_parent,
+            # Ctrl-C is for this process, which ends it.
+            start_new_session=True)
         return self._process
 
     def state(self, disks: Disks) -> tuple[pathlib.Path, pathlib.Path]:

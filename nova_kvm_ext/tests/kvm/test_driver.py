@@ -95,7 +95,7 @@ class DriverTestCase(base.KVMHostTestCase):
         self.shell(take)
         nova = self.child(service, self.directory)
         kind, text = nova.result()
-        self.assertEqual('InvalidConfiguration', kind)
+        self.assertEqual('InvalidConfiguration', kind, text)
         self.assertIn('KVM204 Permissions of /dev/kvm', text)
 
         # With the node goes what would load the module by itself.

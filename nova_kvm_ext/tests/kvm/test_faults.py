@@ -182,10 +182,10 @@ class FaultsTestCase(HostCheckTestCase):
                   devices=VHOST, code='KVM301', level='WARN')
 
     def test_kvm_not_loaded(self) -> None:
-        self.shell('modprobe -r kvm_amd kvm')
+        self.shell('modprobe -r kvm_amd')
         self.addCleanup(self.shell, 'modprobe kvm_amd')
         self.look('kvm_amd is not loaded', libvirts='kvm-not-offered',
-                  code='KVM103')
+                  code='KVM104')
 
     def test_kvm_permissions(self) -> None:
         self.shell('chown root:root /dev/kvm; chmod 0600 /dev/kvm')
