@@ -151,6 +151,15 @@ class FaultTestCase(base.HostTestCase):
         # A small file system over the path of instances, which this cloud
         # alone sees. There is no other server.
         path = str(self.state / 'instances')
+
+        def disk():
+            return self.placement('GET', self.host, 'inventories')[
+                'inventories']['DISK_GB']['total']
+
+        before = disk()
+        # Other tests find what there was.
+        self.addCleanup(
+            self.wait, 'disk as before', lambda: disk() == before)
         self.on_host(self.host, [
             'mount', '--no-mtab', '-t', 'tmpfs', '-o', 'size=1G', 'none',
             path])
