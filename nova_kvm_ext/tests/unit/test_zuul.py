@@ -97,6 +97,25 @@ class ZuulTest(testtools.TestCase):
         for command in commands:
             self.assertTrue(os.access(_ROOT / command, os.X_OK), command)
 
+    def test_playbooks(self):
+        named = {job['post-run'] for job in self.jobs.values()
+                 if 'post-run' in job}
+        self.assertEqual({str(path.relative_to(_ROOT))
+                          for path in _ROOT.glob('playbooks/*')}, named)
+        for name in named:
+            [play] = yaml.safe_load((_ROOT / name).read_text())
+            for task in play['tasks']:
+                # Modules that every Ansible has.
+                self.assertTrue(any(key.startswith('ansible.builtin.')
+                                    for key in task), task)
+                [action] = [value for key, value in task.items()
+                            if key.startswith('ansible.builtin.')]
+                # Directories and files of this project.
+                for path in re.findall(
+                        r'(?<=[ /])(?:nova_kvm_ext|tools|test-)[-./\w]*',
+                        action['cmd']):
+                    self.assertTrue((_ROOT / path).exists(), path)
+
     def test_releases(self):
         first, last = status.NOVA_RELEASES
         self.assertEqual(set(range(first, last + 1)), set(_BRANCHES))
