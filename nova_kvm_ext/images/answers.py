@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Remembers what ``qemu-img info`` said of an image that is still the same.
 
 The same is told by the image's bytes, read anew each time, never by a time

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Converts an image that was accepted, once and bounded.
 
 Writes beside the destination and puts the result in place when it is whole

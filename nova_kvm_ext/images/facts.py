@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Reads what :mod:`nova_kvm_ext.images.verdict` decides by off a file.
 
 The only reader of image files. Looks closer only at what has passed so far:

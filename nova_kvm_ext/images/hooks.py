@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Brings images into Nova's image cache: the room's part that knows Nova.
 
 Takes the place of the one function that Nova hands to its cache,

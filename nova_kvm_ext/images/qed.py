@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """A strict reader of QED images.
 
 QEMU's own reader trusts much of a QED file; this one says whether the file is

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Runs qemu-img with bounds on memory, time and output.
 
 The only place here that starts qemu-img. A file goes to it as an open file

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Whether an image is accepted, and if not, why and what to do about it.
 
 One chain for the driver and for ``nova-kvm-ext image``. It decides as Nova

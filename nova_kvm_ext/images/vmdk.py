@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Whether a VMDK is one that QEMU may be shown.
 
 oslo.utils' inspector takes a text descriptor that is padded with NULs, as

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Nova's driver and ours on a real libvirt, for tests of the guest's CPU.
 
 A process of its own, for Nova leaves threads behind: run as ``python -m`` with

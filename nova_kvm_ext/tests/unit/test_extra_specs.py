@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """The extra specs of this driver, through the validation of Nova's API."""
 
 from nova.api.validation.extra_specs import validators

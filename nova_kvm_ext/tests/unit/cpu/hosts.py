@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Hosts with a handful of CPU models, for tests of the driver's side."""
 
 from nova_kvm_ext.cpu import cpu_map

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """The driver's CPUs on Nova's fake libvirt: wishes, what is kept, traits."""
 
 from typing import Any

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """The driver fetches images: all but qemu-img and Glance is real."""
 
 from collections.abc import Callable
