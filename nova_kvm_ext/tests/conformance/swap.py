@@ -92,9 +92,11 @@ def _keep_own_name(module: types.ModuleType, novas: type) -> None:
                 kept if n == name else n for n in code.co_names))
 
 
-def _write_calls(directory: str) -> None:
-    path = pathlib.Path(directory, f'{os.getpid()}.json')
-    path.write_text(json.dumps(_calls))
+def write_calls() -> None:
+    """Write what this process has counted, if counts are asked for."""
+    if CALLS in os.environ:
+        path = pathlib.Path(os.environ[CALLS], f'{os.getpid()}.json')
+        path.write_text(json.dumps(_calls))
 
 
 def swap() -> None:
@@ -123,8 +125,7 @@ def swap() -> None:
     vif.LibvirtGenericVIFDriver = vif_driver
     # Our driver makes one of these by itself.
     setattr(our_vif, our_vif.KVMVIFDriver.__name__, vif_driver)
-    if CALLS in os.environ:
-        atexit.register(_write_calls, os.environ[CALLS])
+    atexit.register(write_calls)
 
 
 def main(directory: str) -> int:

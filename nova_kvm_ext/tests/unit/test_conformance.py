@@ -14,16 +14,21 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 import unittest
 
 import fixtures
 from nova.virt.libvirt import driver as libvirt_driver
 from oslotest import base
+import subunit
 import testtools
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.tests.conformance import differences
+from nova_kvm_ext.tests.conformance import retry
 from nova_kvm_ext.tests.conformance import swap
 
 
@@ -104,6 +109,52 @@ class CallsTestCase(base.BaseTestCase):
 
     def test_nothing_counted(self):
         self.assertEqual(1, self.added_up()[0])
+
+
+class RetryTestCase(base.BaseTestCase):
+
+    def test_what_has_not_passed(self):
+        stream = io.BytesIO()
+        write = subunit.StreamResultToBytes(stream)
+        for test, *states in (('passed', 'inprogress', 'success'),
+                              ('left out', 'skip'), ('differs', 'xfail'),
+                              ('failed', 'inprogress', 'fail'),
+                              ('differs no more', 'uxsuccess'),
+                              ('ended its process', 'inprogress')):
+            for state in states:
+                write.status(test_id=test, test_status=state)
+        stream.seek(0)
+        self.assertEqual(
+            ['failed', 'differs no more', 'ended its process', 'never began'],
+            retry.not_passed(
+                ['passed', 'left out', 'differs', 'failed', 'differs no more',
+                 'ended its process', 'never began'], stream))
+
+    def test_a_test_that_hangs_ends_its_process(self):
+        """After Nova's own limit is gone, as where that happened."""
+        program = """
+import nova.tests.functional
+import threading
+import unittest
+from nova import test
+from nova_kvm_ext.tests.conformance import retry
+
+class HungTestCase(test.NoDBTestCase):
+    def setUp(self):
+        self.addCleanup(threading.Event().wait)
+        super().setUp()
+    def runTest(self):
+        pass
+
+retry._GRACE = 0
+retry.end_hung_tests()
+unittest.TextTestRunner().run(HungTestCase())
+"""
+        ended = subprocess.run(
+            [sys.executable, '-c', program], capture_output=True, text=True,
+            timeout=100, env={**os.environ, 'OS_TEST_TIMEOUT': '2'})
+        self.assertEqual(1, ended.returncode, ended.stderr)
+        self.assertIn('Timeout (0:00:02)!', ended.stderr)
 
 
 class ShellTestCase(base.BaseTestCase):

@@ -17,10 +17,12 @@ import unittest
 # First of all: it patches the standard library for eventlet.
 import nova.tests.functional  # noqa: F401
 
+from nova_kvm_ext.tests.conformance import retry
 from nova_kvm_ext.tests.conformance import suites
 from nova_kvm_ext.tests.conformance import swap
 
 swap.swap()
+retry.end_hung_tests()
 
 
 def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,

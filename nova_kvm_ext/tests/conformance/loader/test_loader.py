@@ -24,7 +24,10 @@ import nova.tests.functional  # noqa: F401
 from nova.tests.functional.libvirt import test_uefi
 
 from nova_kvm_ext import driver
+from nova_kvm_ext.tests.conformance import retry
 from nova_kvm_ext.vhost import vif
+
+retry.end_hung_tests()
 
 
 class LoadedKVMDriverTestCase(test_uefi.UEFIServersTest):
