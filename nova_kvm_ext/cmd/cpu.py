@@ -149,7 +149,7 @@ class Show(_CPUCommand, show.ShowOne):
             self.warn(warning)
         guest = choose.choose_for_guest(
             choice, self._needs(args), settings, host, _mapping(args))
-        cpu = guest.cpu
+        cpu, features = guest.cpu, guest.features(host)
         rows: dict[str, Any] = {
             'virt_type': resolved.value,
             'virt_type_reason': resolved.reason,
@@ -159,12 +159,12 @@ class Show(_CPUCommand, show.ShowOne):
             'asked_by': guest.said,
             'xml': None if cpu is None else cpu.to_xml()}
         if args.formatter == 'table':
-            rows |= self._by_origin(guest.features)
+            rows |= self._by_origin(features)
         else:
             rows['warnings'] = list(choice.warnings)
             rows['features'] = [
                 {'name': f.name, 'policy': f.policy, 'origin': f.origin,
-                 'asked_by': f.asked_by} for f in guest.features]
+                 'asked_by': f.asked_by} for f in features]
         return tuple(rows), tuple(rows.values())
 
     def _needs(self, args: argparse.Namespace) -> choose.GuestNeeds:

@@ -136,9 +136,6 @@ class GuestChoice:
     :ivar extra: (name, policy) pairs of the extra flags
     :ivar asked_by: the option that the CPU is from, ``flavor`` or ``image``
     :ivar said: the option, or the extra spec or property with its value
-    :ivar features: all features that are known, by name. For ``maximum`` and
-        ``host-passthrough`` these are the ones that host-model would have;
-        there may be more. None are known for ``none``
     """
 
     mode: str
@@ -146,7 +143,15 @@ class GuestChoice:
     extra: tuple[tuple[str, str], ...]
     asked_by: str
     said: str
-    features: tuple[Feature, ...]
+
+    def features(self, host: usable.Host) -> tuple[Feature, ...]:
+        """All features that are known, by name.
+
+        For ``maximum`` and ``host-passthrough`` these are the ones that
+        host-model would have; there may be more. None are known for ``none``.
+        """
+        return features_of(
+            self.mode, self.model, self.extra, self.asked_by, host)
 
     @property
     def cpu(self) -> definition.CPU | None:
@@ -465,9 +470,7 @@ class _GuestChooser:
               asker: Asker) -> GuestChoice:
         return GuestChoice(
             mode, model, () if mode == 'none' else self._choice.features,
-            asker.by, asker.said,
-            features_of(mode, model, self._choice.features, asker.by,
-                        self._host))
+            asker.by, asker.said)
 
 
 def features_of(mode: str, model: str | None,

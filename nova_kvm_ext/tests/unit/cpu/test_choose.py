@@ -217,6 +217,7 @@ class GuestTestCase(base.BaseTestCase):
         cpu_mode = custom
         cpu_models = Nehalem, Westmere, x86-64-v3
         """
+    HOST = documents.host(documents.TCG)
 
     def chosen(self, text: str = '', flavor=None, image=None,
                name: str = documents.TCG) -> choose.GuestChoice:
@@ -239,7 +240,7 @@ class GuestTestCase(base.BaseTestCase):
 
     def origins(self, found: choose.GuestChoice) -> dict[str, set[str]]:
         origins: dict[str, set[str]] = {}
-        for feature in found.features:
+        for feature in found.features(self.HOST):
             origins.setdefault(feature.origin, set()).add(feature.name)
         return origins
 
@@ -276,7 +277,7 @@ class GuestTestCase(base.BaseTestCase):
         self.assertEqual(
             {('sse4.2', 'disable', '[libvirt] cpu_model_extra_flags'),
              ('ssbd', 'require', '[libvirt] cpu_model_extra_flags')},
-            {(f.name, f.policy, f.asked_by) for f in found.features
+            {(f.name, f.policy, f.asked_by) for f in found.features(self.HOST)
              if f.origin == 'extra flag'})
         self.assertEqual(
             (('sse4.2', 'disable'), ('ssbd', 'require')), found.cpu.features)
@@ -286,7 +287,7 @@ class GuestTestCase(base.BaseTestCase):
             found = self.chosen(self.CUSTOM, flavor={'cpu_mode': mode})
             self.assertEqual((mode, None), (found.mode, found.model))
         self.assertIsNone(found.cpu)
-        self.assertEqual((), found.features)
+        self.assertEqual((), found.features(self.HOST))
 
     def test_not_what_the_host_cannot_give(self):
         text = self.refused(flavor={'cpu_mode': 'host-passthrough'})
