@@ -16,7 +16,7 @@ On native threads they are not steady (Nova 34.0.0): their fixture
 CellDatabases points the whole process at one cell at a time, so a look-up of
 one thread may meet the cell of another ("Compute host host_a could not be
 found"), and its lock may never be had again. About one test in a hundred fails
-so on two busy cores, and one run in three hangs. Delete this module once that
+so on two busy cores, and of five runs two hung. Delete this module once that
 fixture is safe.
 
 As a program it prints which of the tests that are named on standard input, a
