@@ -377,8 +377,7 @@ class HostTestCase(CloudTestCase):
                 'console.log')
         return path.read_text(errors='replace')
 
-    def log_since(self, host: str = sandbox.COMPUTES[0]
-                  ) -> Callable[[], str]:
+    def log_since(self, host: str) -> Callable[[], str]:
         """What nova-compute logs from now on, when it is called."""
         path = self.services.log(f'nova-compute-{host}')
         start = path.stat().st_size

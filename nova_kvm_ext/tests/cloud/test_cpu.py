@@ -120,7 +120,25 @@ class CPUTestCase(base.CloudTestCase):
 
 
 class HostCPUTestCase(base.HostTestCase):
-    """What only the log of a compute tells."""
+    """What needs computes that differ, or the log of one."""
+
+    def test_traits_choose_between_hosts_that_differ(self):
+        hosts = self.hosts()
+        if len(hosts) < 2:
+            self.skipTest('It needs two computes')
+        with_it, without = hosts[:2]
+        trait = 'HW_CPU_X86_SSE42'
+        # QEMU's default CPU has no SSE 4.2.
+        self.change(without, {'kvm_ext': {'cpu_mode': 'none'}})
+        self.wait('traits that differ', lambda:
+                  trait in self.traits(with_it) - self.traits(without))
+        for host, wanted in (with_it, 'required'), (without, 'forbidden'):
+            flavor = self.make_flavor(extra_specs={f'trait:{trait}': wanted})
+            for _ in range(2):
+                server = self.boot(flavor=flavor)
+                self.assertEqual(host, self.host_of(server), wanted)
+            self.assertEqual(host == with_it,
+                             'sse4_2' in self.report(server).cpu_flags)
 
     def test_mode_that_the_host_lacks(self):
         host = self.hosts()[0]

@@ -20,7 +20,11 @@ leaked allocation and no frozen guest.
 import os
 import signal
 import time
+from unittest import mock
 
+import libvirt
+
+from nova_kvm_ext.host import probe
 from nova_kvm_ext.tests.cloud import base
 from nova_kvm_ext.tests.cloud import test_migration
 
@@ -48,7 +52,10 @@ class FaultTestCase(base.HostTestCase):
     def _works(self):
         """A new server boots, on the host that had the fault."""
         self.wait('service that is enabled', lambda: self.host in self.hosts())
-        self.wait_for_agent(self.boot(host=self.host))
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        # A small disk has no space for another.
+        self.remove(server)
 
     def _recovers(self, server):
         """Wait until all that asks a server's agent works again.
@@ -184,11 +191,7 @@ class FaultTestCase(base.HostTestCase):
         self._works()
         # With none at all the service says so and takes no server.
         fill(but_mib=1)
-        self.wait('service that is disabled',
-                  lambda: self.host not in self.hosts())
-        [service] = self.cloud.compute.services(
-            host=self.host, binary='nova-compute')
-        self.assertIn('Space for instances', service.disabled_reason)
+        self.assertIn('Space for instances', self._reason())
         self.on_host(self.host, ['rm', f'{path}/filler'])
         self._works()
 
@@ -213,6 +216,34 @@ class FaultTestCase(base.HostTestCase):
         self.start_compute(self.host)
         self.assert_sound()
         self._works()
+
+    def test_kvm_closed_while_the_service_runs(self):
+        if not os.path.exists('/dev/kvm'):
+            self.skipTest('There is no /dev/kvm')
+        # Not every machine that has KVM runs guests under it. None is started
+        # here, so the service may find kept that they do.
+        kept = self.state / 'lib' / self.host / 'kvm-ext-probe.json'
+        self.addCleanup(kept.unlink)
+        with mock.patch.object(probe, 'run', return_value=probe.ProbeResult(
+                True, 'it is a test', 1.0, lasting=True)):
+            probe.cached_run(libvirt.open('qemu:///system'), virt_type='kvm',
+                             cache_file=str(kept))
+        self.change(self.host, {
+            'kvm_ext': {'virt_type': 'kvm', 'cpu_mode': 'none'}})
+        self.on_host(self.host, ['chmod', '0600', '/dev/kvm'])
+        self.addCleanup(self.on_host, self.host, ['chmod', '0660', '/dev/kvm'])
+        self.assertIn('/dev/kvm', self._reason())
+        self.on_host(self.host, ['chmod', '0660', '/dev/kvm'])
+        self.wait('service that is enabled', lambda: self.host in self.hosts())
+        self.assert_sound()
+
+    def _reason(self):
+        """Why the service is disabled, once it is."""
+        def disabled():
+            [service] = self.cloud.compute.services(
+                host=self.host, binary='nova-compute')
+            return service.status == 'disabled' and service
+        return self.wait('service that is disabled', disabled).disabled_reason
 
 
 class MigrationFaultTestCase(test_migration.Migrating, base.HostTestCase):
