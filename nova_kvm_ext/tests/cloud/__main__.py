@@ -24,6 +24,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -39,8 +40,11 @@ from nova_kvm_ext.tests.cloud import sandbox
 
 _TOP = pathlib.Path(__file__).parents[3]
 _STATE = '/var/tmp/nova-kvm-ext-cloud'
-# What is to be said of continuous integration that has little time.
+# Where time is short.
 _SHORT = r'\.(test_boot\.Boot|test_agent\.)'
+# In the logs of OpenStack's services, and of libvirt.
+_ERROR = re.compile(r' (ERROR|CRITICAL) |: error : ')
+_LAST_ERRORS = 20
 PREPARED = 'NOVA_KVM_EXT_CLOUD_PREPARED'
 """Environment variable: phases before this one, 'name=seconds;...'."""
 
@@ -113,6 +117,7 @@ class Run:
                 part.partition('=')
                 for part in os.environ.get(PREPARED, '').split(';') if part)]
         self._checks: list[Check] = []
+        self._read: dict[pathlib.Path, int] = {}
 
     def __call__(self) -> int:
         """Do what the arguments ask for; returns the exit code."""
@@ -174,6 +179,7 @@ class Run:
     def _check(self) -> None:
         wanted = self._arguments.checks or (
             [_SHORT] if self._arguments.short else [])
+        list(self._errors())
         start = time.monotonic()
         with subprocess.Popen(
                 self._inside([
@@ -202,9 +208,20 @@ class Run:
                       details.get('figures', ''))
         self._checks.append(check)
         self._say(f'{check.result} {check.seconds:6.1f} s  {check.name}')
+        errors = list(self._errors())
         if check.result == 'FAIL':
-            for key, text in details.items():
+            for key, text in (*details.items(), *errors):
                 self._say(f'--- {key}\n{text}')
+
+    def _errors(self) -> Iterator[tuple[str, str]]:
+        """What services have logged of errors since this was last asked."""
+        for path in sorted(self._sandbox.state.glob('logs/**/*.log')):
+            with open(path, 'rb') as log:
+                log.seek(self._read.get(path, 0))
+                lines = log.read().decode(errors='replace').splitlines()
+                self._read[path] = log.tell()
+            if found := [line for line in lines if _ERROR.search(line)]:
+                yield path.name, '\n'.join(found[-_LAST_ERRORS:])
 
     def _inside(self, command: Sequence[str]) -> list[str]:
         """The command that runs another inside, as a client of the cloud."""

@@ -204,7 +204,6 @@ class Configuration:
             'api_paste_config': self._paste('neutron', 'api-paste.ini'),
             'rpc_workers': 1,
             'rpc_state_report_workers': 0,
-            'agent_down_time': 30,
             'dhcp_agent_notification': False,
         }
         return options | {
@@ -235,9 +234,9 @@ class Configuration:
             'instances_path': self.state / 'instances',
             # The computes cannot reach each other by SSH.
             'allow_resize_to_same_host': True,
-            # Killed services are to be missed soon.
-            'report_interval': 3,
-            'service_down_time': 15,
+            # A busy machine is no dead service.
+            'report_interval': 5,
+            'service_down_time': 60,
             'update_resources_interval': 15,
             'sync_power_state_interval': 60,
             'graceful_shutdown_timeout': 8,

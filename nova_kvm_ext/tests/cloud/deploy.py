@@ -37,9 +37,22 @@ from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
 
-_TIMEOUT = 180.0
+_TIMEOUT = 300.0
 CLOUD = 'kvm-ext'
 NETWORK = 'private'
+# Runs commands of a project's program, each in a process of its own: what most
+# take longest over is to import the project.
+_MANAGE = """
+import importlib, json, os, sys
+main = importlib.import_module(sys.argv[1]).main
+for command in json.loads(sys.argv[2]):
+    if os.fork() == 0:
+        sys.argv = command
+        sys.exit(main())
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    if status:
+        sys.exit(f'{" ".join(command)}: {status}')
+"""
 # Catalog types of services: the user that each has, and its roles.
 _USERS = {'image': 'glance', 'placement': 'placement', 'network': 'neutron',
           'compute': 'nova'}
@@ -98,16 +111,16 @@ class Deployment:
     def _make_schemas(self) -> None:
         etc = self._configuration.etc
 
-        def manage(program: str, project: str, *commands: Sequence[str]
+        def manage(module: str, project: str, *commands: Sequence[str]
                    ) -> None:
-            for command in commands:
-                self._run(f'{project}-manage', [
-                    program, '--config-file', f'{etc}/{project}.conf',
-                    *command])
+            self._run(f'{project}-manage', [
+                sys.executable, '-c', _MANAGE, module, json.dumps([
+                    [module, '--config-file', f'{etc}/{project}.conf',
+                     *command] for command in commands])])
 
         def identity() -> None:
             owner = ('--keystone-user', 'root', '--keystone-group', 'root')
-            manage('keystone-manage', 'keystone', ['db_sync'],
+            manage('keystone.cmd.manage', 'keystone', ['db_sync'],
                    ['fernet_setup', *owner],
                    ['bootstrap', '--bootstrap-password', self._password,
                     '--bootstrap-region-id', configuration.REGION,
@@ -116,7 +129,7 @@ class Deployment:
                     configuration.URLS['identity']])
 
         def compute() -> None:
-            manage('nova-manage', 'nova', ['api_db', 'sync'],
+            manage('nova.cmd.manage', 'nova', ['api_db', 'sync'],
                    ['cell_v2', 'map_cell0', '--database_connection',
                     self._configuration.database('nova_cell0')],
                    ['cell_v2', 'create_cell', '--name', 'cell1'],
@@ -124,10 +137,11 @@ class Deployment:
 
         works: list[Callable[[], None]] = [
             compute, identity,
-            lambda: manage('neutron-db-manage', 'neutron',
+            lambda: manage('neutron.db.migration.cli', 'neutron',
                            ['upgrade', 'heads']),
-            lambda: manage('glance-manage', 'glance-api', ['db_sync']),
-            lambda: manage('placement-manage', 'placement', ['db', 'sync'])]
+            lambda: manage('glance.cmd.manage', 'glance-api', ['db_sync']),
+            lambda: manage('placement.cmd.manage', 'placement',
+                           ['db', 'sync'])]
         with futures.ThreadPoolExecutor() as pool:
             for _ in pool.map(lambda work: work(), works):
                 pass

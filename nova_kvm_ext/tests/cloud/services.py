@@ -36,7 +36,7 @@ import urllib.request
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 
-_TIMEOUT = 120.0
+_TIMEOUT = 300.0
 _OVS = '/run/openvswitch'
 _SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema'
 
