@@ -54,7 +54,7 @@ PREPARED = 'NOVA_KVM_EXT_CLOUD_PREPARED'
 
 # An expected failure is a fault of Nova's that is known.
 _RESULTS = {'success': 'pass', 'skip': 'skip', 'fail': 'FAIL',
-            'xfail': 'known', 'uxsuccess': 'FAIL'}
+            'xfail': 'known', 'uxsuccess': 'FAIL', 'inprogress': 'FAIL'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +211,10 @@ class Run:
         first, last = test['timestamps']
         details = {key: detail.as_text()
                    for key, detail in test['details'].items()}
-        reason = details.get('reason') or details.get('traceback') or ''
+        reason = details.get('reason') or details.get('traceback') or (
+            'It has not ended' if test['status'] == 'inprogress' else '')
         check = Check(name, _RESULTS[test['status']],
-                      round((last - first).total_seconds(), 1),
+                      round(((last or first) - first).total_seconds(), 1),
                       reason.strip().splitlines()[-1] if reason else '',
                       details.get('figures', ''))
         self._checks.append(check)
