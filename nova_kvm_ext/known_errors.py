@@ -62,7 +62,7 @@ TABLE: tuple[KnownError, ...] = (
         'kvm-permission',
         r'Could not access KVM kernel module: Permission denied',
         'The user that QEMU runs as may not open /dev/kvm.',
-        'Give the device back to its group (udevadm trigger '
+        'Give the device back to its group (udevadm trigger --action=add '
         '--name-match=kvm; without udev chgrp kvm /dev/kvm && chmod 0660 '
         '/dev/kvm) and see to it that QEMU\'s user is in that group. ' +
         _HOST_CHECK,

@@ -371,11 +371,16 @@ def _rule(facts: model.HostFacts, device: str) -> tuple[str, str, str]:
     return file, group, mode
 
 
+# systemd's rules (50-udev-default.rules) set a group and a mode for this
+# action only, not for "change", which is what udevadm does by default.
+_TRIGGER = 'udevadm trigger --action=add --name-match=kvm'
+
+
 def _permission_fix(facts: model.HostFacts) -> tuple[str, ...]:
     """What gives /dev/kvm back to its group."""
     file, group, mode = _rule(facts, 'kvm')
     if facts.udev.running and file:
-        return ('udevadm trigger --name-match=kvm --settle',)
+        return (f'{_TRIGGER} --settle',)
     return (f'chgrp {shlex.quote(group or "kvm")} /dev/kvm',
             f'chmod {shlex.quote(mode or "0660")} /dev/kvm')
 
@@ -398,8 +403,7 @@ def _kvm_rule(facts: model.HostFacts) -> _Said:
     said = _no_kvm(
         facts, f'no rule gives /dev/kvm to a group; {facts.distribution.name} '
         f'has one in {where}',
-        f'{facts.distribution.reinstall} {package} && udevadm trigger '
-        f'--name-match=kvm')
+        f'{facts.distribution.reinstall} {package} && {_TRIGGER}')
     return said if said.result == SKIP else _Said(
         WARN, said.details, said.remedy)
 

@@ -89,7 +89,7 @@ class DriverTestCase(base.KVMHostTestCase):
 
     def test_service(self) -> None:
         """Refused while the host is broken, started once it is mended."""
-        mend = 'udevadm trigger --settle --name-match=kvm'
+        mend = 'udevadm trigger --action=add --name-match=kvm --settle'
         self.addCleanup(self.shell, f'{mend}; modprobe vhost_net')
         take = 'chown root:root /dev/kvm; chmod 0600 /dev/kvm'
         self.shell(take)

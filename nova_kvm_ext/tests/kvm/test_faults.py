@@ -70,7 +70,8 @@ class HostCheckTestCase(base.KVMHostTestCase):
         with open(self.conf, 'w') as f:
             f.write('[DEFAULT]\ncompute_driver = kvm_ext.KVMDriver\n'
                     'instances_path = /var/lib/nova/instances\n'
-                    f'state_path = {self.directory}\n'
+                    # The probe guest's answer is kept, as on any host.
+                    'state_path = /var/lib/nova\n'
                     '[nova_sys_admin]\n'
                     'helper_command = sudo /opt/venv/bin/privsep-helper\n'
                     f'[kvm_ext]\nvirt_type = kvm\n{ours}')
@@ -182,15 +183,16 @@ class FaultsTestCase(HostCheckTestCase):
                   devices=VHOST, code='KVM301', level='WARN')
 
     def test_kvm_not_loaded(self) -> None:
-        self.shell('modprobe -r kvm_amd')
+        # Not modprobe -r, which removes kvm with it.
+        self.shell('rmmod kvm_amd')
         self.addCleanup(self.shell, 'modprobe kvm_amd')
         self.look('kvm_amd is not loaded', libvirts='kvm-not-offered',
                   code='KVM104')
 
     def test_kvm_permissions(self) -> None:
         self.shell('chown root:root /dev/kvm; chmod 0600 /dev/kvm')
-        self.addCleanup(
-            self.shell, 'udevadm trigger --settle --name-match=kvm')
+        self.addCleanup(self.shell, 'udevadm trigger --action=add '
+                        '--name-match=kvm --settle')
         self.look('/dev/kvm is 0600 root:root', libvirts='kvm-permission',
                   code='KVM204')
 

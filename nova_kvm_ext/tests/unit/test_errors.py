@@ -113,7 +113,7 @@ class ExplainTestCase(base.BaseTestCase):
         for text, name, remedy in (
                 ('Could not access KVM kernel module: Permission denied\n'
                  'failed to initialize kvm: Permission denied',
-                 'kvm-permission', 'udevadm trigger'),
+                 'kvm-permission', 'udevadm trigger --action=add'),
                 ("Emulator '/usr/bin/qemu-system-x86_64' does not support "
                  "virt type 'kvm'", 'kvm-not-offered', 'modprobe kvm_intel'),
                 ("the accel 'kvm' is not supported by "

@@ -25,7 +25,7 @@ from nova_kvm_ext.host import checks
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.tests.unit.host import fake_host
 
-_TRIGGER = 'udevadm trigger --name-match=kvm --settle'
+_TRIGGER = 'udevadm trigger --action=add --name-match=kvm --settle'
 
 
 class HostCheckTestCase(base.BaseTestCase):

@@ -179,7 +179,7 @@ class Fault:
     fix: tuple[str, ...] = ()
 
 
-_TRIGGER = 'udevadm trigger --name-match=kvm --settle'
+_TRIGGER = 'udevadm trigger --action=add --name-match=kvm --settle'
 
 FAULTS = (
     Fault('no virtualization', no_virtualization, 'KVM101', 'FAIL',
@@ -270,7 +270,8 @@ FAULTS = (
     Fault('no udev rule', written(
         '/usr/lib/udev/rules.d/50-udev-default.rules', 'KERNEL=="tun"\n'),
         'KVM203', 'WARN', 'no rule', {
-            'debian': '^apt-get install --reinstall udev && udevadm trigger',
+            'debian': '^apt-get install --reinstall udev && udevadm trigger '
+                      '--action=add --name-match=kvm$',
             'ubuntu': '^apt-get install --reinstall udev && ',
             'fedora': '^dnf reinstall systemd-udev && ',
             'rhel': '^dnf reinstall systemd-udev && ',
