@@ -105,8 +105,10 @@ import cliff.app, libvirt, lxml.etree, oslo_upgradecheck.upgradecheck
 import oslotest.base, subunit, testtools
 import nova.compute.utils, nova.db.main.api, nova.virt.libvirt.driver
 import nova.virt.fake
+import sqlalchemy.dialects.sqlite.pysqlite, sqlalchemy.orm, sqlite3
 
 nova.objects.register_all()
+sqlalchemy.orm.configure_mappers()
 with open('/dev/virtio-ports/exit', 'w') as port:
     port.write('ready\n')
 # The state is that of a machine that waits here: the disk is still empty, and
@@ -730,6 +732,11 @@ def main() -> int:
     except (MachineError, testguest.BuildError, OSError, re.error) as e:
         print(e, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # As it ends a process, so that the shell script ends too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
 
 
 if __name__ == '__main__':

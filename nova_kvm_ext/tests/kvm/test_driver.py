@@ -20,6 +20,7 @@ and sudo for its privileged daemon.
 from collections.abc import Iterator
 import os
 import pwd
+import tempfile
 from typing import Any
 
 from nova.db.main import api as db
@@ -65,6 +66,8 @@ def service(directory: str) -> Iterator[Any]:
         f.write(_SETTINGS)
     cloudless.configure(directory, directory, [settings])
     _become_nova(directory)
+    # Not the test's, where only root may go.
+    tempfile.tempdir = directory
     # A privileged daemon of its own, as the service has it.
     nova.privsep.sys_admin_pctxt.set_client_mode(True)
     rpc.init(CONF)
@@ -92,7 +95,7 @@ class DriverTestCase(base.KVMHostTestCase):
         mend = 'udevadm trigger --action=add --name-match=kvm --settle'
         self.addCleanup(self.shell, f'{mend}; modprobe vhost_net')
         take = 'chown root:root /dev/kvm; chmod 0600 /dev/kvm'
-        self.shell(take)
+        self.shell(f'modprobe vhost_net; {take}')
         nova = self.child(service, self.directory)
         kind, text = nova.result()
         self.assertEqual('InvalidConfiguration', kind, text)
