@@ -118,7 +118,8 @@ class HostCheckTestCase(base.KVMHostTestCase):
             self.assertEqual(fixed, not left, self.said)
         base.say(
             'fault', state=state,
-            check=f'{found["result"]} {found["code"]} {found["details"]}',
+            check=' '.join(filter(None, (
+                found['result'], found['code'], found['details']))),
             remedy=found['remedy'], fixed=fixes,
             libvirt=f'{errors.clean(said, 300)} ({row.name})' if row
             else 'starts the guest',

@@ -39,7 +39,7 @@ class GuestTestCase(base.KVMHostTestCase):
         """Exit code and JSON of a ``guest boot`` with a card."""
         code, out, self.said = self.call(
             base.command, 'guest', 'boot', '-f', 'json', *base.IMAGE,
-            '--set', 'kvm_ext.virt_type=kvm', '--timeout', '600',
+            '--set', 'kvm_ext.virt_type=kvm', '--timeout', '120',
             '--nic', f'bridge={self.bridge}', *arguments)
         self.show('stdout', out)
         self.show('stderr', self.said)
