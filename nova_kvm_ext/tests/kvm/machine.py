@@ -678,12 +678,15 @@ def _machines(pattern: re.Pattern[str], output: pathlib.Path) -> list[Machine]:
 
     :raises MachineError: no test has that in its name
     """
+    package = 'nova_kvm_ext.tests.kvm'
+    found = [test for test in _run([
+        sys.executable, '-W', 'ignore', '-m', 'testtools.run', '--list',
+        *(f'{package}.{module}' for _, _, modules in _MACHINES
+          for module in modules)]).split() if pattern.search(test)]
     machines = []
     for name, kind, modules in _MACHINES:
-        tests = [test for test in _run([
-            sys.executable, '-W', 'ignore', '-m', 'testtools.run', '--list',
-            *(f'nova_kvm_ext.tests.kvm.{module}' for module in modules),
-        ]).split() if pattern.search(test)]
+        starts = tuple(f'{package}.{module}.' for module in modules)
+        tests = [test for test in found if test.startswith(starts)]
         if tests:
             machines.append(Machine(name, kind, {'tests': tests}, output))
     if not machines:
@@ -694,7 +697,11 @@ def _machines(pattern: re.Pattern[str], output: pathlib.Path) -> list[Machine]:
 def _main(arguments: argparse.Namespace) -> int:
     arguments.cache = arguments.cache.resolve()
     with open(arguments.cache / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f'Waiting for another run that uses {arguments.cache}')
+            fcntl.flock(lock, fcntl.LOCK_EX)
         return _locked(arguments)
 
 
