@@ -113,3 +113,8 @@ class ConnectionTestCase(base.BaseTestCase):
             cmd_base.libvirt_connection('nonsense:///').__enter__)
         self.assertIn('libvirt at nonsense:/// cannot be reached',
                       str(error))
+
+    def test_options_without_a_look_at_all_that_is_installed(self):
+        with mock.patch('cliff.command.packages_distributions') as look:
+            Refused(mock.Mock(), None).get_parser('x')
+        look.assert_not_called()
