@@ -18,8 +18,9 @@ Nothing is swapped here: the services start as they would with
 
 from typing import Any
 
-# First of all: it patches the standard library for eventlet.
+# First of all: they patch the standard library for eventlet, Nova 32's second.
 import nova.tests.functional  # noqa: F401
+import nova.test  # noqa: F401,H306
 
 from nova.tests.functional.libvirt import test_uefi
 
