@@ -28,7 +28,7 @@ import testtools
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.tests.conformance import differences
-from nova_kvm_ext.tests.conformance import retry
+from nova_kvm_ext.tests.conformance import steady
 from nova_kvm_ext.tests.conformance import swap
 
 
@@ -111,7 +111,7 @@ class CallsTestCase(base.BaseTestCase):
         self.assertEqual(1, self.added_up()[0])
 
 
-class RetryTestCase(base.BaseTestCase):
+class SteadyTestCase(base.BaseTestCase):
 
     def test_what_has_not_passed(self):
         stream = io.BytesIO()
@@ -126,7 +126,7 @@ class RetryTestCase(base.BaseTestCase):
         stream.seek(0)
         self.assertEqual(
             ['failed', 'differs no more', 'ended its process', 'never began'],
-            retry.not_passed(
+            steady.not_passed(
                 ['passed', 'left out', 'differs', 'failed', 'differs no more',
                  'ended its process', 'never began'], stream))
 
@@ -137,7 +137,7 @@ import nova.tests.functional
 import threading
 import unittest
 from nova import test
-from nova_kvm_ext.tests.conformance import retry
+from nova_kvm_ext.tests.conformance import steady
 
 class HungTestCase(test.NoDBTestCase):
     def setUp(self):
@@ -146,8 +146,8 @@ class HungTestCase(test.NoDBTestCase):
     def runTest(self):
         pass
 
-retry._GRACE = 0
-retry.end_hung_tests()
+steady._GRACE = 0
+steady.end_hung_tests()
 unittest.TextTestRunner().run(HungTestCase())
 """
         ended = subprocess.run(

@@ -18,12 +18,12 @@ import unittest
 import nova.tests.functional  # noqa: F401
 import nova.test  # noqa: F401,H306
 
-from nova_kvm_ext.tests.conformance import retry
+from nova_kvm_ext.tests.conformance import steady
 from nova_kvm_ext.tests.conformance import suites
 from nova_kvm_ext.tests.conformance import swap
 
 swap.swap()
-retry.end_hung_tests()
+steady.steady()
 
 
 def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite,

@@ -25,10 +25,10 @@ import nova.test  # noqa: F401,H306
 from nova.tests.functional.libvirt import test_uefi
 
 from nova_kvm_ext import driver
-from nova_kvm_ext.tests.conformance import retry
+from nova_kvm_ext.tests.conformance import steady
 from nova_kvm_ext.vhost import vif
 
-retry.end_hung_tests()
+steady.steady()
 
 
 class LoadedKVMDriverTestCase(test_uefi.UEFIServersTest):
