@@ -110,9 +110,11 @@ class Child:
         sys.stderr = open(2, 'w', buffering=1, closefd=False)
         try:
             made = function(*arguments)
+            answer.recv()
             for value in made if inspect.isgenerator(made) else (made,):
-                answer.recv()
                 answer.send((True, value))
+                # The next step may not start before it is asked for.
+                answer.recv()
         except BaseException:
             answer.send((False, traceback.format_exc()))
         # Nova's threads are not daemons: a plain exit would wait for them.
