@@ -59,7 +59,7 @@ def main() -> int:
     """Exit code: 0 all passed, 1 a test failed."""
     base.say('log', text='the tests are being loaded')
     # Longer than base.Child waits for one step of a test on a busy host.
-    os.environ['OS_TEST_TIMEOUT'] = '1200'
+    os.environ['OS_TEST_TIMEOUT'] = '3600'
     with open(os.path.join(sys.prefix, 'machine.json')) as f:
         told = json.load(f)
     tests = unittest.defaultTestLoader.loadTestsFromNames(told['tests'])

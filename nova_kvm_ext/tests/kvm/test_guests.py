@@ -40,7 +40,7 @@ class GuestTestCase(base.KVMHostTestCase):
         """Exit code and JSON of a ``guest boot`` with a card."""
         code, out, self.said = self.call(
             base.command, 'guest', 'boot', '-f', 'json', *base.IMAGE,
-            '--set', 'kvm_ext.virt_type=kvm', '--timeout', '120',
+            '--set', 'kvm_ext.virt_type=kvm', '--timeout', '600',
             '--nic', f'bridge={self.bridge}', *arguments)
         self.show('stdout', out)
         self.show('stderr', self.said)
@@ -109,7 +109,7 @@ class ModesTestCase(GuestTestCase):
     def test_several_queues(self) -> None:
         """The kernel shows them, whether the guest has booted or not.
 
-        One with two vCPUs hangs as it boots, in two of three tries, where
+        Two vCPUs wait for each other in loops, which can take minutes where
         QEMU emulates SVM.
         """
         self.kept('--vcpus', '2', '--timeout', '1',
