@@ -26,7 +26,8 @@ kvm_amd loads and real guests of type kvm run, everywhere. It is made of:
 All but the last are kept in a cache directory and named by a hash of what
 they are made of; what a run writes is thrown away. What the machine says
 comes through virtio ports: results in subunit's format, lines of JSON for who
-watches, an exit code. It has no network.
+watches, an exit code. It has no network but, where two are joined, the one
+between them.
 
 ``build`` needs root, to make the system; nothing else does. Whatever is
 started dies with this process.
@@ -420,11 +421,14 @@ class Kind:
     :ivar hostname: as it calls itself
     :ivar cpu: as QEMU's option ``-cpu`` has it
     :ivar memory_mib: its memory
+    :ivar network: the other side of its card, as QEMU's option ``-netdev``
+        has it, but for the address; '' for no card
     """
 
     hostname: str
     cpu: str
     memory_mib: int = 2048
+    network: str = ''
 
     def arguments(self) -> list[str]:
         """Those of QEMU which make the machine what its state is of."""
@@ -442,6 +446,8 @@ class Kind:
         for port in _PORTS:
             arguments += [
                 '-device', f'virtserialport,chardev={port},name={port}']
+        if self.network:
+            arguments += ['-device', 'virtio-net-pci,netdev=network']
         return arguments
 
 
@@ -462,7 +468,7 @@ class Machine:
         self._process: subprocess.Popen[str] | None = None
 
     def _start(self, disks: Disks, disk: pathlib.Path, how: str,
-               *more: str) -> subprocess.Popen[str]:
+               network: str, *more: str) -> subprocess.Popen[str]:
         # From within the cache, so that no path has what QEMU or a shell
         # would take for something else.
         cache = disks.system.parent
@@ -481,6 +487,8 @@ class Machine:
             self.path(port).write_bytes(b'')
             arguments += [
                 '-chardev', f'file,id={port},path={name(self.path(port))}']
+        if network:
+            arguments += ['-netdev', f'{network},id=network']
         self._process = subprocess.Popen(
             [*arguments, *more], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -505,7 +513,9 @@ class Machine:
             f.truncate(_TESTS_BYTES)
         _run(['qemu-img', 'create', '-q', '-f', 'qcow2', '-b', disks.system,
               '-F', 'raw', disk])
-        self._start(disks, disk, 'format=qcow2', '-monitor', 'stdio')
+        self._start(disks, disk, 'format=qcow2',
+                    self._kind.network and 'hubport,hubid=0',
+                    '-monitor', 'stdio')
 
     def keep_state(self, disks: Disks) -> None:
         """Wait until it has booted, and end it with its state kept.
@@ -530,13 +540,22 @@ class Machine:
 
     def start(self, disks: Disks) -> None:
         """Start it from its state, to run its tests."""
+        network = self._kind.network
+        link = self._output / 'link'
         disk, memory = self.state(disks)
         for path in (disk, memory):
             os.utime(path)
         _pack(self.path('tar'), testguest.build(str(disks.guests)).path,
               self._told)
-        self._start(disks, disk, 'format=qcow2,snapshot=on',
+        if network:
+            network += (',addr.type=unix,addr.path=' +
+                        os.path.relpath(link, disks.system.parent))
+        self._start(disks, disk, 'format=qcow2,snapshot=on', network,
                     '-incoming', f'exec:cat {memory.name}')
+        # The other one connects once.
+        while ('server=on' in network and not self.ended() and
+                not link.exists()):
+            time.sleep(0.1)
 
     def path(self, port: str) -> pathlib.Path:
         return self._output / f'{self.name}.{port}'
@@ -669,31 +688,40 @@ def _print_faults(faults: Sequence[dict[str, object]]) -> None:
 
 _HOST = Kind('kvm-host', 'EPYC-Rome,+svm')
 _NO_SVM = Kind('no-svm', 'EPYC-Rome,-svm', 1024)
+_DESTINATION = Kind('destination', 'Opteron_G3,+svm',
+                    network='stream,server=on')
+_SOURCE = Kind('source', 'EPYC-Rome,+svm', network='stream,server=off')
 
 
-_MACHINES = (('guests', _HOST, ('test_guests',)),
+_RUNS: dict[str, tuple[tuple[str, Kind, tuple[str, ...]], ...]] = {
+    'main': (('guests', _HOST, ('test_guests',)),
              ('faults', _HOST, ('test_faults', 'test_driver')),
-             ('no-svm', _NO_SVM, ('test_no_svm',)))
+             ('no-svm', _NO_SVM, ('test_no_svm',))),
+    # The first has no tests: it serves those of the other.
+    'migration': (('destination', _DESTINATION, ()),
+                  ('source', _SOURCE, ('test_migration',)))}
 
 
-def _machines(pattern: re.Pattern[str], output: pathlib.Path) -> list[Machine]:
+def _machines(what: str, pattern: re.Pattern[str],
+              output: pathlib.Path) -> list[Machine]:
     """The machines of a run, which are side by side.
 
+    :param what: key of _RUNS
     :raises MachineError: no test has that in its name
     """
     package = 'nova_kvm_ext.tests.kvm'
     found = [test for test in _run([
         sys.executable, '-W', 'ignore', '-m', 'testtools.run', '--list',
-        *(f'{package}.{module}' for _, _, modules in _MACHINES
+        *(f'{package}.{module}' for _, _, modules in _RUNS[what]
           for module in modules)]).split() if pattern.search(test)]
+    if not found:
+        raise MachineError(f'No test has {pattern.pattern} in its name.')
     machines = []
-    for name, kind, modules in _MACHINES:
+    for name, kind, modules in _RUNS[what]:
         starts = tuple(f'{package}.{module}.' for module in modules)
         tests = [test for test in found if test.startswith(starts)]
-        if tests:
+        if tests or not modules:
             machines.append(Machine(name, kind, {'tests': tests}, output))
-    if not machines:
-        raise MachineError(f'No test has {pattern.pattern} in its name.')
     return machines
 
 
@@ -724,7 +752,7 @@ def _locked(arguments: argparse.Namespace) -> int:
     output.mkdir(exist_ok=True)
     for old in output.iterdir():
         old.unlink()
-    machines = _machines(arguments.pattern, output)
+    machines = _machines(arguments.action, arguments.pattern, output)
     return 0 if run(machines, disks, output) else 1
 
 
@@ -732,7 +760,7 @@ def main() -> int:
     """Exit code: 0 done and passed, 1 not so, 2 it could not be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('cache', type=pathlib.Path)
-    parser.add_argument('action', choices=('built', 'build', 'run'))
+    parser.add_argument('action', choices=('built', 'build', *_RUNS))
     parser.add_argument('pattern', nargs='?', default='',
                         type=re.compile)
     # So that what is started is ended.
