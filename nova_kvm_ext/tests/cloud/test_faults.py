@@ -273,7 +273,8 @@ class MigrationFaultTestCase(test_migration.Migrating, base.HostTestCase):
             return
         # libvirt completes what it was told to do. Nova then has no domain to
         # remove where it believes the server to be.
-        self.addCleanup(self.on_host, where, ['virsh', 'destroy', server.id])
+        for command in ('undefine', 'destroy'):
+            self.addCleanup(self.on_host, where, ['virsh', command, server.id])
         self.expectFailure(
             'Nova has the server on its source still', self.assertEqual,
             where, self.cloud.compute.get_server(server.id).compute_host)
