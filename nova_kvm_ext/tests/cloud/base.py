@@ -139,29 +139,40 @@ class CloudTestCase(testtools.TestCase):
         return self.cloud.network.find_network(
             os.environ.get(NETWORK, 'private'), ignore_missing=False)
 
-    def ask_for(self, *, image: Any = None, flavor: Any = None,
-                nics: int = 0, host: str | None = None) -> Any:
-        """Ask for a server; it may yet fail. It is removed after the test."""
+    def create(self, *, image: Any = None, flavor: Any = None,
+               nics: int = 0, host: str | None = None) -> Any:
+        """Ask for a server; it may yet fail, and is the caller's to remove."""
         more: dict[str, Any] = {}
         if host is not None:
             more['host'] = host
-        server = self.cloud.compute.create_server(
+        return self.cloud.compute.create_server(
             name=f'kvm-ext-{uuid.uuid4()}',
             image_id=(image or self.image).id,
             flavor_id=(flavor or self.flavor).id,
             networks=[{'uuid': self.network().id}] * nics or 'none', **more)
+
+    def ask_for(self, **wanted: Any) -> Any:
+        """As :meth:`create`, of a server that is removed after the test."""
+        server = self.create(**wanted)
         self.addCleanup(self.remove, server)
         return server
 
     def boot(self, **wanted: Any) -> Any:
-        """A server that is ACTIVE, arguments as for :meth:`ask_for`."""
+        """A server that is ACTIVE, arguments as for :meth:`create`."""
         return self.wait_for_status(self.ask_for(**wanted), 'ACTIVE')
 
     def remove(self, server: Any) -> None:
         """Delete a server and wait until it is gone."""
         self.cloud.compute.delete_server(server, ignore_missing=True)
-        self.wait('end of the server', lambda: self.cloud.compute.find_server(
-            server.id, ignore_missing=True) is None)
+
+        def gone() -> bool:
+            try:
+                # It still counts while its status is DELETED.
+                self.cloud.compute.get_server(server.id)
+            except openstack.exceptions.NotFoundException:
+                return True
+            return False
+        self.wait('end of the server', gone)
 
     def wait(self, what: str, condition: Callable[[], Any],
              timeout: float = TIMEOUT) -> Any:
