@@ -232,6 +232,9 @@ class Configuration:
             'compute_driver': 'kvm_ext.KVMDriver',
             'transport_url': self.transport,
             'instances_path': self.state / 'instances',
+            # The soak has eight servers and those whose end Placement has not
+            # been told yet. One CPU must do.
+            'initial_cpu_allocation_ratio': 16,
             # The computes cannot reach each other by SSH.
             'allow_resize_to_same_host': True,
             # A busy machine is no dead service.
