@@ -32,6 +32,7 @@ from oslo_log import log as logging
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import hooks as cpu_hooks
+from nova_kvm_ext import departures
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
@@ -77,6 +78,7 @@ class KVMDriver(driver.LibvirtDriver):
         self.vif_driver = vif.KVMVIFDriver(
             self._host, vhost_net=self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
+        self._departures = departures.Departures()
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._guest_agents.freezes.quiesce_direct_snapshots(self)
         self._host_check = host_hooks.HostCheck(self)
@@ -203,9 +205,15 @@ class KVMDriver(driver.LibvirtDriver):
                        migrate_data: Any = None) -> None:
         self._vhost_net.before_migration(
             instance, migrate_data, self._host.get_guest)
-        super().live_migration(
-            context, instance, dest, post_method, recover_method,
-            block_migration, migrate_data)
+        with self._departures.leaving(instance):
+            super().live_migration(
+                context, instance, dest, post_method, recover_method,
+                block_migration, migrate_data)
+
+    def live_migration_abort(self, instance: Any) -> None:
+        """Nova asks for it too when it starts and finds a migration cut."""
+        with self._departures.aborting(instance):
+            super().live_migration_abort(instance)
 
     def pre_live_migration(self, context: Any, instance: Any,
                            block_device_info: Any, network_info: Any,

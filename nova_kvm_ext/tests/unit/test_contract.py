@@ -45,6 +45,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}._get_guest_config': (4, ()),
     f'{LIBVIRT_DRIVER}._get_guest_xml': (5, ()),
     f'{LIBVIRT_DRIVER}.live_migration': (7, ()),
+    f'{LIBVIRT_DRIVER}.live_migration_abort': (1, ()),
     f'{LIBVIRT_DRIVER}.pre_live_migration': (6, ()),
     f'{LIBVIRT_DRIVER}._hard_reboot': (3, ('share_info',)),
     f'{LIBVIRT_DRIVER}._check_emulation_arch': (1, ()),

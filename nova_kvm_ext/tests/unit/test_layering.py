@@ -46,10 +46,10 @@ MAKERS = {
     'guest_agent.ledger', 'images.convert'}
 # The edge to Nova.
 NOVA = {
-    'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'designer',
-    'driver', 'extra_specs', 'guest_agent.freezes', 'guest_agent.hooks',
-    'guest_agent.limits', 'host.hooks', 'images.hooks', 'vhost.hooks',
-    'vhost.privileged', 'vhost.vif'}
+    'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'departures',
+    'designer', 'driver', 'extra_specs', 'guest_agent.freezes',
+    'guest_agent.hooks', 'guest_agent.limits', 'host.hooks', 'images.hooks',
+    'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
     'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}

@@ -1,0 +1,80 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A guest that left this host while no nova-compute looked: noticed and said.
+
+libvirt completes a live migration whether or not the nova-compute lives that
+asked for it. A new one asks its driver to abort what it finds under way. Where
+there is no guest to abort it for, Nova (31 to 34) logs a traceback and has the
+instance on this host from then on, ACTIVE. Nothing is moved or mended here:
+what a migration's end takes, volumes and ports among it, died with the
+nova-compute that knew.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+from nova import context as nova_context
+from nova import exception
+from nova import objects
+from oslo_log import log as logging
+
+LOG = logging.getLogger(__name__)
+
+
+class Departures:
+    """The guests that this nova-compute is moving to other hosts."""
+
+    def __init__(self) -> None:
+        self._leaving: set[str] = set()
+
+    @contextlib.contextmanager
+    def leaving(self, instance: Any) -> Iterator[None]:
+        """While a guest is being moved."""
+        self._leaving.add(instance.uuid)
+        try:
+            yield
+        finally:
+            self._leaving.discard(instance.uuid)
+
+    @contextlib.contextmanager
+    def aborting(self, instance: Any) -> Iterator[None]:
+        """While a move is aborted, which may not be one of ours.
+
+        :raises nova.exception.InstanceNotFound: what was raised within; if
+            the guest left unseen, the log says what to do
+        """
+        try:
+            yield
+        except exception.InstanceNotFound:
+            # One that we move ourselves has just arrived.
+            if instance.uuid not in self._leaving:
+                LOG.error(
+                    'The guest is not on this host: nova-compute ended while '
+                    'it was being moved to %(destination)s, and libvirt will '
+                    'have completed that. Nova has it here all the same. Do '
+                    'not start, reboot or delete it before it is back: see '
+                    '"A guest that moved while nova-compute was down" in the '
+                    'troubleshooting guide.',
+                    {'destination': _destination(instance)},
+                    instance=instance)
+            raise
+
+
+def _destination(instance: Any) -> str:
+    try:
+        return objects.Migration.get_by_instance_and_status(
+            nova_context.get_admin_context(), instance.uuid,
+            'running').dest_compute
+    except exception.MigrationNotFoundByStatus:
+        return 'another host'
