@@ -51,6 +51,12 @@ BRIDGE = 'br-phys'
 Options = dict[str, dict[str, object]]
 
 
+def libvirt_uri(state: pathlib.Path, compute: str) -> str:
+    """How the other compute's libvirt reaches this one's."""
+    return (f'qemu+unix:///system?socket={state}/{compute}/libvirt-run/'
+            f'libvirt-sock')
+
+
 class Configuration:
     """All files of one cloud.
 
@@ -266,9 +272,7 @@ class Configuration:
                           'image_metadata_prefilter': True},
             'compute': {'live_migration_wait_for_vif_plug': False},
             'libvirt': {
-                'live_migration_uri': (
-                    f'qemu+unix:///system?socket={self.state}/%s/libvirt-run/'
-                    f'libvirt-sock')},
+                'live_migration_uri': libvirt_uri(self.state, '%s')},
             'kvm_ext': {'virt_type': 'qemu', 'cpu_mode': 'host-model'},
             'os_vif_ovs': {'ovsdb_connection':
                            'unix:/run/openvswitch/db.sock'},
