@@ -243,6 +243,8 @@ class Configuration:
             'initial_cpu_allocation_ratio': 16,
             # The computes cannot reach each other by SSH.
             'allow_resize_to_same_host': True,
+            # Up to a minute before a compute is discovered, else.
+            'periodic_fuzzy_delay': 0,
             # A busy machine is no dead service.
             'report_interval': 5,
             'service_down_time': 60,
