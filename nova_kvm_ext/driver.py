@@ -205,10 +205,14 @@ class KVMDriver(driver.LibvirtDriver):
                        migrate_data: Any = None) -> None:
         self._vhost_net.before_migration(
             instance, migrate_data, self._host.get_guest)
+        super().live_migration(
+            context, instance, dest, post_method, recover_method,
+            block_migration, migrate_data)
+
+    def _live_migration(self, context: Any, instance: Any, *args: Any,
+                        **kwargs: Any) -> None:
         with self._departures.leaving(instance):
-            super().live_migration(
-                context, instance, dest, post_method, recover_method,
-                block_migration, migrate_data)
+            super()._live_migration(context, instance, *args, **kwargs)
 
     def live_migration_abort(self, instance: Any) -> None:
         """Nova asks for it too when it starts and finds a migration cut."""

@@ -45,6 +45,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}._get_guest_config': (4, ()),
     f'{LIBVIRT_DRIVER}._get_guest_xml': (5, ()),
     f'{LIBVIRT_DRIVER}.live_migration': (7, ()),
+    f'{LIBVIRT_DRIVER}._live_migration': (7, ()),
     f'{LIBVIRT_DRIVER}.live_migration_abort': (1, ()),
     f'{LIBVIRT_DRIVER}.pre_live_migration': (6, ()),
     f'{LIBVIRT_DRIVER}._hard_reboot': (3, ('share_info',)),
@@ -64,6 +65,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     # A remotable class method, whose class the signature leaves out.
     'nova.objects.instance:InstanceList.get_by_host': (
         1, ('expected_attrs',)),
+    'nova.objects.migration:Migration.get_by_instance_and_status': (2, ()),
     f'{LIBVIRT_DRIVER}._try_fetch_image_cache': (7, ()),
     f'{LIBVIRT_DRIVER}.cache_image': (2, ()),
     'nova.virt.images:get_info': (2, ()),

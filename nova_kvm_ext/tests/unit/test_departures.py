@@ -57,7 +57,7 @@ class DeparturesTestCase(driver_base.DriverTestCase):
         def arrives(*args):
             self.aborted()
 
-        with mock.patch.object(libvirt_driver.LibvirtDriver, 'live_migration',
+        with mock.patch.object(libvirt_driver.LibvirtDriver, '_live_migration',
                                side_effect=arrives) as novas:
             self.drvr.live_migration(
                 None, self.instance, 'elsewhere', None, None)
@@ -68,7 +68,7 @@ class DeparturesTestCase(driver_base.DriverTestCase):
         self.assertIn('being moved to elsewhere', self.log.output)
 
     def test_a_move_that_failed_is_over_too(self):
-        with mock.patch.object(libvirt_driver.LibvirtDriver, 'live_migration',
+        with mock.patch.object(libvirt_driver.LibvirtDriver, '_live_migration',
                                side_effect=exception.MigrationError('x')):
             self.assertRaises(
                 exception.MigrationError, self.drvr.live_migration,
