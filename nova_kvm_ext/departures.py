@@ -33,7 +33,11 @@ LOG = logging.getLogger(__name__)
 
 
 class Departures:
-    """The guests that this nova-compute is moving to other hosts."""
+    """The guests that this nova-compute is moving to other hosts.
+
+    Nova's driver has active_migrations, which it forgets before it aborts a
+    move that failed.
+    """
 
     def __init__(self) -> None:
         self._leaving: set[str] = set()
