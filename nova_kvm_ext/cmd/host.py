@@ -36,7 +36,8 @@ from cliff import lister
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
@@ -44,7 +45,7 @@ from nova_kvm_ext.host import options
 CACHE_DIR = '/var/cache/nova-kvm-ext'
 """Where the probe guest's answer is kept without a nova.conf."""
 
-_EXIT_CODES = {checks.PASS: 0, checks.WARN: 1, checks.FAIL: 2}
+_EXIT_CODES = {verdict.PASS: 0, verdict.WARN: 1, verdict.FAIL: 2}
 
 _FIX_SECONDS = 60
 
@@ -87,7 +88,7 @@ class Check(base.HostCommand, lister.Lister):
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        self._result = checks.PASS
+        self._result = verdict.PASS
         try:
             return super().run(parsed_args) or _EXIT_CODES[self._result]
         except Exception as e:
@@ -108,7 +109,7 @@ class Check(base.HostCommand, lister.Lister):
             # One remedy can bring to light what the next check could not
             # see, as a module that is loaded does with /dev/kvm.
             todo = [command for result in results
-                    if result.result in (checks.WARN, checks.FAIL)
+                    if result.result in (verdict.WARN, verdict.FAIL)
                     for command in result.fix if command not in tried]
             if not todo:
                 break
@@ -116,18 +117,18 @@ class Check(base.HostCommand, lister.Lister):
             for command in dict.fromkeys(todo):
                 self._run_fix(command)
             results = self._check(parsed_args)
-        self._result = checks.worst(results)
+        self._result = verdict.worst(results)
         if parsed_args.formatter == 'table':
             return (('Code', 'Check', 'Result', 'Details'),
                     [_for_people(result) for result in results])
         columns = [field.name for field in
-                   dataclasses.fields(checks.CheckResult)]
+                   dataclasses.fields(verdict.CheckResult)]
         return columns, [
             [list(value) if isinstance(value := getattr(result, column),
                                        tuple) else value
              for column in columns] for result in results]
 
-    def _check(self, args: argparse.Namespace) -> list[checks.CheckResult]:
+    def _check(self, args: argparse.Namespace) -> list[verdict.CheckResult]:
         nova = base.read_conf(args.config_files)
         wanted = options.HostOptions.from_conf(nova)
         uri = self.uri(args, nova)
@@ -164,7 +165,7 @@ class Check(base.HostCommand, lister.Lister):
             raise found[0]
         else:
             host = found[0]
-        return checks.run(host)
+        return runner.run(host)
 
     def _run_fix(self, command: str) -> None:
         self._say(f'+ {command}')
@@ -186,7 +187,7 @@ class Check(base.HostCommand, lister.Lister):
         print(text, file=sys.stderr, flush=True)
 
 
-def _for_people(result: checks.CheckResult) -> tuple[str, ...]:
+def _for_people(result: verdict.CheckResult) -> tuple[str, ...]:
     """A row of a table that fits the terminal."""
     width = max(40, shutil.get_terminal_size((120, 24)).columns - _NARROW)
     lines = textwrap.wrap(result.details, width)

@@ -36,7 +36,8 @@ from oslo_upgradecheck import upgradecheck
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import options
 
@@ -53,7 +54,7 @@ _OPTIONS = 'KVM402'
 Code = upgradecheck.Code
 Result = upgradecheck.Result
 
-_CODES = {checks.FAIL: Code.FAILURE, checks.WARN: Code.WARNING}
+_CODES = {verdict.FAIL: Code.FAILURE, verdict.WARN: Code.WARNING}
 
 
 class Checks(upgradecheck.UpgradeCommands):
@@ -62,12 +63,12 @@ class Checks(upgradecheck.UpgradeCommands):
     display_title = 'nova-kvm-ext upgrade check results'
 
     @functools.cached_property
-    def _host(self) -> list[checks.CheckResult]:
+    def _host(self) -> list[verdict.CheckResult]:
         """The checks of this host, without the guest that they can start."""
         nova = nova_conf.CONF
         uri = nova.libvirt.connection_uri or base.LIBVIRT_URI
         with contextlib.ExitStack() as stack:
-            return checks.run(facts.read_host(
+            return runner.run(facts.read_host(
                 options.HostOptions.from_conf(nova), uri,
                 lambda: stack.enter_context(base.libvirt_connection(uri))))
 
@@ -151,7 +152,7 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _guests(self) -> Result:
         """Whether the new nova-compute would start on this host."""
-        return self._of_host(*(set(checks.codes()) - {
+        return self._of_host(*(set(runner.codes()) - {
             _INSTALLED, _OPTIONS, *_VERSIONS}))
 
     _upgrade_checks = (

@@ -41,7 +41,8 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_log import log as logging
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
@@ -178,15 +179,15 @@ class HostCheck:
             cache_dir=CONF.state_path if virt_type == 'kvm' else None)
         results = self._results(self._facts)
         for result in results:
-            if result.result in (checks.WARN, checks.FAIL):
-                LOG.log(logging.ERROR if result.result == checks.FAIL else
+            if result.result in (verdict.WARN, verdict.FAIL):
+                LOG.log(logging.ERROR if result.result == verdict.FAIL else
                         logging.WARNING, '%s', _sentence(result))
         LOG.info('Host check: %s.', ', '.join(
             f'{sum(found.result == kind for found in results)} {kind}'
-            for kind in (checks.PASS, checks.WARN, checks.FAIL,
-                         checks.SKIP)))
+            for kind in (verdict.PASS, verdict.WARN, verdict.FAIL,
+                         verdict.SKIP)))
         failed = [result for result in results
-                  if result.result == checks.FAIL]
+                  if result.result == verdict.FAIL]
         if failed and CONF.kvm_ext.host_check == 'enforce':
             more = (f' (and {len(failed) - 1} more)' if len(failed) > 1
                     else '')
@@ -231,14 +232,14 @@ class HostCheck:
         assert self._facts is not None
         results = self._results(facts.read_again(self._facts))
         return next((_sentence(result) for result in results
-                     if result.result == checks.FAIL), '')
+                     if result.result == verdict.FAIL), '')
 
     @staticmethod
-    def _results(found: model.HostFacts) -> list[checks.CheckResult]:
+    def _results(found: model.HostFacts) -> list[verdict.CheckResult]:
         """What the checks say that matter to a running service."""
         # `guest boot` needs no helper: it is root.
         no_helper = not nova.privsep.sys_admin_pctxt.client_mode
-        return [result for result in checks.run(found)
+        return [result for result in runner.run(found)
                 if result.code not in _NO_MATTER and
                 not (no_helper and result.code == _PRIVSEP)]
 
@@ -259,7 +260,7 @@ class HostCheck:
         self._may_be_disabled = False
 
 
-def _sentence(result: checks.CheckResult) -> str:
+def _sentence(result: verdict.CheckResult) -> str:
     """A result as one line of a log."""
     remedy = f' Remedy: {result.remedy}' if result.remedy else ''
     return (f'Host check {result.code} {result.title}: {result.details}.'

@@ -31,9 +31,12 @@ PURE = {
     'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
     'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.usable', 'errors',
     'exit_codes', 'guest_agent.channel', 'guest_agent.replies',
-    'host.access', 'host.checks', 'host.distribution', 'host.install',
-    'host.model', 'host.options', 'host.qemu_conf', 'images.qed',
-    'images.verdict', 'images.vmdk', 'known_errors', 'request', 'traits',
+    'host.access', 'host.checks.causes', 'host.checks.device',
+    'host.checks.kernel', 'host.checks.libvirt', 'host.checks.nova',
+    'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
+    'host.distribution', 'host.install', 'host.model', 'host.options',
+    'host.qemu_conf', 'images.qed', 'images.verdict', 'images.vmdk',
+    'known_errors', 'request', 'traits',
     'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {

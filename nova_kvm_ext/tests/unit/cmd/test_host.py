@@ -21,7 +21,8 @@ import fixtures
 from oslotest import base
 
 from nova_kvm_ext.cmd import host
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.tests.unit.host import fake_host
 
@@ -88,8 +89,8 @@ class HostCheckTestCase(base.BaseTestCase):
         self.assertEqual(0, self.check()[0])
         for result, code in (('WARN', 1), ('FAIL', 2), ('SKIP', 0)):
             self.useFixture(fixtures.MockPatchObject(
-                checks, 'run', return_value=[
-                    checks.CheckResult('KVM999', 'x', result, 'y')]))
+                runner, 'run', return_value=[
+                    verdict.CheckResult('KVM999', 'x', result, 'y')]))
             self.assertEqual(code, self.check()[0])
 
     def test_json(self):
@@ -97,7 +98,7 @@ class HostCheckTestCase(base.BaseTestCase):
         code, out = self.check('-f', 'json')
         self.assertEqual(2, code)
         results = {result['code']: result for result in json.loads(out)}
-        self.assertEqual(list(checks.codes()), list(results))
+        self.assertEqual(list(runner.codes()), list(results))
         self.assertEqual(
             {'code': 'KVM204', 'title': 'Permissions of /dev/kvm',
              'result': 'FAIL', 'remedy': _TRIGGER, 'fix': [_TRIGGER],

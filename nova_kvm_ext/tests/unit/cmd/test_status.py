@@ -29,11 +29,12 @@ from oslotest import base
 from nova_kvm_ext.cmd import status
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 
-PASSED = [checks.CheckResult(code, title, checks.PASS, 'well')
-          for code, title in checks.codes().items()]
+PASSED = [verdict.CheckResult(code, title, verdict.PASS, 'well')
+          for code, title in runner.codes().items()]
 
 
 class StatusTestCase(base.BaseTestCase):
@@ -42,7 +43,7 @@ class StatusTestCase(base.BaseTestCase):
         super().setUp()
         self.results = list(PASSED)
         self.mocked(facts, 'read_host')
-        self.mocked(checks, 'run').side_effect = lambda found: self.results
+        self.mocked(runner, 'run').side_effect = lambda found: self.results
         self.version = self.mocked(status.metadata, 'version')
         self.version.return_value = '34.0.0'
         self.contract = self.mocked(subprocess, 'run')
@@ -86,8 +87,8 @@ class StatusTestCase(base.BaseTestCase):
     def become(self, code: str, result: str) -> None:
         """Give a check another result."""
         self.results = [
-            checks.CheckResult(code, found.title, result, 'it is so',
-                               'mend it') if found.code == code else found
+            verdict.CheckResult(code, found.title, result, 'it is so',
+                                'mend it') if found.code == code else found
             for found in self.results]
 
     def check(self) -> tuple[int, dict[str, tuple[int, str]]]:
@@ -144,13 +145,13 @@ class StatusTestCase(base.BaseTestCase):
         self.assertIn('ImportError: no name x [31m in nova', details)
 
     def test_driver_not_beside_nova(self):
-        self.become('KVM401', checks.FAIL)
+        self.become('KVM401', verdict.FAIL)
         self.assertEqual(
             (2, 'KVM401 Driver beside Nova: it is so (remedy: mend it)'),
             self.one('Driver beside Nova'))
 
     def test_refused_options(self):
-        self.become('KVM402', checks.FAIL)
+        self.become('KVM402', verdict.FAIL)
         self.assertEqual(2, self.one('Options of nova.conf')[0])
 
     def test_options_that_there_are_not(self):
@@ -175,14 +176,14 @@ class StatusTestCase(base.BaseTestCase):
         self.assertEqual(0, self.check()[0])
 
     def test_versions(self):
-        self.become('KVM504', checks.WARN)
+        self.become('KVM504', verdict.WARN)
         code, details = self.one('Versions of libvirt and QEMU')
         self.assertEqual(1, code)
         self.assertIn('KVM504', details)
 
     def test_host(self):
-        self.become('KVM101', checks.WARN)
-        self.become('KVM205', checks.FAIL)
+        self.become('KVM101', verdict.WARN)
+        self.become('KVM205', verdict.FAIL)
         code, details = self.one('Host checks')
         self.assertEqual(2, code)
         self.assertLess(details.index('KVM205'), details.index('KVM101'))
@@ -190,9 +191,9 @@ class StatusTestCase(base.BaseTestCase):
     def test_each_check_of_the_host_is_told_once(self):
         conf.register_opts(self.conf)
         self.conf(['--config-file', self.file])
-        for code in checks.codes():
+        for code in runner.codes():
             self.results = list(PASSED)
-            self.become(code, checks.FAIL)
+            self.become(code, verdict.FAIL)
             commands = status.Checks()
             self.assertEqual(1, [
                 check(commands).code for _, check in

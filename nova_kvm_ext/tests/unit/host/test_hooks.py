@@ -33,7 +33,8 @@ from nova.virt.libvirt import host as libvirt_host
 
 from nova_kvm_ext import driver
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import hooks
 from nova_kvm_ext.host import probe
@@ -45,13 +46,13 @@ PATH = '/srv/nova/instances/x/disk'
 LOCKED = (f'internal error: Failed to get "write" lock\nIs another process '
           f'using the image [{PATH}]?')
 
-PASSED = checks.CheckResult('KVM101', 'CPU', checks.PASS, 'it has it')
-WARNED = checks.CheckResult('KVM301', 'vhost_net', checks.WARN,
-                            'vhost_net is not loaded', 'modprobe vhost_net')
-FAILED = checks.CheckResult('KVM205', 'Use of /dev/kvm', checks.FAIL,
-                            'libvirt-qemu cannot open it',
-                            'chmod 0660 /dev/kvm')
-HELPER = checks.CheckResult('KVM403', 'Helper', checks.FAIL, 'no sudo')
+PASSED = verdict.CheckResult('KVM101', 'CPU', verdict.PASS, 'it has it')
+WARNED = verdict.CheckResult('KVM301', 'vhost_net', verdict.WARN,
+                             'vhost_net is not loaded', 'modprobe vhost_net')
+FAILED = verdict.CheckResult('KVM205', 'Use of /dev/kvm', verdict.FAIL,
+                             'libvirt-qemu cannot open it',
+                             'chmod 0660 /dev/kvm')
+HELPER = verdict.CheckResult('KVM403', 'Helper', verdict.FAIL, 'no sudo')
 
 
 def libvirt_error(text: str, code: int = 1) -> Any:
@@ -272,7 +273,7 @@ class HostCheckTestCase(driver_base.DriverTestCase):
         self.results = [PASSED]
         self.read_host = self.patch(facts, 'read_host')
         self.read_again = self.patch(facts, 'read_again')
-        self.run = self.patch(checks, 'run')
+        self.run = self.patch(runner, 'run')
         self.run.side_effect = lambda found: list(self.results)
         self.flags(host_check='enforce', group='kvm_ext')
 
@@ -343,12 +344,12 @@ class AtStartTestCase(HostCheckTestCase):
 
     def test_what_does_not_matter_to_a_driver_that_runs(self):
         for code in hooks._NO_MATTER:
-            self.results = [checks.CheckResult(code, 'x', checks.FAIL, 'y')]
+            self.results = [verdict.CheckResult(code, 'x', verdict.FAIL, 'y')]
             self.started()
 
     def test_the_codes_exist(self):
         self.assertEqual(
-            set(), {*hooks._NO_MATTER, hooks._PRIVSEP} - set(checks.codes()))
+            set(), {*hooks._NO_MATTER, hooks._PRIVSEP} - set(runner.codes()))
 
     def test_the_helper_matters_unless_it_is_not_used(self):
         self.results = [HELPER]
@@ -397,7 +398,7 @@ class AgainTestCase(HostCheckTestCase):
         object.__setattr__(service, 'save', save)
         return service
 
-    def update(self, *results: checks.CheckResult) -> Any:
+    def update(self, *results: verdict.CheckResult) -> Any:
         self.results = list(results) or [PASSED]
         return self.driver.get_available_resource('node')
 
@@ -497,7 +498,8 @@ class AgainTestCase(HostCheckTestCase):
         self.assertTrue(self.record['disabled'])
 
     def test_a_long_reason_fits_novas_column(self):
-        self.update(checks.CheckResult('KVM205', 'x', checks.FAIL, 'y' * 500))
+        self.update(verdict.CheckResult(
+            'KVM205', 'x', verdict.FAIL, 'y' * 500))
         self.assertEqual(255, len(self.record['disabled_reason']))
 
     def test_warn_says_and_leaves_the_service_alone(self):

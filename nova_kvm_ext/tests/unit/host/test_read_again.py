@@ -18,7 +18,8 @@ from unittest import mock
 
 from oslotest import base
 
-from nova_kvm_ext.host import checks
+from nova_kvm_ext.host.checks import runner
+from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.tests.unit.host import fake_host
@@ -35,8 +36,8 @@ class ReadAgainTestCase(base.BaseTestCase):
         return facts.read_again(self.known, self.host.root)
 
     def failed(self) -> list[str]:
-        return [result.code for result in checks.run(self.again())
-                if result.result == checks.FAIL]
+        return [result.code for result in runner.run(self.again())
+                if result.result == verdict.FAIL]
 
     def test_nothing_has_changed(self):
         # But for the space, which is that of a real file system.

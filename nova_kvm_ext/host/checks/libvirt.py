@@ -1,0 +1,210 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""libvirt and QEMU.
+
+Codes KVM5xx. Pure.
+"""
+
+import os
+
+from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import choose
+from nova_kvm_ext import errors
+from nova_kvm_ext.host.checks import causes
+from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import model
+
+GROUP = verdict.Group()
+
+
+@GROUP.check('KVM501', 'QEMU')
+def _emulator(facts: model.HostFacts) -> verdict.Said:
+    emulator = facts.emulator
+    package = facts.distribution.qemu_package(facts.cpu.arch)
+    if emulator.path is None:
+        return verdict.fail(
+            f'{facts.distribution.name} has it in '
+            f'{" or ".join(facts.distribution.emulators)}, where it is not'
+            .format(arch=facts.cpu.arch), causes.install(facts, package))
+    again = f'{facts.distribution.reinstall} {package}'
+    if emulator.error:
+        return verdict.fail(f'{emulator.path} does not run: {emulator.error}',
+                            again)
+    if not emulator.accelerators:
+        return verdict.fail(f'{emulator.path} does not list its accelerators '
+                            f'(-accel help)', again)
+    version = '.'.join(map(str, emulator.version or ())) or 'unknown version'
+    said = (f'{emulator.path} {version}, accelerators '
+            f'{", ".join(emulator.accelerators)}')
+    if facts.virt_type == 'qemu' and 'tcg' not in emulator.accelerators:
+        return verdict.fail(f'{said}: virt_type = qemu needs tcg',
+                            'Set [kvm_ext] virt_type = kvm.')
+    if 'kvm' not in emulator.accelerators:
+        return causes.no_kvm(facts, f'{said}: it is built without kvm',
+                             causes.install(facts, package))
+    return verdict.passed(said)
+
+
+@GROUP.check('KVM502', 'libvirt')
+def _libvirt(facts: model.HostFacts) -> verdict.Said:
+    libvirt = facts.libvirt
+    if libvirt.error:
+        known = errors.explain(libvirt.error)
+        if libvirt.hangs:
+            return verdict.fail(f'{libvirt.uri}: {libvirt.error}',
+                                causes.restart_libvirt(facts))
+        denied = 'denied' in libvirt.error or 'authentic' in libvirt.error
+        return verdict.fail(f'{libvirt.uri}: {libvirt.error}',
+                            known.remedy if known and denied else
+                            causes.start_libvirt(facts))
+    if libvirt.version is None:
+        return verdict.skip(libvirt.unasked)
+    return verdict.passed(f'{libvirt.uri} answers')
+
+
+def _version(facts: model.HostFacts, what: str,
+             found: tuple[int, int, int] | None,
+             minimum: tuple[int, int, int] | None,
+             following: tuple[int, int, int] | None) -> verdict.Said:
+    if found is None:
+        return verdict.skip(facts.libvirt.unasked or
+                            f'{what} did not say (KVM502)')
+    said = '.'.join(map(str, found))
+    if minimum is None or following is None:
+        return verdict.skip(f'{what} {said}; Nova\'s source does not tell '
+                            f'what it needs')
+    upgrade = f'Upgrade {what}, with a release of the distribution that has '
+    if found < minimum:
+        least = '.'.join(map(str, minimum))
+        return verdict.fail(f'{what} {said} is older than {least}, and Nova '
+                            f'does not start with it', f'{upgrade}{least}.')
+    if found < following:
+        least = '.'.join(map(str, following))
+        return verdict.warn(
+            f'{what} {said}: this Nova needs '
+            f'{".".join(map(str, minimum))}, a later one will need {least}',
+            f'{upgrade}{least}, before Nova is upgraded.')
+    return verdict.passed(f'{what} {said}')
+
+
+@GROUP.check('KVM503', 'Version of libvirt')
+def _libvirt_version(facts: model.HostFacts) -> verdict.Said:
+    return _version(facts, 'libvirt', facts.libvirt.version,
+                    facts.nova.libvirt, facts.nova.next_libvirt)
+
+
+@GROUP.check('KVM504', 'Version of QEMU')
+def _qemu_version(facts: model.HostFacts) -> verdict.Said:
+    return _version(facts, 'QEMU',
+                    facts.libvirt.qemu or facts.emulator.version,
+                    facts.nova.qemu, facts.nova.next_qemu)
+
+
+def _unasked(facts: model.HostFacts) -> str:
+    """Why libvirt's answers about QEMU are not there, or ''."""
+    if facts.libvirt.error:
+        return 'libvirt did not answer (KVM502)'
+    if facts.libvirt.unasked.startswith('libvirt was not asked about'):
+        return f'{facts.libvirt.unasked} (KVM205)'
+    return facts.libvirt.unasked
+
+
+@GROUP.check('KVM505', 'Machine types')
+def _machines(facts: model.HostFacts) -> verdict.Said:
+    unasked = _unasked(facts)
+    if unasked:
+        return verdict.skip(unasked)
+    arch, machines = facts.cpu.arch, facts.libvirt.machines
+    if not machines:
+        package = facts.distribution.qemu_package(arch)
+        return verdict.fail(f'libvirt knows no machine type for {arch}',
+                            f'{causes.install(facts, package)} && '
+                            f'{causes.restart_libvirt(facts)}')
+    for wanted, machine in facts.options.machine_types:
+        if wanted == arch and machine not in machines:
+            return verdict.fail(
+                f'[libvirt] hw_machine_type has {arch}={machine}, which QEMU '
+                f'on this host does not know',
+                f'Choose one of {facts.emulator.path} -machine help, or '
+                f'remove the option.')
+    said = dict(facts.options.machine_types).get(arch)
+    return verdict.passed(f'{len(machines)} for {arch}' + (
+        f', {said} of hw_machine_type among them' if said else ''))
+
+
+@GROUP.check('KVM506', 'KVM in libvirt\'s eyes')
+def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
+    unasked = _unasked(facts)
+    if unasked:
+        return verdict.skip(unasked)
+    refused = facts.libvirt.refuses.get('kvm')
+    offers = bool(facts.libvirt.offers_kvm) and refused is None
+    words = f': {refused}' if refused else ''
+    if offers and not facts.kvm_use.works:
+        return causes.no_kvm(
+            facts, f'libvirt offers KVM, which is wrong or out of date: '
+            f'QEMU\'s user cannot open /dev/kvm ({facts.kvm_use.error})',
+            causes.restart_libvirt(facts))
+    if offers and facts.probe.virt_type == 'kvm' and (
+            facts.probe.runs is False):
+        return causes.no_kvm(
+            facts, 'libvirt offers KVM, but a 64-bit guest does not run '
+            'under it (KVM508)', _SOFTWARE)
+    if offers:
+        return verdict.passed('libvirt offers KVM')
+    if facts.kvm_use.works:
+        return causes.no_kvm(
+            facts, f'libvirt offers no KVM, though QEMU\'s user can open '
+            f'/dev/kvm: its answer is out of date{words}',
+            causes.restart_libvirt(facts))
+    return verdict.skip(f'libvirt offers no KVM, and there is none{words}')
+
+
+_SOFTWARE = 'Set [kvm_ext] virt_type = qemu or auto.'
+
+
+@GROUP.check('KVM507', 'CPU of guests')
+def _guest_cpu(facts: model.HostFacts) -> verdict.Said:
+    unasked = _unasked(facts)
+    if unasked:
+        return verdict.skip(unasked)
+    settings = facts.options.settings
+    if settings is None or settings.virt_type not in ('kvm', 'qemu', 'auto'):
+        return verdict.skip('nova.conf cannot be used (KVM402)')
+    if causes.chosen(facts, capabilities.DomainCapabilities())[0] is None:
+        return verdict.skip('nova.conf cannot be used (KVM402)')
+    if facts.virt_type in facts.libvirt.refuses:
+        return verdict.skip(f'libvirt gives no domain capabilities: '
+                            f'{facts.libvirt.refuses[facts.virt_type]}')
+    choice, refused = causes.chosen(facts, facts.libvirt.domain_capabilities)
+    if choice is None:
+        return refused
+    mode = choice.mode or choose.default_mode(facts.cpu.arch)
+    said = (f'{mode}{"".join(f" {m}" for m in choice.models)} under '
+            f'{facts.virt_type}')
+    if choice.warnings:
+        return verdict.warn(f'{said}: {" ".join(choice.warnings)}')
+    return verdict.passed(said)
+
+
+@GROUP.check('KVM508', '64-bit guest')
+def _probe(facts: model.HostFacts) -> verdict.Said:
+    probe = facts.probe
+    if probe.runs is None:
+        return verdict.skip(probe.reason)
+    if probe.runs:
+        return verdict.passed(probe.reason)
+    if probe.virt_type == 'qemu':
+        log = os.path.join('/var/log/libvirt/qemu', 'nova-kvm-ext-probe-*')
+        return verdict.fail(probe.reason, f'Read {log}')
+    return causes.no_kvm(facts, probe.reason, _SOFTWARE)

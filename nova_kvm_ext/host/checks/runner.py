@@ -1,0 +1,51 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The checks of a KVM host, in their order.
+
+Pure: takes :class:`~nova_kvm_ext.host.model.HostFacts`, gives results. No
+check prints, none raises, none looks at the host. Cheap facts and causes come
+first, what follows from them later, so that the first FAIL is the one to
+mend.
+
+A code never changes its meaning, and one that is given up is not given again.
+Every code is in doc/source/admin/troubleshooting.rst and
+doc/source/cli/host.rst.
+"""
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.host.checks import device
+from nova_kvm_ext.host.checks import kernel
+from nova_kvm_ext.host.checks import libvirt
+from nova_kvm_ext.host.checks import nova
+from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host.checks import vhost
+from nova_kvm_ext.host import model
+
+_CHECKS = [check for module in (kernel, device, vhost, nova, libvirt)
+           for check in module.GROUP.checks]
+
+
+def codes() -> dict[str, str]:
+    """The title of each check by its code, in their order."""
+    return {code: title for code, title, _ in _CHECKS}
+
+
+def run(facts: model.HostFacts) -> list[verdict.CheckResult]:
+    """Every check once, ordered by code. Never raises."""
+    said = []
+    for code, title, function in _CHECKS:
+        one = function(facts)
+        said.append(verdict.CheckResult(
+            code, title, one.result, errors.clean(one.details, 500),
+            one.remedy, one.fix))
+    return said
