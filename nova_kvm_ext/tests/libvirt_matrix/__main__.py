@@ -1,0 +1,102 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What ``tools/run-libvirt-matrix`` runs, and the tables that it prints."""
+
+import argparse
+from collections.abc import Iterable
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+import sys
+import time
+
+from nova_kvm_ext.tests.libvirt_matrix import documents
+from nova_kvm_ext.tests.libvirt_matrix import report
+from nova_kvm_ext.tests.libvirt_matrix import sources
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(f'[{time.strftime("%H:%M:%S")}] {text}', file=sys.stderr,
+          flush=True)
+
+
+def read_sources(given: Iterable[str], state: pathlib.Path
+                 ) -> list[report.Bed]:
+    """The beds of libvirt's own documents.
+
+    :param given: directories with a source; none to fetch them
+    """
+    beds = []
+    for suite in given or sources.SUITES:
+        bed = report.Bed(f'source of {suite}')
+        beds.append(bed)
+        try:
+            if given:
+                path = pathlib.Path(suite)
+            else:
+                say(f'libvirt\'s source package of {suite}')
+                path = sources.fetch(suite, state / 'sources')
+            source = documents.Source(path)
+        except (sources.Unavailable, OSError) as e:
+            bed.missing.append(str(e))
+            say(f'  not there: {e}')
+            continue
+        bed.name = f'libvirt {source.version}, its source'
+        say(f'documents of libvirt {source.version}')
+        bed.documents = source.documents
+        bed.judged.extend(source.judge())
+    return beds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='tools/run-libvirt-matrix', description=__doc__)
+    parser.add_argument(
+        '--source', metavar='DIRECTORY', action='append', default=[],
+        help='an unpacked source of libvirt (libvirt-11.3.0) instead of those '
+             'of Debian\'s archive; repeat for more')
+    parser.add_argument(
+        '--state', metavar='DIRECTORY', type=pathlib.Path,
+        help='where sources and roots are kept (default: '
+             'libvirt-matrix in ~/.cache/nova-kvm-ext)')
+    parser.add_argument(
+        '-f', '--format', choices=('table', 'json'), default='table',
+        help='output for people or for programs')
+    return parser
+
+
+def _cache() -> pathlib.Path:
+    cache = os.environ.get('NOVA_KVM_EXT_CACHE') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'),
+        'nova-kvm-ext')
+    return pathlib.Path(cache) / 'libvirt-matrix'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    given = args.source or [
+        part for part in os.environ.get(
+            'NOVA_KVM_EXT_LIBVIRT_SOURCE', '').split(':') if part]
+    state = (args.state or _cache()).absolute()
+    beds = read_sources(given, state)
+    if args.format == 'json':
+        print(json.dumps(report.for_programs(beds), indent=1))
+    else:
+        print(report.table(beds))
+        print(report.details(beds))
+    return report.exit_code(beds)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
