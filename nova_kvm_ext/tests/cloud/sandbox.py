@@ -32,8 +32,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
+
+from nova_kvm_ext.tests import namespaces
 
 COMPUTES = ('compute1', 'compute2')
 ADDRESSES = {'compute1': '198.51.100.1', 'compute2': '198.51.100.2'}
@@ -76,22 +77,9 @@ migration_address = "{address}"
 """,
 }
 
-# Ignoring SIGCHLD has the kernel reap what the first process inherits; libvirt
-# takes a zombie for a QEMU that does not want to die. Standard input is a pipe
-# from the command: the cloud ends with it, unless it says otherwise.
-_FIRST_PROCESS = """
-import signal, sys
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print('ready', flush=True)
-if sys.stdin.readline() == 'stay\\n':
-    while True:
-        signal.pause()
-"""
-
 # Held by the first process.
 _LOCK = 'lock'
 
-_MOUNT = 'mount --no-mtab'
 _TIMEOUT = 60.0
 
 
@@ -139,21 +127,18 @@ class Sandbox:
         self._make_directories()
         lock = os.open(self.state / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._first = subprocess.Popen(
-            ['unshare', '--mount', '--propagation', 'slave', '--net', '--uts',
-             '--ipc', '--pid', '--fork', '--mount-proc', '--kill-child',
-             sys.executable, '-I', '-S', '-c', _FIRST_PROCESS,
-             str(self.state)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, pass_fds=[lock],
-            start_new_session=True)
-        os.close(lock)
+        # Standard input is a pipe from the command: the cloud ends with it,
+        # unless it says otherwise.
+        try:
+            self._first = namespaces.start(
+                namespaces.unshare('--net', '--uts', '--ipc'), lock,
+                str(self.state))
+        except OSError as e:
+            raise SandboxError(f'No namespaces for the cloud: {e}; it needs '
+                               f'CAP_SYS_ADMIN.') from e
+        finally:
+            os.close(lock)
         self._pid_file.write_text(f'{self._first.pid}\n')
-        answer = self._first.stdout.readline()
-        if answer != 'ready\n':
-            raise SandboxError(
-                f'No namespaces for the cloud: {answer.strip()}; it needs '
-                f'CAP_SYS_ADMIN.')
         self._set_up()
 
     def stay(self) -> None:
@@ -212,10 +197,8 @@ class Sandbox:
 
     def enter(self, command: Sequence[str]) -> list[str]:
         """The command that runs another inside, on the first compute."""
-        proc = f'/proc/{int(self._pid_file.read_text())}/ns'
-        return ['nsenter', f'--mount={proc}/mnt', f'--net={proc}/net',
-                f'--uts={proc}/uts', f'--ipc={proc}/ipc',
-                f'--pid={proc}/pid_for_children', *command]
+        pid = int(self._pid_file.read_text())
+        return [*namespaces.enter(pid, 'net', 'uts', 'ipc'), *command]
 
     def _run(self, script: Sequence[str]) -> None:
         result = subprocess.run(
@@ -285,28 +268,24 @@ class Sandbox:
     def _covers(self, compute: str) -> list[str]:
         """The commands that put a compute's directories in place."""
         top = self.state / compute
+        mount = namespaces.MOUNT
         commands = [
             f'hostname {compute}',
             # Of this network; and no control group is seen.
-            f'{_MOUNT} -t sysfs none /sys',
-            f'{_MOUNT} -t tmpfs -o mode=0755 none /run',
+            f'{mount} -t sysfs none /sys',
+            f'{mount} -t tmpfs -o mode=0755 none /run',
             'mkdir -p /run/netns /run/libvirt /run/openvswitch /run/lock',
-            f'{_MOUNT} --bind {self.state}/hosts /etc/hosts']
+            f'{mount} --bind {self.state}/hosts /etc/hosts']
         # Nova has the same path on each of its hosts.
         commands.append(
-            f'{_MOUNT} --bind {top}/instances {self.state}/instances')
+            f'{mount} --bind {top}/instances {self.state}/instances')
         for name, path in _COVERED.items():
             commands += [
                 f'mkdir -p {path}',
-                f'{_MOUNT} --bind {self._cover(compute, name)} {path}']
+                f'{mount} --bind {self._cover(compute, name)} {path}']
         if os.path.exists('/dev/kvm'):
-            # As udev has it on a healthy host, and one that tests may break.
-            node = top / 'dev' / 'kvm'
-            commands += [
-                f'{_MOUNT} -t tmpfs -o mode=0755 none {node.parent}',
-                f'mknod --mode=0660 {node} c 10 232',
-                f'chown :kvm {node}',
-                f'{_MOUNT} --bind {node} /dev/kvm']
+            # Healthy, and one that tests may break.
+            commands += namespaces.kvm_node(top / 'dev')
         return commands
 
 

@@ -26,7 +26,6 @@ Clients stay outside: they reach libvirtd's socket by
 from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
-import fcntl
 import os
 import pathlib
 import platform
@@ -36,7 +35,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
@@ -44,12 +42,11 @@ import fixtures
 from testtools import content
 from testtools import content_type
 
+from nova_kvm_ext.tests import namespaces
+
 REQUIRE = 'NOVA_KVM_EXT_REQUIRE_FUNCTIONAL'
 """Environment variable: set to 1, what cannot run fails instead of skips."""
 
-# Not tempfile's directory: tests like to point that at one which only root
-# can enter, and it may be too deep for the 108 bytes of a socket's path.
-_BASE = pathlib.Path('/var/tmp')
 _PREFIX = 'nova-kvm-ext-libvirt-'
 
 _TIMEOUT = 60.0
@@ -85,25 +82,6 @@ _CONFIGURATION = {
     },
 }
 
-# Where the host shares its mounts, as under systemd, those made later, such as
-# Nova's volumes, are seen inside, and unmounts too, so that nothing outside
-# stays busy. None travels outwards.
-_UNSHARE = ('unshare', '--mount', '--propagation', 'slave', '--pid', '--fork',
-            '--mount-proc', '--kill-child')
-
-# Otherwise mount would make and use the host's /run/mount.
-_MOUNT = 'mount --no-mtab'
-
-# The first process of the PID namespace inherits each QEMU, which daemonised.
-# Ignoring SIGCHLD has the kernel reap them: libvirt takes a zombie for a
-# process that does not want to die, and destroying a domain would fail.
-_FIRST_PROCESS = """
-import signal, sys
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print('ready', flush=True)
-sys.stdin.readline()
-"""
-
 # Clients are processes because a call to a libvirtd that hangs would hang us.
 _CONNECT = """
 import libvirt, sys
@@ -134,34 +112,11 @@ def missing_requirement() -> str | None:
         if shutil.which(program) is None:
             return f'{program} is not installed (package {package})'
     attempt = subprocess.run(
-        [*_UNSHARE, 'true'], capture_output=True, text=True)
+        [*namespaces.unshare(), 'true'], capture_output=True, text=True)
     if attempt.returncode != 0:
         return ('no permission to make mount and PID namespaces '
                 f'(CAP_SYS_ADMIN): {attempt.stderr.strip()}')
     return None
-
-
-def _lock(path: pathlib.Path, flags: int = 0) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _remove_stale() -> None:
-    """Remove the directories of tests that were killed."""
-    for path in _BASE.glob(f'{_PREFIX}*'):
-        try:
-            lock = _lock(path, fcntl.LOCK_NB)
-        except OSError:
-            continue  # in use, or none of ours
-        try:
-            shutil.rmtree(path)
-        finally:
-            os.close(lock)
 
 
 def _make_directory(path: pathlib.Path) -> None:
@@ -277,14 +232,7 @@ class PrivateLibvirt(fixtures.Fixture):
 
     def _make_own_directory(self) -> int:
         """Make the directory; returns the lock that says it is in use."""
-        base = _lock(_BASE)
-        try:
-            _remove_stale()
-            self._path = pathlib.Path(
-                tempfile.mkdtemp(prefix=_PREFIX, dir=_BASE))
-            lock = _lock(self._path)
-        finally:
-            os.close(base)
+        self._path, lock = namespaces.make_directory(_PREFIX)
         self.addCleanup(os.close, lock)
         self.addCleanup(shutil.rmtree, self._path)
         self._path.chmod(0o711)
@@ -301,39 +249,26 @@ class PrivateLibvirt(fixtures.Fixture):
         return lock
 
     def _make_namespaces(self, lock: int) -> None:
-        # unshare ends when all in the PID namespace have. Holding the lock
-        # as well, it keeps the directory ours until then.
-        self._unshare = subprocess.Popen(
-            [*_UNSHARE, sys.executable, '-I', '-S', '-c', _FIRST_PROCESS],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, pass_fds=[lock])
+        # unshare ends when all in the PID namespace have.
+        try:
+            first = namespaces.start(namespaces.unshare(), lock)
+        except OSError as e:
+            raise RuntimeError(f'No namespaces for libvirt: {e}') from e
         # A line ends the first process. Closing the pipe would not if the
         # test has forked, for the child holds it open.
-        self.addCleanup(self._unshare.communicate, '\n', timeout=_TIMEOUT)
-        assert self._unshare.stdout is not None
-        answer = self._unshare.stdout.readline()
-        if answer != 'ready\n':
-            raise RuntimeError(f'No namespaces for libvirt: {answer}')
-        proc = f'/proc/{self._unshare.pid}/ns'
-        self._enter = ['nsenter', f'--mount={proc}/mnt',
-                       f'--pid={proc}/pid_for_children']
+        self.addCleanup(first.communicate, '\n', timeout=_TIMEOUT)
+        self._enter = namespaces.enter(first.pid)
 
     def _mounts(self) -> list[str]:
         """The commands that put the directories in place."""
+        mount = namespaces.MOUNT
         commands = []
         for name, path in COVERED.items():
             if not os.path.isdir(path):
                 commands += self._cover_parent(pathlib.Path(path))
-            commands.append(f'{_MOUNT} --bind {self._path / name} {path}')
+            commands.append(f'{mount} --bind {self._path / name} {path}')
         if os.path.exists('/dev/kvm'):
-            # As udev has it on a healthy host. Where there is no udev the
-            # node is root's alone, and libvirt takes 45 s a start over it.
-            device = self._path / 'dev' / 'kvm'
-            commands += [
-                f'{_MOUNT} -t tmpfs -o mode=0755 none {device.parent}',
-                f'mknod --mode=0660 {device} c 10 232',
-                f'chown :kvm {device}',
-                f'{_MOUNT} --bind {device} /dev/kvm']
+            commands += namespaces.kvm_node(self._path / 'dev')
         if os.path.ismount('/sys/fs/cgroup'):
             # Guests' control groups would be made in the host's tree.
             commands.append('umount --no-mtab --lazy /sys/fs/cgroup')
@@ -359,9 +294,9 @@ class PrivateLibvirt(fixtures.Fixture):
             else:
                 place.touch()
             commands.append(
-                f'{_MOUNT} --rbind {shlex.quote(str(entry))} '
+                f'{namespaces.MOUNT} --rbind {shlex.quote(str(entry))} '
                 f'{shlex.quote(str(place))}')
-        commands.append(f'{_MOUNT} --rbind {copy} {missing.parent}')
+        commands.append(f'{namespaces.MOUNT} --rbind {copy} {missing.parent}')
         return commands
 
     def _start(self, daemon: str) -> None:

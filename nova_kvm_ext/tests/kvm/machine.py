@@ -58,6 +58,7 @@ import tempfile
 import time
 
 from nova_kvm_ext.boot import testguest
+from nova_kvm_ext.tests import roots
 
 PACKAGES = (
     'linux-image-cloud-amd64', 'systemd-sysv', 'udev', 'kmod', 'dbus',
@@ -250,22 +251,8 @@ def _digest(inputs: object) -> str:
     return hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
 
 
-def _sources() -> str:
-    """The Debian archives that this host uses, as lines of sources.list."""
-    lines = [line for line in _run([
-        'apt-get', 'indextargets', '--format',
-        '$(ORIGIN) deb $(REPO_URI) $(RELEASE) $(COMPONENT)',
-        'Created-By: Packages', f'Architecture: {_architecture()}',
-    ]).splitlines() if line.startswith('Debian ')]
-    if not lines:
-        raise MachineError(
-            'apt knows no archive of Debian here, of which the machine could '
-            'be made. On Debian: apt-get update.')
-    return ''.join(f'{line.removeprefix("Debian ")}\n' for line in lines)
-
-
-def _architecture() -> str:
-    return _run(['dpkg', '--print-architecture']).strip()
+def _codename() -> str:
+    return platform.freedesktop_os_release().get('VERSION_CODENAME', '')
 
 
 def _system_inputs() -> object:
@@ -273,7 +260,7 @@ def _system_inputs() -> object:
     versions = [line for line in _run(['apt-cache', 'policy', *PACKAGES])
                 .splitlines() if not line.startswith('  ') or
                 'Candidate:' in line]
-    return _SETUP, _sources(), versions
+    return _SETUP, roots.sources(_codename()), versions
 
 
 def _python_inputs() -> object:
@@ -292,33 +279,16 @@ def _python() -> str:
     return f'python{sys.version_info.major}.{sys.version_info.minor}'
 
 
-@contextlib.contextmanager
-def _made(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file that appears when it is complete.
-
-    It belongs to whom the cache does, who is not root.
-    """
-    new = path.with_name(f'{path.name}.new')
-    owner = path.parent.stat()
-    try:
-        yield new
-        new.chmod(0o644)
-        os.chown(new, owner.st_uid, owner.st_gid)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def _make_ext4(tree: pathlib.Path, path: pathlib.Path, label: str,
                size: str) -> None:
-    with _made(path) as new:
+    with roots.made(path) as new:
         # Sparse: it is as big as what is in it.
         _run(['mke2fs', '-q', '-t', 'ext4', '-L', label, '-d', tree,
               '-m', '0', '-O', '^has_journal', new, size])
 
 
 def _make_system(disks: Disks) -> None:
-    codename = platform.freedesktop_os_release().get('VERSION_CODENAME', '')
+    codename = _codename()
     with tempfile.TemporaryDirectory(
             prefix='nova-kvm-ext-machine-', dir='/var/tmp') as work:
         root = pathlib.Path(work, 'root')
@@ -331,7 +301,7 @@ def _make_system(disks: Disks) -> None:
               *(f'--dpkgopt=path-exclude=/usr/share/{name}/*'
                 for name in ('doc', 'man', 'locale', 'info')),
               f'--customize-hook=sh {setup} "$1"', codename, root, '-'],
-             given=_sources())
+             given=roots.sources(codename))
         if not (root / 'usr' / 'bin' / _python()).exists():
             found = os.path.realpath(root / 'usr/bin/python3')
             raise MachineError(
@@ -341,7 +311,7 @@ def _make_system(disks: Disks) -> None:
                 f'tools/prepare test).')
         for name, path in (('vmlinuz', disks.kernel),
                            ('initrd.img', disks.initrd)):
-            with _made(path) as new:
+            with roots.made(path) as new:
                 shutil.copyfile(next(root.glob(f'boot/{name}-*')), new)
         _make_ext4(root, disks.system, 'system', '6G')
 
@@ -529,7 +499,7 @@ class Machine:
                                    f'{self.last_words()}')
             time.sleep(0.5)
         _, memory = self.state(disks)
-        with _made(memory) as new:
+        with roots.made(memory) as new:
             said, _ = self._process.communicate(
                 'migrate_set_parameter max-bandwidth 10G\n'
                 f'migrate "exec:cat > {new.name}"\n'
@@ -767,7 +737,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _main(parser.parse_args())
-    except (MachineError, testguest.BuildError, OSError, re.error) as e:
+    except (MachineError, roots.RootError, testguest.BuildError, OSError,
+            re.error) as e:
         print(e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
