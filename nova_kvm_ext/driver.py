@@ -268,10 +268,13 @@ class KVMDriver(driver.LibvirtDriver):
             return models[0]
         return super()._match_cpu_model_by_flags(models, *args, **kwargs)
 
-    def _compare_cpu(self, guest_cpu: Any, *args: Any, **kwargs: Any) -> None:
+    def _compare_cpu(self, guest_cpu: Any, host_cpu_str: Any, instance: Any,
+                     *args: Any, **kwargs: Any) -> None:
         """A live migration to this host is judged by the guest's own CPU."""
-        if not self._cpu.check_guest(guest_cpu):
-            super()._compare_cpu(guest_cpu, *args, **kwargs)
+        if not self._cpu.check_guest(
+                guest_cpu, instance, self._check_emulation_arch):
+            super()._compare_cpu(
+                guest_cpu, host_cpu_str, instance, *args, **kwargs)
 
     def _get_cpu_feature_traits(self) -> dict[str, bool]:
         """Traits about CPU features, as guests here really get them."""

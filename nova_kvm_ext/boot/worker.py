@@ -49,6 +49,7 @@ from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext.boot import report
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import verify
+from nova_kvm_ext.cpu import reader
 from nova_kvm_ext import driver as kvm_driver
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
@@ -237,7 +238,7 @@ class Boot:
         seen, agent_answer = self._wait(domain)
         checks = verify.check_all(
             domain, wants_agent, agent_answer, seen,
-            self._host_model(domain), facts.read_cpu_map())
+            self._host_model(domain), reader.read_map())
         checks += verify.check_vhost(proof.judge(
             proof.nics(self.domain.XMLDesc(0)),
             facts.read_vhost([self.record.uuid])[self.record.uuid]))

@@ -34,15 +34,14 @@ from oslo_config import cfg
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
-from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import levels
+from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext import request
 
@@ -109,8 +108,12 @@ def _look(nova: cfg.ConfigOpts, settings: conf.Settings,
           ) -> tuple[virt_type.VirtType, usable.Host]:
     arch = os.uname().machine
     resolved = _resolve(nova, settings, connection)
-    return resolved, facts.read_cpu_host(
+    host = reader.read_host(
         connection, resolved.value, arch, _machine(nova, arch))
+    for entry in host.caps.odd:
+        _CPUCommand.warn(f'{entry} in libvirt\'s domain capabilities is not '
+                         f'understood and left out')
+    return resolved, host
 
 
 class Show(_CPUCommand, show.ShowOne):
@@ -144,11 +147,17 @@ class Show(_CPUCommand, show.ShowOne):
              settings: conf.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], Sequence[Any]]:
         resolved, host = _look(nova, settings, connection)
+        host = reader.with_answers(
+            connection, host, choose.questions(settings, host))
         choice = choose.choose(settings, host)
         for warning in choice.warnings:
             self.warn(warning)
+        needs = self._needs(args)
+        host = reader.with_answers(
+            connection, host, choose.questions_of_guest(
+                choice, needs.wishes, host))
         guest = choose.choose_for_guest(
-            choice, self._needs(args), settings, host, _mapping(args))
+            choice, needs, settings, host, _mapping(args))
         cpu, features = guest.cpu, guest.features(host)
         rows: dict[str, Any] = {
             'virt_type': resolved.value,
@@ -205,8 +214,10 @@ def _mapping(args: argparse.Namespace) -> traits.ByFeature:
 class ModelList(_CPUCommand, lister.Lister):
     """List the CPU models and levels: usable on this host, or why not.
 
-    Usable is what guests of the configured virt_type can have. Missing are
-    the features that the host lacks.
+    Usable is what guests of the configured virt_type can have as it is, as
+    QEMU says; where libvirt contradicts, its answer counts. Missing are the
+    features that the host lacks. A model that lacks a few can be had without
+    them: see cpu show.
 
     Exit codes: 0 listed, 2 wrong command line or configuration, 3 the host
     lacks something or libvirt fails.
@@ -223,6 +234,9 @@ class ModelList(_CPUCommand, lister.Lister):
              settings: conf.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
         _, host = _look(nova, settings, connection)
+        host = reader.with_answers(connection, host, (
+            cpu for model in host.caps.usable_models
+            if (cpu := usable.question(model.name, (), host)) is not None))
         rows = [row for row in (*self._levels(host), *self._models(host))
                 if not args.usable or row[1] == 'yes']
         if args.formatter == 'table':
@@ -241,19 +255,20 @@ class ModelList(_CPUCommand, lister.Lister):
     @staticmethod
     def _models(host: usable.Host) -> Iterable[tuple[Any, ...]]:
         for model in host.caps.models:
-            missing = (list(usable.missing_features(model, host)) or None
-                       if model.usable == 'no' else [])
-            yield (model.name, model.usable, model.vendor, model.deprecated,
-                   missing if model.usable != 'unknown' else None)
+            word, missing = usable.state(model, host)
+            yield (model.name, word, model.vendor, model.deprecated,
+                   None if missing is None else list(missing))
 
 
 class Compare(_CPUCommand, show.ShowOne):
     """Tell whether this host can run the CPU of a domain or of a file.
 
-    FILE is a domain's XML (virsh dumpxml), a <cpu> element or a host's
-    capabilities; - is standard input, and what is a file is no domain. Of a
-    running domain the CPU is known exactly, so its XML from one host tells
-    whether it can move to another.
+    FILE is a domain's XML (virsh dumpxml), a <cpu> element, or what virsh
+    domcapabilities or virsh capabilities wrote; - is standard input, and what
+    is a file is no domain. Of a running domain the CPU is known exactly, so
+    its XML from one host tells whether it can move to another. Of domain
+    capabilities the CPU is what host-model gives there. Capabilities name the
+    host's own CPU, of which no guest has all.
 
     libvirt decides where it can; the features are worked out with its CPU
     map and are those that libvirt misses.
@@ -281,30 +296,42 @@ class Compare(_CPUCommand, show.ShowOne):
         text = self._text(args.cpu, connection)
         try:
             cpu = definition.CPU.parse(text, args.cpu)
-            domain = document.parse(text, args.cpu)
+            root = document.parse(text, args.cpu)
         except errors.HostError as e:
             raise errors.InvalidRequest(e.problem, e.remedy) from e
-        kind = domain.get('type') if domain.tag == 'domain' else None
-        arch = domain.find('os/type')
+        kind, arch = self._guests(root)
         if kind not in virt_type.SUPPORTED:
             kind = _resolve(nova, settings, connection).value
-        guest_arch = (arch.get('arch') if arch is not None else
-                      None) or os.uname().machine
-        host = facts.read_cpu_host(connection, kind, guest_arch)
-        found = compare.compare(cpu, host.caps, host.known)
-        answer, words = self._ask_libvirt(
-            connection, kind, guest_arch, cpu)
-        possible = found.possible if answer is None else answer
-        self._code = self._CODES[possible]
+        host = reader.read_host(connection, kind, arch or os.uname().machine)
+        found, answer = reader.settled(connection, host, cpu)
+        for warning in found.warnings:
+            self.warn(warning)
+        for entry in cpu.odd:
+            self.warn(f'{entry} is not understood')
+        self._code = self._CODES[found.possible]
         rows = {
             'cpu_mode': cpu.mode, 'cpu_model': cpu.model,
             'virt_type': kind,
-            'possible': {True: 'yes', False: 'no', None: 'unknown'}[possible],
+            'possible': {True: 'yes', False: 'no',
+                         None: 'unknown'}[found.possible],
             'reason': found.reason, 'missing': list(found.missing),
-            'libvirt': words}
+            'libvirt': answer.words}
         if args.formatter == 'table':
             rows['missing'] = ' '.join(found.missing)
+        else:
+            rows['warnings'] = list(found.warnings)
         return tuple(rows), tuple(rows.values())
+
+    @staticmethod
+    def _guests(root: Any) -> tuple[str | None, str | None]:
+        """The virt type and the architecture that a document names."""
+        if root.tag == 'domainCapabilities':
+            return root.findtext('domain'), root.findtext('arch')
+        if root.tag != 'domain':
+            return None, None
+        os_type = root.find('os/type')
+        return root.get('type'), (None if os_type is None else
+                                  os_type.get('arch'))
 
     @classmethod
     def _text(cls, name: str, connection: libvirt.virConnect) -> str | bytes:
@@ -342,20 +369,3 @@ class Compare(_CPUCommand, show.ShowOne):
             raise errors.InvalidRequest(
                 f'{errors.clean(path, 80)} cannot be read: {e.strerror}.',
                 'Name a file with the XML in it.') from e
-
-    @staticmethod
-    def _ask_libvirt(connection: libvirt.virConnect, kind: str, arch: str,
-                     cpu: definition.CPU) -> tuple[bool | None, str | None]:
-        """libvirt's own answer and its words; None where it has none."""
-        if cpu.model is None:
-            return None, None
-        try:
-            result = connection.compareHypervisorCPU(
-                None, arch, None, kind, cpu.to_xml(),
-                libvirt.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE)
-        except libvirt.libvirtError as e:
-            words = errors.clean(e)
-            if e.get_error_code() == libvirt.VIR_ERR_CPU_INCOMPATIBLE:
-                return False, words
-            return None, words
-        return result > libvirt.VIR_CPU_COMPARE_INCOMPATIBLE, None

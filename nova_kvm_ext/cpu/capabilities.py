@@ -72,6 +72,12 @@ class DomainCapabilities:
     :ivar host_passthrough_migratable: values that the attribute
         ``migratable`` may have with host-passthrough; empty where not told
     :ivar maximum_migratable: the same with maximum
+    :ivar address_bits: bits of a physical address that the host has; None
+        where not told, as by libvirt 9.0
+    :ivar supported: features that guests can have besides those of
+        host_model, as libvirt 12.5 and later tell if they are asked for them
+    :ivar odd: what the document says besides that could not be understood and
+        was left out, each fit for a log
     """
 
     emulator: str | None = None
@@ -83,6 +89,9 @@ class DomainCapabilities:
     host_model: definition.CPU | None = None
     host_passthrough_migratable: tuple[str, ...] = ()
     maximum_migratable: tuple[str, ...] = ()
+    address_bits: int | None = None
+    supported: frozenset[str] = frozenset()
+    odd: tuple[str, ...] = ()
 
     def supports(self, mode: str) -> bool | None:
         """Whether guests can have this CPU mode; None where not told.
@@ -110,8 +119,11 @@ class DomainCapabilities:
 def parse(xml: str) -> DomainCapabilities:
     """The frozen answer.
 
+    An entry that cannot be understood costs that entry: it is left out and
+    named in ``odd``.
+
     :param xml: what virConnectGetDomainCapabilities returns
-    :raises errors.HostError: it is no domain capabilities, or nonsense
+    :raises errors.HostError: it is no domain capabilities
     """
     root = document.parse(xml, _WHAT)
     document.expect(root, ('domainCapabilities',), _WHAT)
@@ -122,7 +134,8 @@ def parse(xml: str) -> DomainCapabilities:
     found = DomainCapabilities(
         emulator=text('path'), arch=text('arch'), machine=text('machine'),
         virt_type=text('domain'))
-    modes = {mode.get('name'): mode for mode in root.findall('cpu/mode')}
+    modes = {name: mode for mode in root.findall('cpu/mode')
+             if (name := document.name(mode.get('name')))}
     if not modes:
         return found
     supported = {name: mode for name, mode in modes.items()
@@ -136,44 +149,64 @@ def parse(xml: str) -> DomainCapabilities:
             if enum.get('name', '').endswith('Migratable')
             for value in enum.findall('value')) if mode in supported else ()
 
+    odd: list[str] = []
+    models = _models(modes.get('custom', ()), odd)
+    host_model, bits = _host_model(supported.get('host-model'), odd)
     return dataclasses.replace(
         found,
-        modes=frozenset(supported),
-        models=_models(modes.get('custom', ())),
-        host_model=_host_model(supported.get('host-model')),
+        modes=frozenset(supported), models=models, host_model=host_model,
+        address_bits=bits, odd=tuple(dict.fromkeys(odd)),
         host_passthrough_migratable=migratable('host-passthrough'),
         maximum_migratable=migratable('maximum'))
 
 
-def _models(elements: Iterable[etree._Element]) -> tuple[Model, ...]:
+def _models(elements: Iterable[etree._Element],
+            odd: list[str]) -> tuple[Model, ...]:
     """The models of the mode custom, each with the blockers after it."""
     models: dict[str, Model] = {}
+
+    def named(kind: str, text: str | None) -> str | None:
+        found = document.name(text)
+        if found is None and text is not None:
+            odd.append(document.odd(kind, text))
+        return found
+
     for element in elements:
-        if element.tag == 'model':
-            name = document.name(element.text, _WHAT)
-            usable = element.get('usable')
-            vendor = element.get('vendor')
-            models[name] = Model(
-                name,
-                usable=usable if usable in ('yes', 'no') else 'unknown',
-                vendor=None if vendor in (None, 'unknown') else
-                document.name(vendor, _WHAT),
-                deprecated=element.get('deprecated') == 'yes',
-                canonical=element.get('canonical') and
-                document.name(element.get('canonical'), _WHAT))
+        if element.tag != 'model':
+            continue
+        name = named('CPU model', element.text or '')
+        if name is None:
+            continue
+        usable, vendor = element.get('usable'), element.get('vendor')
+        model = Model(
+            name,
+            usable=usable if usable in ('yes', 'no') else 'unknown',
+            vendor=None if vendor == 'unknown' else
+            named('CPU vendor', vendor),
+            deprecated=element.get('deprecated') == 'yes',
+            canonical=named('CPU model', element.get('canonical')))
+        if models.setdefault(name, model).usable != model.usable:
+            odd.append(f'the CPU model {name!r}, named twice')
+            models[name] = dataclasses.replace(model, usable='unknown')
     for element in elements:
         name = element.get('model', '')
         if element.tag == 'blockers' and name in models:
-            models[name] = dataclasses.replace(models[name], blockers=tuple(
-                document.name(feature.get('name'), _WHAT)
-                for feature in element.findall('feature')))
+            found = [named('CPU feature', feature.get('name', ''))
+                     for feature in element.findall('feature')]
+            models[name] = dataclasses.replace(
+                models[name], blockers=tuple(f for f in found if f) or None)
     return tuple(models.values())
 
 
-def _host_model(element: etree._Element | None) -> definition.CPU | None:
+def _host_model(element: etree._Element | None, odd: list[str]
+                ) -> tuple[definition.CPU | None, int | None]:
+    """What host-model gives, and the bits of a physical address."""
     if element is None:
-        return None
-    cpu = definition.CPU.from_element(element, _WHAT)
+        return None, None
+    cpu = definition.CPU.from_element(element)
+    odd += cpu.odd
+    bits = definition.bits(element.find('maxphysaddr'), 'limit')
     if cpu.model is None:
-        return None
-    return dataclasses.replace(cpu, mode='custom', match='exact')
+        return None, bits
+    return dataclasses.replace(
+        cpu, mode='custom', match='exact', address_bits=None), bits

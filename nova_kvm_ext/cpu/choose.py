@@ -28,6 +28,7 @@ from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
 from nova_kvm_ext.cpu import traits
+from nova_kvm_ext.cpu import unshown
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext import request
@@ -207,6 +208,30 @@ def as_configured(settings: conf.Settings,
         tuple(map(_feature, settings.extra_flags)))
 
 
+def questions(settings: conf.Settings,
+              host: usable.Host) -> tuple[definition.CPU, ...]:
+    """The CPUs about which libvirt should be asked before :func:`choose`."""
+    try:
+        choice = as_configured(settings, (m.name for m in host.caps.models))
+    except errors.InvalidOption:
+        return ()
+    asked = (usable.question(model, choice.features, host)
+             for model in choice.models)
+    return tuple(cpu for cpu in asked if cpu is not None)
+
+
+def questions_of_guest(choice: CPUChoice, wishes: request.GuestRequest,
+                       host: usable.Host) -> tuple[definition.CPU, ...]:
+    """The same before :func:`choose_for_guest`."""
+    try:
+        wish = wishes.wish('cpu_model')
+    except errors.InvalidRequest:
+        return ()
+    cpu = None if wish is None else usable.question(
+        wish.value.strip(), choice.features, host)
+    return () if cpu is None else (cpu,)
+
+
 def choose(settings: conf.Settings, host: usable.Host) -> CPUChoice:
     """The CPU that the settings ask for, if that can be.
 
@@ -229,7 +254,7 @@ def choose(settings: conf.Settings, host: usable.Host) -> CPUChoice:
                 f'[libvirt] cpu_model_extra_flags = {name}: '
                 f'{refused.problem}.', refused.remedy)
     for model in choice.models:
-        refused = usable.check_model(model, host, _disabled(features))
+        refused = usable.check_model(model, host, features)
         if refused is not None:
             raise errors.InvalidOption(
                 f'{settings.cpu_models_option} = {model}: {refused.problem}.',
@@ -256,7 +281,7 @@ def _check_combination(settings: conf.Settings) -> None:
             'Set [kvm_ext] cpu_mode = custom, or remove the model.')
 
 
-def _warnings(settings: conf.Settings, features: Iterable[tuple[str, str]],
+def _warnings(settings: conf.Settings, features: tuple[tuple[str, str], ...],
               host: usable.Host) -> Iterator[str]:
     """What works today and will hurt."""
     if settings.cpu_mode == 'none' and host.is_x86:
@@ -266,10 +291,22 @@ def _warnings(settings: conf.Settings, features: Iterable[tuple[str, str]],
         if found is not None and found.deprecated:
             yield (f'{settings.cpu_models_option} = {found.name}: QEMU calls '
                    f'this model deprecated and will drop it.')
+        said = usable.doubt(model, host, features)
+        if said is not None:
+            yield f'{settings.cpu_models_option} = {model}: {said}'
+    stuck = [name for name, policy in features
+             if policy == 'require' and name in unshown.NOT_MIGRATABLE]
+    if stuck and settings.cpu_mode != 'none':
+        yield (f'[libvirt] cpu_model_extra_flags = {", ".join(stuck)}: QEMU '
+               f'refuses to migrate a guest with it, so that no guest of this '
+               f'host can be live migrated.')
     available = host.available
     if available is not None and settings.cpu_mode != 'none':
-        absent = [name for name, policy in features
-                  if policy == 'require' and name not in available]
+        surely, _ = unshown.given(
+            (name for name, _ in features), host.caps.host_model.vendor
+            if host.caps.host_model else None, host.virt_type)
+        absent = [name for name, policy in features if policy == 'require' and
+                  name not in available and name not in surely]
         if absent:
             # No refusal: host-model leaves out what QEMU can do and does not
             # do by itself.
@@ -429,7 +466,7 @@ class _GuestChooser:
                 f'{wish.said}: images may not ask for this CPU model here '
                 f'([kvm_ext] image_cpu_models).', self._allowed(allowed))
         refused = usable.check_model(
-            asked, self._host, _disabled(self._choice.features))
+            asked, self._host, self._choice.features)
         if refused is not None:
             raise errors.InvalidRequest(
                 f'{wish.said}: {refused.problem}.', refused.remedy)
@@ -487,7 +524,7 @@ def features_of(mode: str, model: str | None,
     if mode == 'none':
         return ()
     level = levels.find(model) if model else None
-    expansion = (host.available if model is None else
+    expansion = (host.shown if model is None else
                  usable.model_features(model, host))
     if expansion is None:
         return ()

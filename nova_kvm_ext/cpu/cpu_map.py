@@ -13,7 +13,7 @@
 """libvirt's CPU map: what its names of models and features mean in CPUID.
 
 Pure: parses the XML files that libvirt installs with itself, so that this
-project needs no table of its own. :mod:`nova_kvm_ext.host.facts` reads them.
+project needs no table of its own. :mod:`nova_kvm_ext.cpu.reader` reads them.
 
 Format: libvirt src/cpu_map/ and src/cpu/cpu_x86.c (x86FeatureParse,
 x86ModelParse).
@@ -24,6 +24,9 @@ from collections.abc import Mapping
 import dataclasses
 
 from lxml import etree
+
+from nova_kvm_ext.cpu import document
+from nova_kvm_ext import errors
 
 REGISTERS = ('eax', 'ebx', 'ecx', 'edx')
 
@@ -56,12 +59,18 @@ class CPUMap:
     :ivar signatures: (family, model) pairs by name of CPU model
     :ivar register_features: names of the features that a model-specific
         register tells
+    :ivar compares_by_qemu: whether libvirt is so new (11.0 on) that QEMU's
+        word about a model counts where it compares
+    :ivar strict_models: models that such a libvirt compares by what QEMU says
+        that they lack; all others by the features that they have here
     """
 
     features: Mapping[str, tuple[Bits, ...]]
     models: Mapping[str, frozenset[str]]
     signatures: Mapping[str, frozenset[tuple[int, int]]]
     register_features: frozenset[str] = frozenset()
+    compares_by_qemu: bool = False
+    strict_models: frozenset[str] = frozenset()
 
     @property
     def feature_names(self) -> frozenset[str]:
@@ -83,55 +92,87 @@ class CPUMap:
 
 
 def parse(documents: Iterable[bytes]) -> CPUMap:
-    """Parse the XML files of libvirt's cpu_map directory, in any order."""
+    """Parse the XML files of libvirt's cpu_map directory, in any order.
+
+    What cannot be understood is left out: a file that is no XML, a feature
+    with a mask that is no number.
+    """
     features: dict[str, tuple[Bits, ...]] = {}
     register_features: set[str] = set()
     elements: dict[str, etree._Element] = {}
-    for document in documents:
-        root = etree.fromstring(document)
+    for text in documents:
+        try:
+            root = document.parse(text, 'a file of libvirt\'s CPU map')
+        except errors.HostError:
+            continue
         for feature in root.findall('feature'):
-            bits = tuple(
-                Bits((int(cpuid.get('eax_in', '0'), 0),
-                      int(cpuid.get('ecx_in', '0'), 0)),
-                     (_mask(cpuid, 'eax'), _mask(cpuid, 'ebx'),
-                      _mask(cpuid, 'ecx'), _mask(cpuid, 'edx')))
-                for cpuid in feature.findall('cpuid'))
+            name = document.name(feature.get('name'))
+            if name is None:
+                continue
+            try:
+                bits = tuple(map(_bits, feature.findall('cpuid')))
+            except ValueError:
+                bits = ()
             if bits:
-                features[feature.get('name')] = bits
+                features[name] = bits
             else:
-                register_features.add(feature.get('name'))
+                register_features.add(name)
         for model in root.findall('model'):
-            elements[model.get('name')] = model
+            name = document.name(model.get('name'))
+            if name is not None:
+                elements[name] = model
+    checked = {name: model.find('check') is not None
+               for name, model in elements.items()}
     return CPUMap(
         features,
-        {name: _model_features(name, elements) for name in elements},
+        {name: _model_features(name, elements, ()) for name in elements},
         {name: frozenset(
             (int(s.get('family', '0')), int(number))
             for s in model.findall('signature')
-            for number in [s.get('model', '')] if number.isdigit())
+            for number in [s.get('model', '')]
+            if number.isdecimal() and s.get('family', '0').isdecimal())
          for name, model in elements.items()},
-        frozenset(register_features))
+        frozenset(register_features),
+        # Before 11.0 the map has no <check>, and libvirt one comparison.
+        any(checked.values()),
+        frozenset(name for name, compat in checked.items() if not compat)
+        if any(checked.values()) else frozenset())
 
 
-def _mask(cpuid: etree._Element, register: str) -> int:
-    return int(cpuid.get(register, '0'), 0)
+def _bits(cpuid: etree._Element) -> Bits:
+    """:raises ValueError: a number is none"""
+    def number(name: str) -> int:
+        return int(cpuid.get(name, '0'), 0)
+
+    return Bits((number('eax_in'), number('ecx_in')),
+                (number('eax'), number('ebx'), number('ecx'), number('edx')))
 
 
-def _model_features(
-        name: str, elements: Mapping[str, etree._Element]) -> frozenset[str]:
-    """A model's features, with those of the model it is derived from."""
+def _model_features(name: str, elements: Mapping[str, etree._Element],
+                    heirs: tuple[str, ...]) -> frozenset[str]:
+    """The features of a model by which libvirt compares it.
+
+    libvirt src/cpu/cpu_x86.c (x86ModelParseAncestor, x86ModelParseFeatures):
+    those of its ancestor but for what the ancestor calls removed, and its
+    own. ``removed='yes'`` was once part of the model and is not required
+    since; ``added='yes'`` became part of it later (libvirt 10.1 on, all
+    ``vmx-*``), and guests may have it or not.
+
+    :param heirs: models that are derived from this one
+    """
     model = elements[name]
     found: set[str] = set()
-    for ancestor in model.findall('model'):
-        if ancestor.get('name') in elements:
-            found |= _model_features(ancestor.get('name'), elements)
-    for feature in model.findall('feature'):
-        # removed='yes': once part of the model, not required since.
-        if feature.get('removed') == 'yes':
-            found.discard(feature.get('name'))
-        else:
-            found.add(feature.get('name'))
-    return frozenset(found)
+    for element in model.findall('model'):
+        ancestor = element.get('name', '')
+        if ancestor in elements and ancestor not in (name, *heirs):
+            found |= _model_features(ancestor, elements, (*heirs, name))
+            found -= {feature.get('name') for feature in
+                      elements[ancestor].findall('feature')
+                      if feature.get('removed') == 'yes'}
+    return frozenset(found | {
+        feature.get('name') for feature in model.findall('feature')
+        if feature.get('name') and feature.get('removed') != 'yes' and
+        feature.get('added') != 'yes'})
 
 
 def signature(cpuid: CPUID) -> tuple[int, int] | None:

@@ -20,18 +20,34 @@ https://libvirt.org/formatdomain.html#cpu-model-and-topology
 
 from collections.abc import Iterable
 import dataclasses
+import re
 
 from lxml import etree
 
 from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext.cpu import document
-from nova_kvm_ext import errors
 
 MODES = ('custom', 'host-model', 'host-passthrough', 'maximum')
 # What a guest has and what it has not, whatever its model says.
 _HAS = ('require', 'force')
 _LACKS = ('disable', 'forbid')
 _POLICIES = (*_HAS, 'optional', *_LACKS)
+_MATCHES = ('minimum', 'exact', 'strict')
+_CHECKS = ('none', 'partial', 'full')
+
+_PLACES = {
+    'cpu': '.', 'domain': 'cpu', 'capabilities': 'host/cpu',
+    'domainCapabilities': 'cpu/mode[@name="host-model"][@supported="yes"]'}
+
+
+def _one_of(value: str | None, known: tuple[str, ...]) -> str | None:
+    return value if value in known else None
+
+
+def bits(element: etree._Element | None, attribute: str) -> int | None:
+    """A number of address bits in a ``<maxphysaddr>``; None for nonsense."""
+    value = '' if element is None else element.get(attribute, '')
+    return int(value) if re.fullmatch('[0-9]{1,3}', value) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +65,13 @@ class CPU:
     :ivar check: how libvirt compares it at start: ``none``, ``partial`` or
         ``full``, or None. ``full`` is in the XML of a running guest and says
         that this is exactly what the guest has
+    :ivar arch: architecture; only a host's CPU names one
+    :ivar fallback: ``forbid`` where libvirt must not take another model for
+        this one, as for a running guest; else ``allow`` or None
+    :ivar address_bits: bits of a physical address that the guest is promised
+        (``<maxphysaddr mode='emulate'>``); None where it is not
+    :ivar odd: what the XML says besides that could not be understood, each
+        fit for a log. Whether a host can give this CPU is then not known
     """
 
     mode: str | None = None
@@ -57,69 +80,112 @@ class CPU:
     features: tuple[tuple[str, str], ...] = ()
     match: str | None = None
     check: str | None = None
+    arch: str | None = None
+    fallback: str | None = dataclasses.field(default=None, compare=False)
+    address_bits: int | None = None
+    odd: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def parse(cls, text: str | bytes, what: str = 'the CPU') -> 'CPU':
         """The CPU of a document.
 
-        :param text: a ``<domain>`` (live or not), a ``<cpu>``, or a host's
-            ``<capabilities>``
+        An entry that cannot be understood is left out and named in
+        :attr:`odd`.
+
+        :param text: a ``<domain>`` (live or not), a ``<cpu>``, a host's
+            ``<capabilities>``, or ``<domainCapabilities>``, of which the CPU
+            is what host-model gives
         :param what: what the text is, for the error
-        :raises errors.HostError: it is none of these, or nonsense
+        :raises errors.HostError: it is none of these
         """
         root = document.parse(text, what)
-        places = {'cpu': '.', 'domain': 'cpu', 'capabilities': 'host/cpu'}
-        document.expect(root, tuple(places), what)
-        found = root.find(places[root.tag])
-        return cls() if found is None else cls.from_element(found, what)
+        document.expect(root, tuple(_PLACES), what)
+        found = root.find(_PLACES[root.tag])
+        if found is None:
+            return cls()
+        cpu = cls.from_element(found)
+        if root.tag == 'domainCapabilities':
+            # There the element is a <mode>, and the architecture is that of
+            # the whole document.
+            return dataclasses.replace(cpu, mode='custom', match='exact')
+        return cpu
 
     @classmethod
-    def from_element(cls, element: etree._Element, what: str) -> 'CPU':
-        """The CPU of a ``<cpu>``, or of a ``<mode>`` of domain capabilities.
+    def from_element(cls, element: etree._Element) -> 'CPU':
+        """The CPU of a ``<cpu>``, or a ``<mode>`` of domain capabilities."""
+        odd: list[str] = []
 
-        :raises errors.HostError: it is nonsense
-        """
+        def named(kind: str, text: str | None) -> str | None:
+            name = document.name(text)
+            if name is None and text is not None:
+                odd.append(document.odd(kind, text))
+            return name
+
         mode = element.get('mode')
-        model = element.findtext('model')
-        vendor = element.findtext('vendor')
         if mode is None and element.get('match') is not None:
             # libvirt's default where a domain only names a model.
             mode = 'custom'
         if mode is not None and mode not in MODES:
-            raise errors.HostError(
-                f'{what} has the CPU mode {errors.clean(mode, 40)!r}.',
-                f'libvirt has {", ".join(MODES)}.')
+            odd.append(document.odd('CPU mode', mode))
+            mode = None
         features: dict[str, str] = {}
         for feature in element.findall('feature'):
             # A host's features have no policy.
             policy = feature.get('policy', 'require')
+            name = named('CPU feature', feature.get('name', ''))
             if policy not in _POLICIES:
-                raise errors.HostError(
-                    f'{what} has a CPU feature with the policy '
-                    f'{errors.clean(policy, 40)!r}.',
-                    f'libvirt has {", ".join(_POLICIES)}.')
-            features[document.name(feature.get('name'), what)] = policy
+                odd.append(document.odd(
+                    f'policy of {name or "a feature"}', policy))
+            elif name is not None:
+                features[name] = policy
+        model = element.find('model')
         return cls(
             mode=mode,
-            model=document.name(model, what) if model else None,
-            vendor=document.name(vendor, what) if vendor else None,
+            model=None if model is None else named(
+                'CPU model', model.text or ''),
+            vendor=named('CPU vendor', element.findtext('vendor') or None),
             features=tuple(features.items()),
-            match=element.get('match'), check=element.get('check'))
+            match=_one_of(element.get('match'), _MATCHES),
+            check=_one_of(element.get('check'), _CHECKS),
+            arch=named('architecture', element.findtext('arch') or None),
+            fallback=None if model is None else model.get('fallback'),
+            address_bits=bits(element.find('maxphysaddr'), 'bits'),
+            odd=tuple(odd))
 
     def to_xml(self) -> str:
-        """The ``<cpu>`` element of a domain, without topology."""
+        """The ``<cpu>`` element, without topology.
+
+        libvirt knows a host's CPU by its ``<arch>``, and takes neither mode
+        nor policies from it (src/conf/cpu_conf.c, virCPUDefParseXML).
+        """
         cpu = etree.Element('cpu')
+        if self.is_hosts:
+            etree.SubElement(cpu, 'arch').text = self.arch
+            return self._with_names(cpu)
         for attribute in ('mode', 'match', 'check'):
             value = getattr(self, attribute)
             if value is not None:
                 cpu.set(attribute, value)
+        return self._with_names(cpu)
+
+    def _with_names(self, cpu: etree._Element) -> str:
         if self.model is not None:
             etree.SubElement(cpu, 'model').text = self.model
         if self.vendor is not None:
             etree.SubElement(cpu, 'vendor').text = self.vendor
+        if self.address_bits is not None:
+            etree.SubElement(cpu, 'maxphysaddr', mode='emulate',
+                             bits=str(self.address_bits))
         for name, policy in self.features:
-            etree.SubElement(cpu, 'feature', policy=policy, name=name)
+            feature = etree.SubElement(cpu, 'feature', name=name)
+            if not self.is_hosts:
+                feature.set('policy', policy)
         return etree.tostring(cpu, encoding='unicode')
+
+    @property
+    def is_hosts(self) -> bool:
+        """Whether it is a host's CPU and no guest's."""
+        return self.arch is not None
 
     @property
     def is_exact(self) -> bool:

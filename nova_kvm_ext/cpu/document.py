@@ -27,10 +27,12 @@ from nova_kvm_ext import errors
 # most models are unusable; a domain with hundreds of devices is smaller.
 MAX_BYTES = 4 << 20
 
-# Models and features of libvirt's CPU map, on every architecture:
-# Skylake-Server-v3, sse4.1, 3dnowext, svme-addr-chk, lahf_lm, POWER9,
-# z14.2-base.
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
+# Models, features and vendors of libvirt's CPU map, on every architecture:
+# Skylake-Server-v3, sse4.1, svme-addr-chk, lahf_lm, z14.2-base,
+# ThunderX2 99xx, Zhaoxin CentaurHauls.
+_WORD = r'[A-Za-z0-9_][A-Za-z0-9._+:()/-]*'
+_NAME = re.compile(rf'{_WORD}(?: {_WORD})*')
+_LONGEST_NAME = 64
 
 
 def parse(text: str | bytes, what: str) -> etree._Element:
@@ -74,15 +76,14 @@ def expect(root: etree._Element, tags: Sequence[str], what: str) -> None:
             f'libvirt gives it.')
 
 
-def name(text: str | None, what: str) -> str:
-    """The name of a model or feature.
-
-    :raises errors.HostError: it can be none
-    """
+def name(text: str | None) -> str | None:
+    """The name of a model, feature or vendor; None for what can be none."""
     stripped = (text or '').strip()
-    if _NAME.fullmatch(stripped) is None:
-        raise errors.HostError(
-            f'{what} names a CPU model or feature {errors.clean(text, 80)!r}, '
-            f'which can be no name.',
-            'Take the XML as libvirt gave it.')
+    if len(stripped) > _LONGEST_NAME or _NAME.fullmatch(stripped) is None:
+        return None
     return stripped
+
+
+def odd(kind: str, text: str | None) -> str:
+    """How a log names what was left out of a document."""
+    return f'the {kind} {errors.clean(text or "", 80)!r}'

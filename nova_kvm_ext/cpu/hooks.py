@@ -26,6 +26,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 from typing import Any
 
 from nova import context as nova_context
@@ -38,23 +39,20 @@ from oslo_log import log as logging
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
-from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import document
+from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import facts
 from nova_kvm_ext import request
 
 LOG = logging.getLogger(__name__)
 
-# libvirt include/libvirt/libvirt-host.h: VIR_CONNECT_COMPARE_CPU_FAIL_
-# INCOMPATIBLE, and virterror.h: VIR_ERR_NO_SUPPORT, VIR_ERR_CPU_INCOMPATIBLE.
-_FAIL_INCOMPATIBLE = 1
-_NO_SUPPORT = 3
-_CPU_INCOMPATIBLE = 91
+# libvirt src/cpu/cpu_x86.c: what it cannot parse it cannot run either. Of
+# errors without such words it is not known whether the guest would start.
+_STUMBLES = re.compile('unknown CPU (feature|model)', re.IGNORECASE)
 
 ArchOf = Callable[[Any], str | None]
 
@@ -79,10 +77,18 @@ def _runs(xml: str) -> bool:
     return document.parse(xml, 'the domain\'s XML').get('id') is not None
 
 
+def _arch(xml: str) -> str | None:
+    """The architecture of a domain's guest; None where not told."""
+    found = document.parse(xml, 'the domain\'s XML').find('os/type')
+    return None if found is None else found.get('arch')
+
+
 def _definition(stored: Any) -> definition.CPU:
     """objects.VirtCPUModel in our terms."""
     return definition.CPU(
         mode='custom', model=stored.model, vendor=stored.vendor,
+        # As libvirt has it in the XML of each guest that runs.
+        fallback='forbid',
         match=stored.match, features=tuple(
             (feature.name, feature.policy) for feature in stored.features))
 
@@ -116,18 +122,31 @@ class CPUHooks:
 
     def settle(self, settings: conf.Settings,
                virt_type: str) -> choose.CPUChoice:
-        """Make the host-wide choice. Asks libvirt, here and never again.
+        """Make the host-wide choice. Asks libvirt.
 
         :param virt_type: the resolved type
         :raises errors.InvalidOption: it cannot be
         :raises errors.HostError: libvirt's answer cannot be read
         """
         self._settings = settings
-        self._host = self._read_host(virt_type)
+        host = self._read_host(virt_type)
+        if host.caps.odd:
+            LOG.warning('libvirt\'s answer about domain capabilities has '
+                        'what this driver does not understand and leaves '
+                        'out: %s.', usable.some(host.caps.odd))
+        self._host = self._asked(host, choose.questions(settings, host))
         self.choice = choose.choose(settings, self._host)
         for warning in self.choice.warnings:
             LOG.warning('%s', warning)
         return self.choice
+
+    def _asked(self, host: usable.Host,
+               cpus: tuple[definition.CPU, ...]) -> usable.Host:
+        """The host with libvirt's answers about some CPUs, each kept."""
+        if not cpus:
+            return host
+        return reader.with_answers(
+            self._nova_host.get_connection(), host, cpus)
 
     def _read_host(self, virt_type: str) -> usable.Host:
         """What libvirt says of the machine type that guests get by default.
@@ -141,7 +160,7 @@ class CPUHooks:
         if virt_type not in ('kvm', 'qemu'):
             return unknown
         try:
-            return facts.read_cpu_host(
+            return reader.read_host(
                 self._nova_host.get_connection(), virt_type, arch,
                 libvirt_utils.get_default_machine_type(arch))
         except nova_driver.libvirt.libvirtError as e:
@@ -191,6 +210,16 @@ class CPUHooks:
         yield
         if had is not None:
             instance.vcpu_model = _vcpu_model(had)
+
+    def _forget(self, instance: Any) -> None:
+        """A domain that was defined and not started has no CPU yet.
+
+        A stopped server that was resized or moved gets the CPU of a new one
+        when it starts, and nothing must be kept of the one before.
+        """
+        if kept_cpu(instance) is not None:
+            instance.vcpu_model = None
+            instance.save()
 
     def configure(self, guest: Any, instance: Any, image_meta: Any,
                   arch_of: ArchOf) -> None:
@@ -249,6 +278,9 @@ class CPUHooks:
                 found: request.GuestRequest) -> choose.GuestChoice:
         choice, settings = self.choice, self._settings
         assert choice and settings and self._host
+        # At most one question for each model, of which there are some 150.
+        self._host = self._asked(self._host, choose.questions_of_guest(
+            choice, found, self._host))
         needs = choose.GuestNeeds(
             found, request.required_traits(instance.flavor.extra_specs or {}),
             frozenset(image_meta.properties.get('traits_required') or ()))
@@ -277,7 +309,8 @@ class CPUHooks:
         if self.choice is None:
             return
         try:
-            got = self._running_cpu(get_xml())
+            xml = get_xml()
+            runs, got = _runs(xml), self._running_cpu(xml)
         except (nova_driver.libvirt.libvirtError, exception.NovaException,
                 errors.HostError) as e:
             LOG.warning('The guest\'s CPU cannot be read, so that it is not '
@@ -285,6 +318,9 @@ class CPUHooks:
                         instance=instance)
             return
         try:
+            if not runs:
+                self._forget(instance)
+                return
             # Nova may have to ask the database for what was kept.
             had = kept_cpu(instance)
             if got is None or got == had:
@@ -308,10 +344,12 @@ class CPUHooks:
         they are: what host-model gives here is the part of them that can be
         named, and that a host must have to take the guest over.
 
-        :returns: None for a domain that does not run, and where nothing is
-            told
+        :returns: None for a domain that does not run or is emulated on
+            another architecture, and where nothing is told
         """
         cpu = definition.CPU.parse(xml, 'the domain\'s XML')
+        if not self._is_ours(_arch(xml)):
+            return None
         if cpu.mode == 'custom' and cpu.check == 'full' and cpu.model:
             return definition.CPU(
                 mode='custom', model=cpu.model, vendor=cpu.vendor,
@@ -325,6 +363,12 @@ class CPUHooks:
             match='minimum', features=definition.CPU(
                 features=expansion.features
             ).with_features(cpu.features).features)
+
+    def _is_ours(self, arch: str | None) -> bool:
+        """Whether an architecture's guests are those of this host's CPUs."""
+        return arch is None or self._host is None or (
+            arch == self._host.caps.arch or
+            arch in ('x86_64', 'i686') and self._host.is_x86)
 
     def _say_drift(self, instance: Any, had: definition.CPU,
                    got: definition.CPU) -> None:
@@ -375,17 +419,24 @@ class CPUHooks:
 
     # -- live migration -------------------------------------------------------
 
-    def check_guest(self, guest_cpu: Any) -> bool:
+    def check_guest(self, guest_cpu: Any, instance: Any,
+                    arch_of: ArchOf) -> bool:
         """Whether this host can give a guest of another host its CPU.
 
         :param guest_cpu: objects.VirtCPUModel, or anything else that Nova
             compares
+        :param instance: whose guest it is; None at Nova's start-up check
+        :param arch_of: tells the architecture that an image asks for
         :returns: False if that is not for this driver to say
         :raises nova.exception.InvalidCPUInfo: it cannot
         """
         if (self._host is None or not self._host.is_x86 or
                 not isinstance(guest_cpu, objects.VirtCPUModel) or
                 guest_cpu.model is None):
+            return False
+        if instance is not None and not self._is_ours(
+                arch_of(instance.image_meta)):
+            # Emulated: the host's CPU has no part in it.
             return False
         problem = self._cannot_give(_definition(guest_cpu))
         if problem is not None:
@@ -397,24 +448,25 @@ class CPUHooks:
         """Why this host cannot give that CPU, or None if it can.
 
         libvirt decides; what is missing is worked out where it does not say.
+        Where neither knows, the guest is not refused: the start or the
+        migration tells.
         """
         assert self._host is not None
-        own = compare.compare(cpu, self._host.caps, self._host.known)
-        said = f'{own.reason}' + (
-            f': {", ".join(own.missing)}' if own.missing else '')
-        try:
-            result = self._nova_host.get_connection().compareHypervisorCPU(
-                None, self._host.caps.arch, None, self._host.virt_type,
-                cpu.to_xml(), _FAIL_INCOMPATIBLE)
-        except nova_driver.libvirt.libvirtError as e:
-            code = errors.libvirt_error_code(e)
-            if code == _NO_SUPPORT:
-                return None if own.possible is not False else said + '.'
-            if code == _CPU_INCOMPATIBLE and own.possible is False:
-                return said + '.'
-            return f'libvirt says: {errors.clean(e)}'
-        # VIR_CPU_COMPARE_INCOMPATIBLE is 0, an error is negative.
-        return None if result > 0 else said + '.'
+        found, answer = reader.settled(
+            self._nova_host.get_connection(), self._host, cpu)
+        if answer.possible is None and _STUMBLES.search(answer.words or ''):
+            return f'libvirt says: {answer.words}'
+        if found.possible is False:
+            return (f'{found}.' if found.missing or not answer.words else
+                    f'{found} (libvirt says: {answer.words}).')
+        for warning in found.warnings:
+            LOG.warning('%s', warning)
+        if found.possible is None:
+            LOG.warning('Whether this host can give a guest the CPU that it '
+                        'has is not known: %(reason)s.%(libvirt)s',
+                        {'reason': found, 'libvirt': '' if not answer.words
+                         else f' (libvirt says: {answer.words})'})
+        return None
 
     # -- traits ---------------------------------------------------------------
 
@@ -438,7 +490,8 @@ class CPUHooks:
         assert self._settings is not None
         return traits.of_host(
             self._host,
-            self.choice.models + self._settings.image_cpu_models)
+            self.choice.models + self._settings.image_cpu_models,
+            self.choice.features)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ _MAX_MODELS = 128
 _VERSIONED = re.compile(r'-v[0-9]+$')
 
 
-def of_host(host: usable.Host, also: Iterable[str] = ()) -> frozenset[str]:
+def of_host(host: usable.Host, also: Iterable[str] = (),
+            flags: usable.Flags = ()) -> frozenset[str]:
     """Our own traits: the modes, models and levels that guests can have.
 
     There are at most four modes, four levels and 128 models. A resource
@@ -66,17 +67,21 @@ def of_host(host: usable.Host, also: Iterable[str] = ()) -> frozenset[str]:
     EPYC-Rome-v4), unless an operator has named one with a version.
 
     :param also: models that the operator names, versioned or not
+    :param flags: extra flags of nova.conf: a level can be had without what
+        they take from it
     """
+    flags = tuple(flags)
     modes = host.caps.modes or ()
     named = {name.lower() for name in also}
     models = sorted(
-        model.name for model in host.caps.usable_models
-        if not _VERSIONED.search(model.name) or model.name.lower() in named)
-    available = host.available
+        model.name for model in host.caps.models
+        if (model.usable == 'yes' and not _VERSIONED.search(model.name)) or
+        (model.name.lower() in named and
+         usable.check_model(model.name, host, flags) is None and
+         model.usable != 'unknown'))
     found = {traits.name('cpu_mode', mode) for mode in modes}
     found |= {traits.name('cpu_model', model)
               for model in models[:_MAX_MODELS]}
-    if host.is_x86 and available is not None:
-        found |= {traits.name('cpu_level', level.name)
-                  for level in levels.ALL if not level.missing(available)}
+    found |= {traits.name('cpu_level', level.name) for level in levels.ALL
+              if usable.level_usable(level, host, flags)}
     return frozenset(found)

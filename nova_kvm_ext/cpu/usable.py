@@ -14,22 +14,31 @@
 
 Each function answers None for yes, or a :class:`Refusal` that says why not
 and what would work. Who asked, nova.conf, a flavor or an image, is for the
-caller to say. What libvirt does not tell refuses nothing. Pure.
+caller to say. What libvirt does not tell refuses nothing, and what libvirt
+would run is not refused. Pure.
 """
 
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import difflib
+import types
 
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import cpu_map
+from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
 
 # A refusal is one line of a log, or the fault that an API user reads.
 _NAMED_FEATURES = 12
 _NEAREST = 3
+# So many are worth taking from a model.
+_FEW = 3
+
+Flags = Iterable[tuple[str, str]]
+"""(name, policy) pairs that are put on a model; see CPUChoice.features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +62,15 @@ class Host:
     :ivar virt_type: the resolved type, ``kvm`` or ``qemu``
     :ivar caps: as libvirt tells them for that type
     :ivar x86_map: libvirt's CPU map of x86, None where it is not installed
+    :ivar answers: what libvirt says of CPUs that it was asked about; see
+        :func:`question`
     """
 
     virt_type: str
     caps: capabilities.DomainCapabilities
     x86_map: cpu_map.CPUMap | None = None
+    answers: Mapping[definition.CPU, bool | None] = dataclasses.field(
+        default_factory=lambda: types.MappingProxyType({}), compare=False)
 
     @property
     def is_x86(self) -> bool:
@@ -71,8 +84,13 @@ class Host:
 
     @property
     def available(self) -> frozenset[str] | None:
-        """Every feature that host-model gives; None where not told."""
+        """Every feature that a guest can have; None where not told."""
         return compare.available(self.caps, self.known)
+
+    @property
+    def shown(self) -> frozenset[str] | None:
+        """Every feature that host-model gives; None where not told."""
+        return compare.shown(self.caps, self.known)
 
 
 def some(names: Iterable[str], limit: int = _NAMED_FEATURES) -> str:
@@ -131,38 +149,142 @@ def model_features(model: str, host: Host) -> frozenset[str] | None:
     return host.known.models.get(canonical(model, host))
 
 
-def check_model(model: str, host: Host,
-                disabled: Collection[str] = ()) -> Refusal | None:
+def cpu_of(model: str, flags: Flags, host: Host) -> definition.CPU:
+    """The CPU of a model or level with extra flags, as guests get it."""
+    level = levels.find(model)
+    cpu = level.cpu if level is not None else definition.CPU(
+        mode='custom', model=canonical(model, host), match='exact')
+    return cpu.with_features(flags)
+
+
+def question(model: str, flags: Flags, host: Host) -> definition.CPU | None:
+    """The CPU about which libvirt should be asked before it is chosen.
+
+    :returns: None where domain capabilities leave nothing open
+    """
+    if not host.is_x86 or host.caps.host_model is None:
+        return None
+    found = host.caps.model(model)
+    if levels.find(model) is None and found is None:
+        return None
+    cpu = cpu_of(model, flags, host)
+    if found is not None and found.usable == 'yes' and compare.compare(
+            cpu, host.caps, host.known).possible:
+        return None
+    return None if cpu in host.answers else cpu
+
+
+def check_model(model: str, host: Host, flags: Flags = ()) -> Refusal | None:
     """A named model or a level.
 
-    :param disabled: features taken from it, which so need not be there
+    QEMU calls a model unusable that it can give but for a few features;
+    libvirt, which starts the guest, goes by its own CPU map for most models,
+    and such a guest runs. So libvirt's answer counts, then what libvirt would
+    work out; :func:`doubt` has a word about what is then accepted.
+
+    :param flags: what is added to it and taken from it
     """
+    flags = tuple(flags)
     level = levels.find(model)
     if level is not None:
-        return _check_level(level, host, disabled)
+        return _check_level(level, host, flags)
     if not host.caps.models:
         return None
     found = host.caps.model(model)
     if found is None:
-        names = [m.name for m in _unversioned(host.caps.models)]
-        names += [each.name for each in levels.ALL]
-        return Refusal(
-            'libvirt on this host knows no such CPU model',
-            meant(model, names) +
-            'nova-kvm-ext cpu model list has those that it knows.')
-    if found.usable != 'no':
+        return _unknown_model(model, host)
+    verdict, missing = _verdict(found, host, flags)
+    if verdict is not False:
         return None
-    missing = missing_features(found, host)
-    if missing:
-        missing = tuple(n for n in missing if n not in disabled)
-        if not missing:
-            return None
     return Refusal(
         f'this host cannot give it to guests with virt_type = '
         f'{host.virt_type}: ' +
         (f'it lacks {some(missing)}' if missing else
          'QEMU says so, and libvirt does not tell what is missing'),
-        _instead(found, host), missing)
+        _instead(found, host, missing), missing)
+
+
+def doubt(model: str, host: Host, flags: Flags = ()) -> str | None:
+    """What is to be said of a model that is not refused, or nothing."""
+    found = host.caps.model(model)
+    if found is None:
+        return None
+    verdict, missing = _verdict(found, host, tuple(flags))
+    if verdict is False or verdict and not missing:
+        return None
+    if not missing and found.usable != 'no':
+        return None
+    lacks = (f'this host lacks {some(missing)}' if missing else
+             'QEMU calls this model unusable here')
+    if verdict:
+        return (f'{lacks}, says QEMU, and libvirt starts guests with this '
+                f'model without it.{_less(missing)}')
+    return (f'{lacks}, and whether libvirt starts guests with this model is '
+            f'not known.{_less(missing)}')
+
+
+def state(model: capabilities.Model, host: Host
+          ) -> tuple[str, tuple[str, ...] | None]:
+    """``yes``, ``no`` or ``unknown``, and what the host lacks for the model.
+
+    :returns: None for what is lacking where that is not known
+    """
+    if model.usable != 'yes':
+        return model.usable, (
+            None if model.usable == 'unknown' else
+            missing_features(model, host) or None)
+    verdict, missing = _verdict(model, host, ())
+    return {True: 'yes', False: 'no', None: 'unknown'}[verdict], missing
+
+
+def _verdict(model: capabilities.Model, host: Host, flags: Flags
+             ) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether guests can have a model with these flags, and what is missing.
+
+    :returns: None where that is not known. What is missing can be there with
+        every answer: it is what QEMU or libvirt's map says
+    """
+    cpu = cpu_of(model.name, flags, host)
+    own = compare.compare(cpu, host.caps, host.known)
+    lacks = own.missing if own.possible is False else ()
+    if model.usable == 'no' and not lacks:
+        lacks = tuple(n for n in missing_features(model, host)
+                      if (n, 'disable') not in flags)
+        if model.blockers and not lacks:
+            # What keeps QEMU from giving the model has been taken from it.
+            return True, ()
+    said = host.answers.get(cpu)
+    if said is not None:
+        return said, tuple(lacks)
+    if model.usable != 'no':
+        # QEMU says that it can, libvirt nothing: no proof of a no.
+        return (True, ()) if not lacks else (None, tuple(lacks))
+    if own.possible is None and cpu not in host.answers:
+        # Nobody but QEMU was asked.
+        return False, tuple(lacks)
+    return own.possible, tuple(lacks)
+
+
+def _unknown_model(model: str, host: Host) -> Refusal:
+    names = [m.name for m in _unversioned(host.caps.models)]
+    names += [each.name for each in levels.ALL]
+    remedy = (meant(model, names) +
+              'nova-kvm-ext cpu model list has those that it knows.')
+    if host.known is not None and model in host.known.models:
+        return Refusal(
+            'libvirt knows this CPU model, but QEMU on this host does not '
+            'have it', remedy)
+    return Refusal('libvirt on this host knows no such CPU model', remedy)
+
+
+def _less(missing: Collection[str]) -> str:
+    """A sentence about the flags that take a few features from a model."""
+    if not 0 < len(missing) <= _FEW:
+        return ''
+    flags = ', '.join(f'-{name}' for name in sorted(missing))
+    return (f' [libvirt] cpu_model_extra_flags = {flags} takes '
+            f'{"them" if len(missing) > 1 else "it"} from the guests of this '
+            f'host.')
 
 
 def missing_features(model: capabilities.Model,
@@ -209,35 +331,58 @@ def _unversioned(models: Collection[capabilities.Model]
     return [m for m in models if m.name not in doubled]
 
 
-def _instead(model: capabilities.Model, host: Host) -> str:
+def _instead(model: capabilities.Model, host: Host,
+             missing: Collection[str]) -> str:
     near = nearest(model, host)
     available = host.available
     level = None if available is None else levels.highest(available)
     choices = [*near, *([level.name] if level else [])]
     return (f'Take {", ".join(choices[:-1])} or {choices[-1]}.'
             if len(choices) > 1 else
-            'nova-kvm-ext cpu model list has what is usable.')
+            'nova-kvm-ext cpu model list has what is usable.'
+            ) + _less(missing)
+
+
+def level_usable(level: levels.Level, host: Host,
+                 flags: Flags = ()) -> bool | None:
+    """Whether guests can have a level with these flags; None: not known."""
+    if not host.is_x86:
+        return False
+    flags = tuple(flags)
+    available = host.available
+    if available is None:
+        return None
+    missing = _without(level.missing(available), flags)
+    return not missing or bool(
+        host.answers.get(cpu_of(level.name, flags, host)))
+
+
+def _without(missing: Iterable[str], flags: Flags) -> tuple[str, ...]:
+    disabled = {name for name, policy in flags if policy == 'disable'}
+    return tuple(name for name in missing if name not in disabled)
 
 
 def _check_level(level: levels.Level, host: Host,
-                 disabled: Collection[str]) -> Refusal | None:
+                 flags: Flags) -> Refusal | None:
     if not host.is_x86:
         return Refusal(
             f'it is a level of x86-64, and guests here are '
             f'{host.caps.arch}',
             'nova-kvm-ext cpu model list has what is usable.')
     available = host.available
-    if available is None:
+    if level_usable(level, host, flags) is not False or available is None:
         return None
-    missing = tuple(n for n in level.missing(available) if n not in disabled)
-    if not missing:
-        return None
+    missing = _without(level.missing(available), flags)
     highest = levels.highest(available)
+    ours = set(missing) <= level.beyond_abi
     return Refusal(
         f'this host cannot give that level to guests with virt_type = '
-        f'{host.virt_type}: it lacks {some(missing)}',
-        f'Take {highest.name}.' if highest else
-        'nova-kvm-ext cpu model list has what is usable.', missing)
+        f'{host.virt_type}: it lacks {some(missing)}' +
+        (f', which {level.name} of the psABI does not ask for and this '
+         f'driver adds' if ours else ''),
+        (f'Take {highest.name}.' if highest else
+         'nova-kvm-ext cpu model list has what is usable.') +
+        (_less(missing) if ours else ''), missing)
 
 
 def check_flag(name: str, host: Host) -> Refusal | None:

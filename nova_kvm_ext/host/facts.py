@@ -25,7 +25,6 @@ from collections.abc import Iterable
 import contextlib
 import dataclasses
 import errno
-import glob
 import importlib.util
 import os
 import re
@@ -35,10 +34,8 @@ import subprocess
 import sys
 from typing import Any
 
-from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
-from nova_kvm_ext.cpu import cpu_map
-from nova_kvm_ext.cpu import usable
+from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import distribution
 from nova_kvm_ext.host import kernel_facts
@@ -194,36 +191,6 @@ def read_install() -> model.InstallFacts:
     return model.InstallFacts(
         directories, door,
         None if found else 'nova.virt has no module kvm_ext')
-
-
-def read_cpu_map(root: str = '/') -> cpu_map.CPUMap | None:
-    """Read libvirt's CPU map for x86.
-
-    :returns: None where libvirt's files are not on this machine
-    """
-    documents = []
-    for path in glob.glob(
-            os.path.join(root, 'usr/share/libvirt/cpu_map/x86_*.xml')):
-        with open(path, 'rb') as f:
-            documents.append(f.read())
-    return cpu_map.parse(documents) if documents else None
-
-
-def read_cpu_host(connection: Any, virt_type: str, arch: str,
-                  machine: str | None = None, emulator: str | None = None,
-                  root: str = '/') -> usable.Host:
-    """Ask libvirt what CPUs guests can have.
-
-    :param connection: libvirt.virConnect, or Nova's proxy of one
-    :param machine: machine type; None for libvirt's default
-    :param emulator: path of the QEMU program; None for libvirt's default
-    :raises errors.HostError: libvirt's answer is nonsense
-    :raises libvirt.libvirtError: there are no such guests on this host
-    """
-    answer = connection.getDomainCapabilities(
-        emulator, arch, machine, virt_type, 0)
-    return usable.Host(
-        virt_type, capabilities.parse(answer), read_cpu_map(root))
 
 
 def read_nova(install: model.InstallFacts) -> model.NovaFacts:
@@ -470,7 +437,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
         libvirt=libvirt, probe=tried,
         group_names={gid: name for gid in sorted(groups)
                      if (name := known.group_name(gid))},
-        root=os.geteuid() == 0, cpu_map=read_cpu_map(root))
+        root=os.geteuid() == 0, cpu_map=cpu_reader.read_map(root))
 
 
 def read_again(known: model.HostFacts, root: str = '/') -> model.HostFacts:

@@ -228,7 +228,7 @@ def pairs(session: Session) -> dict[str, Any]:
                 None, 'x86_64', None, virt_type, cpu.to_xml(), 0) > 0
             seen['yes'] += libvirts
             try:
-                judge.check_guest(hooks._vcpu_model(cpu))
+                judge.check_guest(hooks._vcpu_model(cpu), None, lambda _: None)
                 ours, words = True, ''
             except exception.InvalidCPUInfo as e:
                 ours, words = False, str(e)

@@ -30,9 +30,9 @@ import testtools
 from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
+from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import facts
 from nova_kvm_ext.tests.functional import libvirtd
 
 # What a made-up host lacks, in QEMU's names, and a feature by which to tell
@@ -72,7 +72,7 @@ class PrivateLibvirtTestCase(testtools.TestCase):
         return connection
 
     def host(self) -> usable.Host:
-        return facts.read_cpu_host(self.connect(), 'qemu', 'x86_64')
+        return reader.read_host(self.connect(), 'qemu', 'x86_64')
 
 
 class AgreementTest(PrivateLibvirtTestCase):
@@ -215,7 +215,7 @@ class CommandTest(PrivateLibvirtTestCase):
             # QEMU adds to each guest the bit that says that it is one.
             self.assertEqual(
                 shown | {'hypervisor'},
-                live.features_by(facts.read_cpu_map()))
+                live.features_by(reader.read_map()))
 
     def test_show_refuses(self) -> None:
         said = self.refused(

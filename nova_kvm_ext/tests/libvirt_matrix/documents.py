@@ -159,7 +159,7 @@ class Source:
                 label, flags, _ = row.arguments
                 inputs = etree.fromstring(
                     self._text(row.arch, f'baseline-{label}'))
-                hosts = {str(number): definition.CPU.from_element(cpu, label)
+                hosts = {str(number): definition.CPU.from_element(cpu)
                          for number, cpu in enumerate(inputs.findall('cpu'))}
                 suffix = ('migratable' if 'MIGRATABLE' in flags else
                           'expanded' if 'EXPAND' in flags else 'result')

@@ -69,7 +69,7 @@ class DriverTestCase(test.NoDBTestCase):
     def be_host(self, **host: Any) -> None:
         """Have the CPUs of this host, see hosts.capabilities()."""
         self.useFixture(fixtures.MonkeyPatch(
-            'nova_kvm_ext.host.facts.read_cpu_map',
+            'nova_kvm_ext.cpu.reader.read_map',
             lambda root='/': hosts.MAP))
         theirs = libvirt_fixture.Connection.getDomainCapabilities
 

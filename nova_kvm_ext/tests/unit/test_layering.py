@@ -29,10 +29,11 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 PURE = {
     'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.capabilities',
     'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
-    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.usable', 'errors',
-    'exit_codes', 'guest_agent.channel', 'guest_agent.replies',
-    'host.access', 'host.checks.causes', 'host.checks.device',
-    'host.checks.kernel', 'host.checks.libvirt', 'host.checks.nova',
+    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.unshown',
+    'cpu.usable', 'errors', 'exit_codes', 'guest_agent.channel',
+    'guest_agent.replies', 'host.access', 'host.checks.causes',
+    'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
+    'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.model', 'host.options',
     'host.qemu_conf', 'images.qed', 'images.verdict', 'images.vmdk',
@@ -40,9 +41,10 @@ PURE = {
     'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'guest_agent.client', 'host.facts', 'host.kernel_facts',
-    'host.libvirt_facts', 'host.probe', 'host.user_facts',
-    'host.virt_type', 'images.answers', 'images.facts', 'images.qemu_img'}
+    'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.facts',
+    'host.kernel_facts', 'host.libvirt_facts', 'host.probe',
+    'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
+    'images.qemu_img'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',

@@ -24,7 +24,7 @@ from oslotest import base
 
 from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import cpu
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.tests.unit.cpu import documents
 from nova_kvm_ext.tests.unit import test_conf
@@ -62,6 +62,9 @@ class FakeConnection:
                               kind: str, flags: int = 0) -> str:
         return documents.load(self.documents[kind])
 
+    def getLibVersion(self) -> int:
+        return 9_000_000
+
     def getCPUModelNames(self, arch: str) -> list[str]:
         return ['Nehalem']
 
@@ -94,7 +97,7 @@ class CPUCommandTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'read_conf', side_effect=lambda files: self.conf))
         self.useFixture(fixtures.MockPatchObject(
-            facts, 'read_cpu_map', return_value=documents.KNOWN))
+            reader, 'read_map', return_value=documents.KNOWN))
 
     def configure(self, text: str) -> None:
         conf = test_conf.configuration(text)
@@ -286,11 +289,22 @@ class CompareTestCase(CPUCommandTestCase):
         return stderr
 
     def test_hostile_files(self):
-        for text in ('', 'x', '<cpu', '<x/>', '<cpu mode="no"/>',
-                     '<cpu><model>\x9b31m</model></cpu>',
+        for text in ('', 'x', '<cpu', '<x/>',
                      '<cpu>' * 100000, '<!DOCTYPE x><cpu/>',
                      '<cpu>' + ' ' * (5 << 20) + '</cpu>'):
             self.refused(self.write(text))
+
+    def test_what_is_odd_is_not_known(self):
+        for text in ('<cpu mode="no"/>', '<cpu><model>\x9b31m</model></cpu>',
+                     '<cpu match="exact"><model>Nehalem</model>'
+                     '<feature policy="wish" name="aes"/></cpu>',
+                     '<cpu match="exact"><model>Nehalem</model>'
+                     '<feature policy="require" name="a;b"/></cpu>'):
+            code, stdout, stderr = self.end(cpu.Compare, self.write(text))
+            self.assertEqual(3, code, stdout)
+            self.assertIn('does not understand', stdout)
+            self.assertIn('is not understood', stderr)
+            self.assertTrue(stderr.replace('\n', '').isprintable())
 
     def test_no_file(self):
         self.assertIn('no such domain', self.refused('two'))

@@ -91,11 +91,20 @@ MODELS = {
 OTHER_FEATURES = (
     'hypervisor rdrand ssbd invtsc avx512f avx512bw avx512cd avx512dq '
     'avx512vl sha-ni umip pku vaes la57 movdiri gfni')
+# What the documents name besides.
+_NAMED_FEATURES = (
+    '3dnow 3dnowext acpi arch-capabilities cldemote cmp_legacy cmpccxadd '
+    'fb-clear fbsdp-no fdp-excptn-only fsrc fsrm fsrs fzrm gds-no intel-psfd '
+    'lfence-always-serializing monitor movdir64b npt nrip-save '
+    'null-sel-clr-base pcommit pks pschange-mc-no psdp-no rdpid rfds-no rsba '
+    'sbdr-ssdp-no skip-l1dfl-vmentry ss svme-addr-chk taa-no topoext '
+    'tsc_adjust tsx-ldtrk vgif wbnoinvd xsaveerptr zero-fcs-fds')
 REGISTER_FEATURES = frozenset({'rdctl-no', 'mds-no'})
 
 KNOWN = cpu_map.CPUMap(
     features={name: () for name in sorted(set(
-        ' '.join(MODELS.values()).split() + OTHER_FEATURES.split()))},
+        ' '.join(MODELS.values()).split() + OTHER_FEATURES.split() +
+        _NAMED_FEATURES.split()))},
     models={name: frozenset(features.split())
             for name, features in MODELS.items()},
     signatures={}, register_features=REGISTER_FEATURES)
@@ -125,6 +134,7 @@ BROKEN_KVM = 'libvirt-9.0-qemu-7.2-pc-kvm'
 NEW_BROKEN_KVM = 'libvirt-11.3-qemu-10.0-pc-kvm'
 INTEL = 'by-hand-libvirt-8-intel-kvm'
 AMD = 'by-hand-libvirt-12-amd-kvm'
+NEWEST_KVM = 'libvirt-12.8-qemu-11.1-q35-kvm'
 NO_CPU = 'by-hand-no-cpu'
 ONLY_CUSTOM = 'by-hand-only-custom'
 ARM = 'by-hand-aarch64-kvm'

@@ -30,15 +30,21 @@ FEATURES = b"""
 OLD = b"""
 <cpus><model name='Old'>
   <signature family='6' model='30'/><signature family='6' model='46'/>
-  <feature name='sse4.2'/><feature name='monitor'/>
+  <feature name='sse4.2'/><feature name='monitor' removed='yes'/>
 </model></cpus>
 """
 NEW = b"""
 <cpus><model name='New'>
   <model name='Old'/>
-  <feature name='avx2'/><feature name='monitor' removed='yes'/>
+  <feature name='avx2'/><feature name='two' added='yes'/>
 </model></cpus>
 """
+# Something in each that libvirt does not have.
+ODD = (b'<cpus', b'', b'<cpus><feature/><model/><model name="\x3c"/></cpus>',
+       b'<cpus><feature name="odd"><cpuid eax_in="x"/></feature></cpus>',
+       b'<cpus><model name="A"><model name="B"/></model>'
+       b'<model name="B"><model name="A"/><feature name="avx2"/></model>'
+       b'<model name="C"><signature family="x" model="y"/></model></cpus>')
 
 
 class CPUMapTestCase(base.BaseTestCase):
@@ -64,10 +70,27 @@ class CPUMapTestCase(base.BaseTestCase):
         self.assertIsNone(self.map.has_feature('rdctl-no', {}))
 
     def test_models(self):
-        self.assertEqual({'sse4.2', 'monitor'}, self.map.models['Old'])
+        """Neither what was removed from a model nor what was added later."""
+        self.assertEqual({'sse4.2'}, self.map.models['Old'])
         self.assertEqual({'sse4.2', 'avx2'}, self.map.models['New'])
         self.assertEqual({(6, 30), (6, 46)}, self.map.signatures['Old'])
         self.assertEqual(frozenset(), self.map.signatures['New'])
+
+    def test_what_is_odd_costs_itself(self):
+        found = cpu_map.parse([NEW, *ODD, FEATURES, OLD])
+        self.assertEqual(self.map.models['New'], found.models['New'])
+        self.assertEqual({'avx2'}, found.models['A'])
+        self.assertIn('odd', found.register_features)
+        self.assertEqual(frozenset(), found.signatures['C'])
+
+    def test_how_libvirt_compares(self):
+        self.assertFalse(self.map.compares_by_qemu)
+        self.assertEqual(frozenset(), self.map.strict_models)
+        found = cpu_map.parse([
+            b"<cpus><model name='Old'><check partial='compat'/></model>"
+            b"<model name='New'/></cpus>"])
+        self.assertTrue(found.compares_by_qemu)
+        self.assertEqual({'New'}, found.strict_models)
 
 
 class SignatureTestCase(base.BaseTestCase):

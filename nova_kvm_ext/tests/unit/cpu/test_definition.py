@@ -77,11 +77,51 @@ class ParseTestCase(base.BaseTestCase):
             self.assertFalse(found.is_exact)
 
     def test_nonsense(self):
-        for text in ("<cpu mode='x'/>", '<cpus/>', '<cpu><model>a b</model>'
-                     '</cpu>', "<cpu><feature name='a' policy='b'/></cpu>",
-                     '<cpu><feature/></cpu>'):
+        for text in ('<cpus/>', '<cpu', ''):
             e = self.assertRaises(errors.HostError, CPU.parse, text, 'it')
             self.assertIn('it ', e.problem)
+
+    def test_what_is_odd_costs_itself(self):
+        found = CPU.parse(
+            "<cpu mode='x' match='y' check='z'><model>&#155;31m</model>"
+            "<vendor>,</vendor><arch>a&#10;b</arch>"
+            "<maxphysaddr mode='emulate' bits='-1'/>"
+            "<feature name='a' policy='b'/><feature/><feature name=''/>"
+            "<feature name='aes'/></cpu>")
+        self.assertEqual(CPU(features=(('aes', 'require'),)), found)
+        self.assertEqual(7, len(found.odd))
+        for said in found.odd:
+            self.assertTrue(said.isprintable(), said)
+
+    def test_names_of_more_than_one_word(self):
+        found = CPU.parse('<cpu><model>ThunderX2 99xx</model>'
+                          '<vendor>Zhaoxin CentaurHauls</vendor></cpu>')
+        self.assertEqual(('ThunderX2 99xx', 'Zhaoxin CentaurHauls', ()),
+                         (found.model, found.vendor, found.odd))
+
+    def test_a_host_s_cpu(self):
+        found = CPU.parse(
+            '<capabilities><host><cpu><arch>x86_64</arch><model>EPYC</model>'
+            "<feature name='ht'/></cpu></host></capabilities>")
+        self.assertTrue(found.is_hosts)
+        self.assertEqual(
+            '<cpu><arch>x86_64</arch><model>EPYC</model>'
+            '<feature name="ht"/></cpu>', found.to_xml())
+        self.assertEqual(found, CPU.parse(found.to_xml()))
+
+    def test_domain_capabilities(self):
+        """virsh takes them too: what host-model gives."""
+        found = CPU.parse(documents.load(documents.TCG))
+        self.assertEqual(('custom', 'EPYC', 'AMD', 'exact'), (
+            found.mode, found.model, found.vendor, found.match))
+        self.assertFalse(found.is_hosts)
+        self.assertEqual(CPU(), CPU.parse(documents.load(documents.NO_CPU)))
+
+    def test_address_bits(self):
+        found = CPU.parse("<cpu match='exact'><model>EPYC</model>"
+                          "<maxphysaddr mode='emulate' bits='52'/></cpu>")
+        self.assertEqual(52, found.address_bits)
+        self.assertEqual(found, CPU.parse(found.to_xml()))
 
     @hypothesis.given(cpus)
     def test_there_and_back(self, cpu):

@@ -113,7 +113,7 @@ class StartTestCase(CPUHooksTestCase):
             "invalid argument: the accel 'kvm' is not supported",
             error_code=fakelibvirt.VIR_ERR_INTERNAL_ERROR)
         self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.host.facts.read_cpu_host', side_effect=error))
+            'nova_kvm_ext.cpu.reader.read_host', side_effect=error))
         found = self.started(cpu_mode='host-model')
         self.assertIn('modprobe', self.stdlog.logger.output)
         self.assertEqual(
@@ -127,7 +127,7 @@ class StartTestCase(CPUHooksTestCase):
 
     def test_asks_once_and_for_the_machine_type_in_use(self):
         self.flags(hw_machine_type=['x86_64=q35'], group='libvirt')
-        with mock.patch('nova_kvm_ext.host.facts.read_cpu_host',
+        with mock.patch('nova_kvm_ext.cpu.reader.read_host',
                         side_effect=lambda *args: self.fail_if_late(*args)
                         ) as read:
             self.late = False

@@ -43,7 +43,8 @@ class ModeTestCase(base.BaseTestCase):
 class ModelTestCase(base.BaseTestCase):
 
     def check(self, model: str, name: str = documents.TCG, disabled=()):
-        return usable.check_model(model, host(name), disabled)
+        return usable.check_model(
+            model, host(name), [(n, 'disable') for n in disabled])
 
     def test_usable(self):
         for name in documents.names():

@@ -59,13 +59,6 @@ class ReadDeviceTestCase(base.BaseTestCase):
             '/dev/kvm', self.root).open_error)
 
 
-class ReadCPUMapTestCase(base.BaseTestCase):
-
-    def test_no_files(self):
-        root = self.useFixture(fixtures.TempDir()).path
-        self.assertIsNone(facts.read_cpu_map(root))
-
-
 class InstallTestCase(base.BaseTestCase):
 
     def problem(self, found: model.InstallFacts) -> str:

@@ -1,0 +1,98 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Features about which host-model does not tell the whole truth.
+
+libvirt compares a guest's CPU with what host-model gives. QEMU gives some
+features that host-model does not show, and a host has many that no guest
+gets. Pure tables.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import types
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """When QEMU gives a feature that host-model does not show.
+
+    :ivar vendors: of the host's CPU; empty for all
+    :ivar virt_types: ``kvm``, ``qemu``
+    :ivar sure: False where the host's kernel decides, and nothing tells
+    """
+
+    vendors: frozenset[str] = frozenset()
+    virt_types: frozenset[str] = frozenset({'kvm'})
+    sure: bool = True
+
+
+_AMD = frozenset({'AMD', 'Hygon'})
+_ANY = frozenset({'kvm', 'qemu'})
+
+# QEMU target/i386/cpu.c, feature_word_info: no_autoenable_flags are what
+# -cpu host does not have by itself; topoext "is always allowed" under KVM,
+# ht since 10.0 is set for each guest that has more than one CPU.
+# x86_cpu_load_model() gives hypervisor to each guest.
+#
+# arch-capabilities: KVM emulates the register on AMD too (Linux
+# arch/x86/kvm/x86.c, kvm_get_arch_capabilities(), which sets the bits below
+# there). Since 10.1, QEMU's -cpu host does not have it on AMD, and a guest
+# that asks gets it.
+_GIVEN = types.MappingProxyType({
+    'topoext': Given(),
+    'ht': Given(virt_types=_ANY),
+    'hypervisor': Given(virt_types=_ANY),
+    'arch-capabilities': Given(vendors=_AMD),
+    'rdctl-no': Given(vendors=_AMD),
+    'mds-no': Given(vendors=_AMD),
+    'pschange-mc-no': Given(vendors=_AMD),
+    'skip-l1dfl-vmentry': Given(vendors=_AMD),
+    # Kernels of 6.9 and later, or older ones that were patched.
+    'gds-no': Given(vendors=_AMD, sure=False),
+    'rfds-no': Given(vendors=_AMD, sure=False),
+    'its-no': Given(vendors=_AMD, sure=False),
+})
+
+HOST_ONLY = frozenset({
+    'acpi', 'cmt', 'dca', 'ds', 'ds_cpl', 'dtes64', 'est', 'extapic', 'ht',
+    'ibs', 'intel-pt', 'invtsc', 'lwp', 'mbm_local', 'mbm_total', 'monitor',
+    'nodeid_msr', 'ospke', 'osxsave', 'pbe', 'perfctr_nb', 'skinit', 'smx',
+    'svm-lock', 'tce', 'tm', 'tm2', 'topoext', 'wdt', 'xtpr'})
+"""Features of a host's CPU that host-model does not give to a guest.
+
+Measured: libvirt's test data (tests/cputestdata of 11.3) has 51 CPUs both as
+the host's and as what QEMU gives on that host; these are never among the
+latter. libvirt src/qemu/qemu_capabilities.c (ignoredFeatures) names some.
+"""
+
+NOT_MIGRATABLE = frozenset({'invtsc'})
+"""Features with which QEMU refuses to migrate a guest.
+
+QEMU target/i386/cpu.c, unmigratable_flags.
+"""
+
+
+def given(features: Iterable[str], vendor: str | None,
+          virt_type: str | None) -> tuple[frozenset[str], frozenset[str]]:
+    """Those features that guests get though host-model does not show them.
+
+    :param vendor: of the CPU that host-model gives
+    :returns: those that they surely get, and those that they perhaps get
+    """
+    found = {
+        name: row for name in features
+        if (row := _GIVEN.get(name)) is not None and
+        virt_type in (None, *row.virt_types) and
+        (not row.vendors or vendor in row.vendors)}
+    return (frozenset(n for n, row in found.items() if row.sure),
+            frozenset(n for n, row in found.items() if not row.sure))
