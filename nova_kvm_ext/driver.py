@@ -324,18 +324,16 @@ class KVMDriver(driver.LibvirtDriver):
         seen = self._guest_agents.see(instance)
         super()._can_quiesce(instance, seen.told(image_meta))
         seen.must_listen(instance)
-        self._guest_agents.freezes.can_quiesce(instance)
 
     def quiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
-        with self._guest_agents.freezes.failing_late(
-                instance, self._requires_quiesce(image_meta)):
-            self._can_quiesce(instance, image_meta)
-            with self._guest_agents.freezes.freezing(instance):
-                super().quiesce(context, instance, image_meta)
+        self._guest_agents.freezes.quiesce(
+            instance, self._requires_quiesce(image_meta),
+            functools.partial(self._can_quiesce, instance, image_meta),
+            functools.partial(super().quiesce, context, instance, image_meta))
 
     def unquiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
-        with self._guest_agents.freezes.thawing(instance):
-            super().unquiesce(context, instance, image_meta)
+        self._guest_agents.freezes.unquiesce(instance, functools.partial(
+            super().unquiesce, context, instance, image_meta))
 
     @host_hooks.explains_libvirt_errors
     def _live_snapshot(self, context: Any, instance: Any, *args: Any,
@@ -346,9 +344,24 @@ class KVMDriver(driver.LibvirtDriver):
     @host_hooks.explains_libvirt_errors
     def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,
                                 *args: Any, **kwargs: Any) -> None:
-        with self._guest_agents.freezes.volume_snapshot(instance, guest):
-            super()._volume_snapshot_create(
-                context, instance, guest, *args, **kwargs)
+        super()._volume_snapshot_create(
+            context, instance,
+            self._guest_agents.freezes.for_volume_snapshot(
+                instance, guest, self._requires_quiesce(instance.image_meta)),
+            *args, **kwargs)
+
+    def _suspend_guest_for_snapshot(
+            self, context: Any, live_snapshot: bool,
+            current_power_state: int, instance: Any) -> None:
+        """Nova copies the disk of a guest that it suspends: a cold one."""
+        if self._needs_suspend_resume_for_snapshot(
+                live_snapshot, current_power_state):
+            image_meta = instance.image_meta
+            self._guest_agents.freezes.cold_snapshot(
+                instance, self._requires_quiesce(image_meta),
+                functools.partial(self._can_quiesce, instance, image_meta))
+        super()._suspend_guest_for_snapshot(
+            context, live_snapshot, current_power_state, instance)
 
     def get_available_resource(self, nodename: str) -> Any:
         """Nova's periodic look at what this host has, and ours."""

@@ -75,6 +75,9 @@ _INTERNAL_ERROR = 1
 _SYSTEM_ERROR = 38
 _FROM_RPC = 7                      # virErrorDomain: the connection to libvirt
 
+_REFUSALS = (errors.AgentFault.UNSUPPORTED, errors.AgentFault.REFUSED)
+"""The agent is there, and does not do what it was asked."""
+
 Answer = TypeVar('Answer')
 Command = Callable[[Any, str, int, int], Any]
 """libvirt_qemu.qemuAgentCommand, or a proxy of it: the domain, the request,
@@ -175,6 +178,21 @@ class Agent:
         """Whether the agent has frozen the guest, by the agent's word."""
         return self.ask('guest-fsfreeze-status', replies.is_frozen, timeout)
 
+    def says_frozen(self, timeout: float | None = None) -> bool | None:
+        """:meth:`is_frozen`, or None where the agent refuses to say.
+
+        Windows without its volume shadow copy service does, and agents of
+        which an administrator has blocked the command.
+
+        :raises errors.AgentError: no answer at all
+        """
+        try:
+            return self.is_frozen(timeout)
+        except errors.AgentError as e:
+            if e.fault in _REFUSALS:
+                return None
+            raise
+
     def set_time(self, nanoseconds: int) -> None:
         """Set the guest's clock.
 
@@ -206,7 +224,7 @@ class Agent:
         :raises errors.AgentError: not frozen; its ``left_frozen`` says that
             the guest may be frozen and could not be thawed
         """
-        if self.is_frozen():
+        if self.says_frozen():
             raise errors.AgentError(
                 'The guest is frozen already.',
                 'Wait for who froze it, or thaw it.',
@@ -270,13 +288,7 @@ class Agent:
 
     def _thaw_once(self, timeout: float) -> int:
         count = self.ask('guest-fsfreeze-thaw', replies.thawed, timeout)
-        try:
-            frozen = self.is_frozen()
-        except errors.AgentError as e:
-            if e.fault is not errors.AgentFault.UNSUPPORTED:
-                raise
-            frozen = False
-        if frozen:
+        if self.says_frozen():
             raise errors.AgentError(
                 'The guest agent answered the thaw, and says that the guest '
                 'is frozen still.', 'Thaw it again.',

@@ -14,15 +14,19 @@
 
 Nova gives both commands. :class:`Freezes` writes a guest down before it is
 frozen and sees that it is thawed, whatever fails between the two, the service
-itself included.
+itself included. Several operations may need one guest frozen at a time
+(:mod:`nova_kvm_ext.guest_agent.holds`); after each the agent is asked whether
+the guest was frozen still.
 
 No thread and no timer of its own: what cannot be settled at once is tried
-again when Nova next asks for the host's resources.
+again when Nova next asks for the host's resources
+(:mod:`nova_kvm_ext.guest_agent.thaws`).
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import time
@@ -35,8 +39,10 @@ from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
+from nova_kvm_ext.guest_agent import holds
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guest_agent import limits
+from nova_kvm_ext.guest_agent import thaws
 
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
@@ -55,26 +61,35 @@ VOLUME_FREEZE_LIMIT = 600
 was not said to be done. Then the API that was to say so is gone, or the guest
 has stood still so long that nothing in it counts on being saved."""
 
-SETTLE_TIME = 30
-"""Seconds that one round of thawing what is left behind may take, so that
-agents that hang do not hold up Nova's periodic work."""
+STATUS_TIMEOUT = 3
+"""Seconds for the question whether a guest is frozen still. An agent answers
+it from memory, and the guest waits meanwhile."""
+
+WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT
+"""Seconds that an operation waits for another one's freeze or thaw of the
+same guest. Those end by their own limits; this is for what nobody foresaw."""
 
 
-@dataclasses.dataclass
-class _Freeze:
-    """A guest that is, or may be, frozen by us.
+@dataclasses.dataclass(eq=False)
+class Operation:
+    """A snapshot that is under way in this thread.
 
-    :ivar since: when the freeze was sent (time.monotonic)
-    :ivar answered: when the agent said that it is frozen, None before
-    :ivar unwanted: whether a thaw was asked for before that
-    :ivar by_libvirt: whether libvirt froze it for a snapshot of its own
+    :ivar uuid: of the instance
+    :ivar late: whether Nova must be told of a failed freeze only when it
+        thaws, and has put its own things in order
+    :ivar required: whether the image says os_require_quiesce
+    :ivar hold: what keeps the guest frozen, None where it is not
+    :ivar failure: why the guest could not be frozen, kept for later
+    :ivar stood: whether the guest was frozen until the end; None where it is
+        not known
     """
 
-    entry: ledger.Entry
-    since: float
-    answered: float | None = None
-    unwanted: bool = False
-    by_libvirt: bool = False
+    uuid: str
+    late: bool = False
+    required: bool = False
+    hold: holds.Hold | None = None
+    failure: str = ''
+    stood: bool | None = None
 
 
 class Freezes:
@@ -86,167 +101,190 @@ class Freezes:
     def __init__(self, host: Any, time_limits: limits.Limits) -> None:
         self._host = host
         self._limits = time_limits
-        # By instance UUID, all of them.
-        self._freezes: dict[str, _Freeze] = {}
-        self._live_snapshots: set[str] = set()
-        self._volume_snapshots: dict[str, Any] = {}
-        self._failures: dict[str, str] = {}
-        self._last_tried: dict[str, float] = {}
+        self._holds = holds.Holds()
+        self._thaws = thaws.Thaws(host, time_limits)
+        # Each thread and greenlet has its own.
+        self._operation: contextvars.ContextVar[Operation | None] = (
+            contextvars.ContextVar('operation', default=None))
+
+    # What Nova calls.
+
+    def quiesce(self, instance: Any, required: bool, check: Callable[[], Any],
+                freeze: Callable[[], Any]) -> None:
+        """Freeze a guest, or see that it is frozen already.
+
+        In a live snapshot Nova goes on without the freeze, whatever the image
+        says. Where it is required, Nova is told that it froze: it then puts
+        its mirror and its domain in order before it thaws, and
+        :meth:`unquiesce` raises the error. That is before the copy is
+        converted and uploaded.
+
+        :param required: the image's os_require_quiesce
+        :param check: Nova's, whether the guest can be frozen
+        :param freeze: Nova's freeze
+        :raises nova.exception.NovaException: the guest is not frozen
+        """
+        operation = self._current(instance)
+        try:
+            check()
+            hold = self._acquire(
+                instance.uuid, self._host.get_guest(instance)._domain, freeze,
+                lasting=operation is None)
+        except (exception.NovaException, *UNREADABLE) as e:
+            reason = _reason(e)
+            what = 'guest' if operation is None else 'snapshot'
+            if required:
+                LOG.error('The snapshot fails, because the image says '
+                          'os_require_quiesce and the guest is not quiesced: '
+                          '%s', reason, instance=instance)
+            else:
+                LOG.warning('The %s is not quiesced: %s', what, reason,
+                            instance=instance)
+            if required and operation is not None and operation.late:
+                operation.failure = reason
+                return
+            if isinstance(e, (exception.QemuGuestAgentNotEnabled,
+                              exception.InstanceQuiesceNotSupported)):
+                raise
+            raise exception.InstanceQuiesceFailed(reason=reason) from None
+        if operation is not None:
+            operation.hold = hold
+            operation.required = required
+
+    def unquiesce(self, instance: Any, thaw: Callable[[], Any]) -> None:
+        """Thaw a guest, unless another operation needs it frozen.
+
+        :param thaw: Nova's thaw
+        :raises nova.exception.InstanceQuiesceFailed: what :meth:`quiesce`
+            kept for later; the guest is not thawed; or it was not frozen all
+            the time, and that is required
+        """
+        uuid = instance.uuid
+        operation = self._current(instance)
+        if operation is None:
+            hold = self._holds.lasting(uuid)
+        elif operation.failure:
+            reason, operation.failure = operation.failure, ''
+            raise exception.InstanceQuiesceFailed(reason=reason)
+        else:
+            hold, operation.hold = operation.hold, None
+        if hold is None:
+            self._thaw_of_nobody(instance, thaw)
+            return
+        stood = self._release(hold, self._under_limit(instance, thaw))
+        if operation is None:
+            if stood is False:
+                LOG.error('The guest did not stay frozen until its snapshot '
+                          'was done. Do not count on that snapshot.',
+                          instance=instance)
+            return
+        operation.stood = stood
+        if stood is False and operation.late:
+            reason = ('it was not frozen any more when the snapshot had been '
+                      'made')
+            if operation.required:
+                LOG.error('The snapshot fails, because the image says '
+                          'os_require_quiesce, and the guest did not stay '
+                          'frozen.', instance=instance)
+                raise exception.InstanceQuiesceFailed(reason=reason)
+            LOG.warning('The snapshot is not quiesced: %s', reason,
+                        instance=instance)
+
+    def _thaw_of_nobody(self, instance: Any, thaw: Callable[[], Any]) -> None:
+        """Nova thaws a guest that no operation here has frozen for it."""
+        uuid = instance.uuid
+        if self._holds.known(uuid):
+            LOG.info('The guest stays frozen for another snapshot.',
+                     instance=instance)
+            return
+        try:
+            self._under_limit(instance, thaw)()
+        except (exception.NovaException, *UNREADABLE) as e:
+            raise exception.InstanceQuiesceFailed(reason=_reason(e)) from None
+        # Perhaps frozen by a service that has been killed since.
+        self._thaws.forget(uuid)
+
+    def _under_limit(self, instance: Any, thaw: Callable[[], Any]
+                     ) -> Callable[[], Any]:
+        def limited() -> None:
+            domain = self._host.get_guest(instance)._domain
+            with self._limits.patience(domain, client.THAW_TIMEOUT):
+                thaw()
+
+        return limited
 
     @contextlib.contextmanager
-    def live_snapshot(self, instance: Any) -> Iterator[None]:
+    def operating(self, instance: Any, late: bool = False
+                  ) -> Iterator[Operation]:
+        """Around a snapshot: afterwards it keeps no guest frozen.
+
+        :param late: of :class:`Operation`
+        """
+        operation = Operation(instance.uuid, late)
+        token = self._operation.set(operation)
+        try:
+            yield operation
+        finally:
+            self._operation.reset(token)
+            if operation.hold is not None:
+                self._release_quietly(operation.hold)
+            # A freeze whose answer came late may have come to its end now.
+            if not self._holds.known(operation.uuid):
+                self._thaws.settle_one(operation.uuid)
+
+    def live_snapshot(self, instance: Any
+                      ) -> contextlib.AbstractContextManager[Operation]:
         """Around Nova's live snapshot: afterwards the guest is not frozen.
 
         Nova freezes near the end of it, in a ``finally``, and thaws only if
         nothing goes wrong between the two.
         """
-        uuid = instance.uuid
-        self._live_snapshots.add(uuid)
-        try:
-            yield
-        finally:
-            self._live_snapshots.discard(uuid)
-            self._failures.pop(uuid, None)
-            self._undo(uuid)
-            # A freeze whose answer came late may have come to its end now.
-            self._settle(uuid)
+        return self.operating(instance, late=True)
 
-    @contextlib.contextmanager
-    def failing_late(self, instance: Any, required: bool) -> Iterator[None]:
-        """Around all that may fail of a freeze: say so, in time.
+    def for_volume_snapshot(self, instance: Any, guest: Any, required: bool
+                            ) -> Any:
+        """The guest as Nova is to see it while it snapshots a volume.
 
-        In a live snapshot Nova goes on without the freeze, whatever the image
-        says. Where it is required, Nova is told that it froze: it then puts
-        its mirror and its domain in order before it thaws, and
-        :meth:`thawing` raises the error. That is before the copy is converted
-        and uploaded.
+        Nova has libvirt freeze and thaw. libvirt knows nothing of others that
+        need the guest frozen, does not thaw after a freeze that it gave up
+        waiting for, and refuses a guest that is frozen already. So we freeze,
+        and libvirt makes the snapshot alone.
 
+        :param guest: nova.virt.libvirt.guest.Guest
         :param required: the image's os_require_quiesce
         """
-        uuid = instance.uuid
-        try:
-            yield
-        except (exception.NovaException, *UNREADABLE) as e:
-            # The guest's own words may be in it.
-            reason = errors.clean(e)
-            if uuid not in self._live_snapshots:
-                LOG.warning('The guest is not quiesced: %s', reason,
-                            instance=instance)
-            elif required:
-                LOG.error('The snapshot fails, because the image says '
-                          'os_require_quiesce and the guest is not quiesced: '
-                          '%s', reason, instance=instance)
-                self._failures[uuid] = reason
-                return
-            else:
-                LOG.warning('The snapshot is not quiesced: %s', reason,
-                            instance=instance)
-            if isinstance(e, (exception.QemuGuestAgentNotEnabled,
-                              exception.InstanceQuiesceNotSupported)):
-                raise
-            raise exception.InstanceQuiesceFailed(reason=reason) from None
+        return _VolumeSnapshotGuest(guest, functools.partial(
+            self._snapshot_volume, instance, guest, required))
 
-    @contextlib.contextmanager
-    def freezing(self, instance: Any) -> Iterator[None]:
-        """Around Nova's freeze: written down before, undone if it fails.
+    def _snapshot_volume(self, instance: Any, guest: Any, required: bool,
+                         snapshot: Callable[[], Any]) -> None:
+        """Have libvirt make a snapshot of the frozen guest.
 
-        :raises nova.exception.InstanceQuiesceFailed: the agent does not
-            answer, the guest is frozen already, it cannot be written down, or
-            it is not wanted any more
-        """
-        uuid = instance.uuid
-        domain = self._host.get_guest(instance)._domain
-        # One that froze late, perhaps.
-        self._settle(uuid)
-        self._check_before_freeze(domain)
-        snapshot = uuid in self._live_snapshots
-        entry = self._enter(
-            uuid, 'snapshot' if snapshot else 'snapshot of its volumes')
-        freeze = self._freezes[uuid] = _Freeze(entry, time.monotonic())
-        try:
-            with self._limits.patience(
-                    domain, client.FREEZE_TIMEOUT if snapshot
-                    else VOLUME_FREEZE_TIMEOUT):
-                yield
-            freeze.answered = time.monotonic()
-            if freeze.unwanted:
-                raise exception.InstanceQuiesceFailed(
-                    reason='it was to be thawed before it was frozen')
-        except BaseException:
-            # However it ends: the freeze may be on its way, or the guest
-            # frozen and the answer lost.
-            self._undo(uuid)
-            raise
-
-    @contextlib.contextmanager
-    def thawing(self, instance: Any) -> Iterator[None]:
-        """Around Nova's thaw.
-
-        :raises nova.exception.InstanceQuiesceFailed: what :meth:`failing_late`
-            kept for later; or the guest is not thawed
-        """
-        uuid = instance.uuid
-        if (failure := self._failures.pop(uuid, None)) is not None:
-            raise exception.InstanceQuiesceFailed(reason=failure)
-        freeze = self._freezes.get(uuid)
-        if freeze is not None and freeze.answered is None:
-            # Nova's API no longer waits for the freeze. This thaw may be
-            # ahead of it, so whoever sent the freeze has to undo it.
-            freeze.unwanted = True
-        try:
-            domain = self._host.get_guest(instance)._domain
-            with self._limits.patience(domain, client.THAW_TIMEOUT):
-                yield
-        except (exception.NovaException, *UNREADABLE) as e:
-            LOG.warning('The guest is not thawed at once: %s',
-                        errors.clean(e), instance=instance)
-            if freeze is None or freeze.unwanted or not self._undo(uuid):
-                raise exception.InstanceQuiesceFailed(
-                    reason=errors.clean(e)) from None
-        except BaseException:
-            self._undo(uuid)
-            raise
-        else:
-            if freeze is None or not freeze.unwanted:
-                self._thawed(uuid)
-
-    @contextlib.contextmanager
-    def volume_snapshot(self, instance: Any, guest: Any) -> Iterator[None]:
-        """Around a snapshot for which libvirt itself freezes and thaws.
-
-        libvirt does not thaw after a freeze that it gave up waiting for, nor
-        when it is killed between the two.
-        """
-        uuid = instance.uuid
-        self._volume_snapshots[uuid] = guest
-        try:
-            yield
-        finally:
-            del self._volume_snapshots[uuid]
-            freeze = self._freezes.get(uuid)
-            if freeze is not None and freeze.by_libvirt:
-                self._undo(uuid)
-                self._limits.apply(guest)
-
-    def can_quiesce(self, instance: Any) -> None:
-        """Nova may quiesce. In a volume's snapshot libvirt does so now.
-
-        :raises nova.exception.QemuGuestAgentNotEnabled: it cannot be written
-            down; of Nova's exceptions the one after which it snapshots without
+        :raises nova.exception.QemuGuestAgentNotEnabled: it is not frozen; of
+            Nova's exceptions the one after which it snapshots without
             quiescing, where that is allowed
         """
-        uuid = instance.uuid
-        guest = self._volume_snapshots.get(uuid)
-        # A guest may be frozen by Nova's API already, for all of its volumes.
-        if guest is None or uuid in self._freezes:
-            return
         try:
-            entry = self._enter(uuid, 'snapshot of a volume')
-        except exception.InstanceQuiesceFailed as e:
-            raise exception.QemuGuestAgentNotEnabled(str(e)) from e
-        self._freezes[uuid] = _Freeze(entry, time.monotonic(), by_libvirt=True)
-        self._limits.set(guest._domain, max(
-            client.FREEZE_TIMEOUT, CONF.kvm_ext.guest_agent_timeout))
+            hold = self._acquire(instance.uuid, guest._domain,
+                                 guest._domain.fsFreeze)
+        except (exception.NovaException, *UNREADABLE) as e:
+            reason = f'The guest is not quiesced: {_reason(e)}'
+            (LOG.error if required else LOG.warning)(
+                'The snapshot of a volume %s. %s',
+                'fails, because the image says os_require_quiesce' if required
+                else 'is made without quiescing', reason, instance=instance)
+            raise exception.QemuGuestAgentNotEnabled(reason) from None
+        try:
+            snapshot()
+        except BaseException:
+            self._release_quietly(hold)
+            raise
+        # QEMU writes to the new file by now: an error from here on would have
+        # Cinder throw that away.
+        if self._release_quietly(hold) is False:
+            LOG.error('The guest did not stay frozen until the snapshot of '
+                      'its volume was made. Do not count on that snapshot.',
+                      instance=instance)
 
     def quiesce_direct_snapshots(self, driver: Any) -> None:
         """Have RBD's own snapshots made of a quiesced guest.
@@ -265,84 +303,351 @@ class Freezes:
             disk = by_libvirt_path(instance, *args, **kwargs)
             if isinstance(disk, imagebackend.Rbd):
                 disk.driver.create_snap = functools.partial(
-                    self._create_rbd_snap, driver, instance, disk.rbd_name,
+                    self._create_rbd_snap, driver, instance, disk,
                     disk.driver.create_snap)
             return disk
 
         driver.image_backend.by_libvirt_path = quiesced_by_libvirt_path
 
-    @staticmethod
-    def _create_rbd_snap(driver: Any, instance: Any, own: str,
+    def _create_rbd_snap(self, driver: Any, instance: Any, disk: Any,
                          create_snap: Callable[..., None], volume: str,
-                         *args: Any, **kwargs: Any) -> None:
+                         name: str, *args: Any, **kwargs: Any) -> None:
         """Nova's, for its volume of this name with the guest frozen.
 
-        :param own: the guest's volume: Nova also makes a snapshot of the copy
+        :param disk: nova.virt.libvirt.imagebackend.Rbd, the guest's own: Nova
+            also makes a snapshot of the copy
         :raises nova.exception.NovaException: the guest must be quiesced, and
             is not
         """
-        quiesced = False
+        # Nova also makes a snapshot of the copy.
+        if volume != disk.rbd_name or not driver._host.get_guest(
+                instance).is_active():
+            create_snap(volume, name, *args, **kwargs)
+            return
         image_meta = instance.image_meta
         context = instance._context
-        if volume == own and driver._host.get_guest(instance).is_active():
+        required = driver._requires_quiesce(image_meta)
+        with self.operating(instance) as operation:
             try:
                 driver.quiesce(context, instance, image_meta)
-                quiesced = True
             except exception.NovaException:
-                if driver._requires_quiesce(image_meta):
+                if required:
                     raise
+            try:
+                create_snap(volume, name, *args, **kwargs)
+            finally:
+                if operation.hold is not None:
+                    try:
+                        driver.unquiesce(context, instance, image_meta)
+                    except exception.NovaException as e:
+                        # Raised here, it would leave the snapshot in Ceph. It
+                        # has been written down, and is tried again.
+                        LOG.error('%s', errors.clean(e), instance=instance)
+        if operation.stood is not False:
+            return
+        reason = 'it did not stay frozen until Ceph had made the snapshot'
+        if not required:
+            LOG.warning('The snapshot is not quiesced: %s', reason,
+                        instance=instance)
+            return
+        LOG.error('The snapshot fails, because the image says '
+                  'os_require_quiesce and the guest is not quiesced: %s',
+                  reason, instance=instance)
+        disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
+        raise exception.InstanceQuiesceFailed(reason=reason)
+
+    def cold_snapshot(self, instance: Any, required: bool,
+                      check: Callable[[], Any]) -> None:
+        """Nova is about to suspend a guest for a snapshot.
+
+        What the guest has not written out then is in its memory alone, so the
+        copy is that of a disk after a power failure.
+
+        :param required: the image's os_require_quiesce
+        :param check: Nova's, whether the guest can be frozen
+        :raises nova.exception.InstanceQuiesceFailed: the guest must be
+            quiesced
+        """
+        reason = ('Nova makes a cold snapshot: it suspends the guest and '
+                  'copies the disk, and what the guest has not written yet is '
+                  'missing. See [workarounds] disable_libvirt_livesnapshot; '
+                  'for disks in Ceph, whether the image is in the same Ceph, '
+                  'its direct URL is shown (show_multiple_locations or '
+                  'show_image_direct_url of Glance) and Nova\'s Ceph user '
+                  'may write to the pool of images')
+        if required:
+            LOG.error('The snapshot fails, because the image says '
+                      'os_require_quiesce and the guest is not quiesced: %s.',
+                      reason, instance=instance)
+            raise exception.InstanceQuiesceFailed(reason=reason)
         try:
-            create_snap(volume, *args, **kwargs)
-        finally:
-            if quiesced:
-                try:
-                    driver.unquiesce(context, instance, image_meta)
-                except exception.NovaException as e:
-                    # Raised here, it would leave the snapshot in Ceph. It has
-                    # been written down, and is tried again.
-                    LOG.error('%s', errors.clean(e), instance=instance)
+            check()
+        except exception.NovaException:
+            # Without an agent nobody expects more.
+            return
+        LOG.warning('The snapshot is not quiesced: %s.', reason,
+                    instance=instance)
+
+    def arrived(self, instance: Any, guest: Any) -> bool:
+        """A guest has come here by live migration: was it frozen before?
+
+        Whoever froze it on the other host cannot thaw it any more. Nova's
+        API, if it was that, thaws it here; if not, :meth:`settle` does.
+        """
+        if self._is_frozen(guest._domain) is not True:
+            return False
+        LOG.warning('The guest was frozen when it migrated here. If nobody '
+                    'thaws it, that is done in %d s.', VOLUME_FREEZE_LIMIT,
+                    instance=instance)
+        try:
+            hold, first = self._holds.take(instance.uuid, True, 0)
+        except holds.NotFrozen:
+            return True
+        if first:
+            try:
+                hold.freeze.entry = self._enter(
+                    instance.uuid, 'frozen before it migrated here')
+            except exception.InstanceQuiesceFailed as e:
+                LOG.error('%s', _reason(e), instance=instance)
+            self._holds.frozen(hold.freeze)
+        return True
 
     def settle(self) -> None:
         """Thaw what nobody else is going to.
 
-        Guests that a service froze and did not live to thaw, that froze after
-        they were given up, that nobody could reach, and volume-backed ones
+        Guests of :mod:`nova_kvm_ext.guest_agent.thaws`, and volume-backed ones
         whose snapshot never ends.
         """
-        until = time.monotonic() + SETTLE_TIME
-        try:
-            left = self._ledger.left_behind()
-        except OSError as e:
-            LOG.error('Guests that were left frozen cannot be found: %s. Look '
-                      'at the directory and its permissions.',
-                      errors.clean(e))
-            return
-        # Those that hang come last the next time.
-        for uuid in sorted(left, key=lambda uuid: self._last_tried.get(
-                uuid, 0)):
-            if time.monotonic() > until:
-                LOG.warning('More guests may have been left frozen; the rest '
-                            'is seen to the next time.')
-                break
-            freeze = self._freezes.get(uuid)
-            if freeze is None:
-                self._settle(uuid)
-            elif (freeze.answered is not None and
-                  uuid not in self._live_snapshots and
-                  time.monotonic() - freeze.answered > VOLUME_FREEZE_LIMIT):
+        for hold in self._holds.expired(VOLUME_FREEZE_LIMIT):
+            uuid = hold.freeze.uuid
+            stood = self._release_quietly(hold, thaws.FIRST_TIMEOUT)
+            if stood is False:
+                # It has been stopped, or has moved to another host.
+                LOG.info('Instance %s, which was frozen %d s ago for a '
+                         'snapshot of its volumes, is not frozen any more.',
+                         uuid, VOLUME_FREEZE_LIMIT)
+            else:
                 LOG.warning(
-                    'Instance %s is thawed: it was frozen %d s ago for a '
-                    'snapshot of its volumes that did not end. Do not count '
-                    'on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
-                self._undo(uuid)
+                    'Instance %s was frozen %d s ago for a snapshot of its '
+                    'volumes that did not end. It was told to thaw. Do not '
+                    'count on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
+        self._thaws.settle(self._holds.known)
 
-    @property
-    def _ledger(self) -> ledger.Ledger:
-        return ledger.Ledger(CONF.state_path, CONF.host)
+    # How a guest is frozen and thawed.
+
+    def _current(self, instance: Any) -> Operation | None:
+        operation = self._operation.get()
+        return (operation if operation is not None and
+                operation.uuid == instance.uuid else None)
+
+    def _acquire(self, uuid: str, domain: Any, freeze: Callable[[], Any],
+                 lasting: bool = False) -> holds.Hold:
+        """Have a guest frozen, by this operation or by another one.
+
+        :param lasting: of :class:`holds.Hold`
+        :raises nova.exception.InstanceQuiesceFailed: it is not frozen
+        """
+        try:
+            hold, first = self._holds.take(uuid, lasting, WAIT_FOR_ANOTHER)
+            # Somebody else may have thawed it, or it was reset.
+            if not first and self._is_frozen(domain) is False:
+                first = self._holds.again(hold, WAIT_FOR_ANOTHER)
+        except holds.NotFrozen as e:
+            raise exception.InstanceQuiesceFailed(reason=str(e)) from None
+        if first:
+            self._freeze(hold, domain, freeze)
+        return hold
+
+    def _freeze(self, hold: holds.Hold, domain: Any,
+                freeze: Callable[[], Any]) -> None:
+        """Written down before, undone if it fails.
+
+        :raises nova.exception.NovaException: the agent does not answer, the
+            guest is frozen already, it cannot be written down, or it is not
+            wanted any more
+        """
+        state = hold.freeze
+        try:
+            if state.entry is None:
+                # One that froze late, perhaps.
+                self._thaws.settle_one(state.uuid)
+            state.foreign = self._frozen_by_others(domain)
+            if not state.foreign:
+                if state.entry is None:
+                    state.entry = self._enter(
+                        state.uuid, 'snapshot of its volumes' if hold.lasting
+                        else 'snapshot')
+                state.asked = time.monotonic()
+                with self._limits.patience(
+                        domain, VOLUME_FREEZE_TIMEOUT if hold.lasting
+                        else client.FREEZE_TIMEOUT):
+                    freeze()
+            elif hold.lasting:
+                raise exception.InstanceQuiesceFailed(
+                    reason='the guest is frozen already; nova-kvm-ext agent '
+                    'thaw thaws it')
+            wanted = self._holds.frozen(state)
+        except limits.libvirt().libvirtError as e:
+            self._holds.failed(state, errors.clean(e))
+            self._undo(state)
+            raise exception.InstanceQuiesceFailed(
+                reason=errors.clean(e)) from None
+        except BaseException as e:
+            # However it ends: the freeze may be on its way, or the guest
+            # frozen and the answer lost.
+            self._holds.failed(state, _reason(e))
+            self._undo(state)
+            raise
+        if not wanted:
+            self._undo(state)
+        if not hold.held:
+            raise exception.InstanceQuiesceFailed(
+                reason='it was to be thawed before it was frozen')
+
+    def _frozen_by_others(self, domain: Any) -> bool:
+        """Whether another program has frozen the guest, and is to thaw it.
+
+        :raises nova.exception.InstanceQuiesceFailed: the agent does not
+            answer: then no freeze is sent, which could come late
+        """
+        try:
+            return self._limits.agent(domain).says_frozen() is True
+        except errors.AgentError as e:
+            raise exception.InstanceQuiesceFailed(reason=str(e)) from None
+
+    def _is_frozen(self, domain: Any) -> bool | None:
+        """By the agent's word; None where it does not say."""
+        try:
+            return self._limits.agent(domain, min(
+                STATUS_TIMEOUT, CONF.kvm_ext.guest_agent_timeout)
+            ).says_frozen()
+        except errors.AgentError as e:
+            if e.fault is errors.AgentFault.NO_GUEST:
+                return False
+            return None
+
+    def _stood(self, hold: holds.Hold) -> bool | None:
+        """Whether the guest has been frozen until now, None if not known."""
+        if not hold.held:
+            return False
+        try:
+            domain = self._host.get_connection().lookupByUUIDString(
+                hold.freeze.uuid)
+        except (exception.NovaException, limits.libvirt().libvirtError) as e:
+            gone = errors.libvirt_error_code(e) == (
+                limits.libvirt().VIR_ERR_NO_DOMAIN)
+            return False if gone else None
+        return self._is_frozen(domain)
+
+    def _release(self, hold: holds.Hold,
+                 thaw: Callable[[], Any] | None = None,
+                 timeout: float = client.THAW_TIMEOUT) -> bool | None:
+        """Need a guest frozen no longer: the last one thaws.
+
+        :param thaw: Nova's, None for ours
+        :param timeout: seconds for ours
+        :returns: whether the guest was frozen until now, None if not known
+        :raises nova.exception.InstanceQuiesceFailed: it is not thawed
+        """
+        freezing = hold.freeze.answered is None
+        stood = None
+        try:
+            if not freezing:
+                stood = self._stood(hold)
+        finally:
+            last = self._holds.release(hold)
+            if last:
+                self._end(hold.freeze, stood, thaw, timeout)
+        if freezing:
+            LOG.info('Instance %s is being frozen, and is thawed as soon as '
+                     'that ends.', hold.freeze.uuid)
+        return stood
+
+    def _release_quietly(self, hold: holds.Hold,
+                         timeout: float = client.THAW_TIMEOUT) -> bool | None:
+        """The same, where a thaw that fails is no reason to fail."""
+        try:
+            return self._release(hold, timeout=timeout)
+        except exception.InstanceQuiesceFailed:
+            # Said, and written down.
+            return None
+
+    def _end(self, freeze: holds.Freeze, stood: bool | None,
+             thaw: Callable[[], Any] | None, timeout: float) -> None:
+        """Thaw a guest that nobody needs frozen.
+
+        :raises nova.exception.InstanceQuiesceFailed: it is not thawed
+        """
+        reason = 'see the log'
+        if thaw is not None and not freeze.foreign:
+            try:
+                thaw()
+            except (exception.NovaException, *UNREADABLE) as e:
+                reason = _reason(e)
+                LOG.warning('Instance %s is not thawed at once: %s',
+                            freeze.uuid, reason)
+            except BaseException:
+                self._undo(freeze, timeout)
+                raise
+            else:
+                self._thawed(freeze, stood)
+                return
+        if not self._undo(freeze, timeout, stood):
+            raise exception.InstanceQuiesceFailed(reason=reason)
+
+    def _undo(self, freeze: holds.Freeze,
+              timeout: float = client.THAW_TIMEOUT,
+              stood: bool | None = None) -> bool:
+        """Thaw a guest that we froze, or tried to; True if it is thawed."""
+        entry = freeze.entry
+        if entry is None:
+            # Never sent, or another program's.
+            self._holds.over(freeze)
+            return True
+        started = time.monotonic()
+        try:
+            self._thaws.thaw(freeze.uuid, timeout)
+        except errors.AgentError as e:
+            if self._thaws.needless(freeze.uuid, e):
+                self._thaws.remove(entry)
+                self._holds.over(freeze)
+                return True
+            # Unlocked, it is what settle() looks for.
+            self._thaws.leave(entry, time.monotonic() - started)
+            self._holds.over(freeze)
+            LOG.error('Instance %s may be frozen: %s It is tried again every '
+                      '[DEFAULT] update_resources_interval, and when this '
+                      'service starts.', freeze.uuid, e)
+            return False
+        except BaseException:
+            # Nova tells the message bus of a connection that it cannot make,
+            # and that may fail in its own way. settle() must find the guest.
+            self._thaws.leave(entry, 0)
+            self._holds.over(freeze)
+            raise
+        self._thawed(freeze, stood)
+        return True
+
+    def _thawed(self, freeze: holds.Freeze, stood: bool | None) -> None:
+        """The agent says that a guest is thawed."""
+        now = time.monotonic()
+        if freeze.entry is not None:
+            self._thaws.remove(freeze.entry)
+        answered = freeze.answered
+        self._holds.over(freeze)
+        if answered is None:
+            LOG.info('Instance %(uuid)s is not frozen, %(time).2f s after a '
+                     'freeze that failed was sent.',
+                     {'uuid': freeze.uuid, 'time': now - freeze.asked})
+        elif stood is not False:
+            LOG.info('Instance %(uuid)s was frozen for %(frozen).2f s, after '
+                     'a freeze that took %(freeze).2f s.',
+                     {'uuid': freeze.uuid, 'frozen': now - answered,
+                      'freeze': answered - freeze.asked})
 
     def _enter(self, uuid: str, why: str) -> ledger.Entry:
         try:
-            return self._ledger.enter(uuid, why)
+            return self._thaws.book.enter(uuid, why)
         except ledger.Held:
             raise exception.InstanceQuiesceFailed(
                 reason='it is being frozen or thawed already') from None
@@ -352,136 +657,33 @@ class Freezes:
                 f'down under [DEFAULT] state_path ({errors.clean(e)})'
             ) from e
 
-    def _check_before_freeze(self, domain: Any) -> None:
-        """Send no freeze that fails, or that is another's to thaw."""
-        try:
-            frozen = self._limits.agent(domain).is_frozen()
-        except errors.AgentError as e:
-            if e.fault is errors.AgentFault.UNSUPPORTED:
-                return
-            raise exception.InstanceQuiesceFailed(reason=str(e)) from None
-        if frozen:
-            raise exception.InstanceQuiesceFailed(
-                reason='the guest is frozen already; nova-kvm-ext agent thaw '
-                'thaws it')
 
-    def _undo(self, uuid: str) -> bool:
-        """Thaw a guest that we froze, or tried to; True if it is thawed."""
-        freeze = self._freezes.get(uuid)
-        if freeze is None:
-            return True
-        try:
-            self._thaw(uuid)
-        except errors.AgentError as e:
-            self._freezes.pop(uuid, None)
-            if self._cannot_be_frozen(uuid, e):
-                self._remove(freeze.entry)
-                return True
-            # Unlocked, it is what settle() looks for.
-            freeze.entry.release()
-            self._last_tried[uuid] = time.monotonic()
-            LOG.error('Instance %s may be frozen: %s It is tried again every '
-                      '[DEFAULT] update_resources_interval, and when this '
-                      'service starts.', uuid, e)
-            return False
-        except BaseException:
-            # Nova tells the message bus of a connection that it cannot make,
-            # and that may fail in its own way. settle() must find the guest.
-            self._freezes.pop(uuid, None)
-            freeze.entry.release()
-            raise
-        self._thawed(uuid)
-        return True
+def _reason(error: BaseException) -> str:
+    """Why a freeze or thaw failed, without Nova's words before it.
 
-    def _thawed(self, uuid: str) -> None:
-        """The agent says that a guest is thawed."""
-        freeze = self._freezes.pop(uuid, None)
-        if freeze is None:
-            # Frozen by a service that has been killed since.
-            with contextlib.suppress(ledger.Held, OSError):
-                entry = self._ledger.take(uuid)
-                if entry is not None:
-                    self._remove(entry)
-            return
-        now = time.monotonic()
-        self._remove(freeze.entry)
-        if freeze.answered is not None:
-            LOG.info('Instance %(uuid)s was frozen for %(frozen).2f s, after '
-                     'a freeze that took %(freeze).2f s.',
-                     {'uuid': uuid, 'frozen': now - freeze.answered,
-                      'freeze': freeze.answered - freeze.since})
-        elif not freeze.by_libvirt:
-            LOG.info('Instance %(uuid)s is not frozen, %(time).2f s after a '
-                     'freeze that failed was sent.',
-                     {'uuid': uuid, 'time': now - freeze.since})
+    The guest's own words may be in it.
+    """
+    if isinstance(error, exception.InstanceQuiesceFailed):
+        return errors.clean(error.kwargs.get('reason') or error)
+    return errors.clean(error) or type(error).__name__
 
-    def _settle(self, uuid: str) -> None:
-        """Thaw a guest of the ledger, unless somebody is at it."""
-        try:
-            entry = self._ledger.take(uuid)
-        except ledger.Held:
-            return
-        except OSError as e:
-            LOG.error('Instance %s may have been left frozen, but what was '
-                      'written down of it cannot be read: %s. Remove it.',
-                      uuid, errors.clean(e))
-            return
-        if entry is None:
-            return
-        try:
-            count = self._thaw(uuid)
-        except errors.AgentError as e:
-            if self._cannot_be_frozen(uuid, e):
-                self._remove(entry)
-                return
-            entry.release()
-            # Said aloud the first time only: an agent may hang for weeks.
-            (LOG.debug if uuid in self._last_tried else LOG.error)(
-                'Instance %s may have been left frozen (%s): %s It is tried '
-                'again.', uuid, errors.clean(entry.text), e)
-            self._last_tried[uuid] = time.monotonic()
-            return
-        except BaseException:
-            entry.release()
-            raise
-        self._remove(entry)
-        if count:
-            LOG.warning('Instance %s was left frozen (%s) and is thawed.',
-                        uuid, errors.clean(entry.text))
+
+class _VolumeSnapshotGuest:
+    """Nova's Guest, of which libvirt makes snapshots while we froze it."""
+
+    def __init__(self, guest: Any,
+                 quiesced: Callable[[Callable[[], Any]], None]) -> None:
+        self._real = guest
+        self._quiesced = quiesced
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def snapshot(self, *args: Any, quiesce: bool = False, **kwargs: Any
+                 ) -> None:
+        snapshot = functools.partial(
+            self._real.snapshot, *args, quiesce=False, **kwargs)
+        if quiesce:
+            self._quiesced(snapshot)
         else:
-            LOG.info('Instance %s is not frozen, as it might have been (%s).',
-                     uuid, errors.clean(entry.text))
-
-    def _remove(self, entry: ledger.Entry) -> None:
-        self._last_tried.pop(entry.uuid, None)
-        try:
-            entry.remove()
-        except OSError as e:
-            LOG.warning('Instance %s is thawed, and it cannot be written '
-                        'down: %s. It will be thawed once more, which does no '
-                        'harm.', entry.uuid, errors.clean(e))
-
-    def _cannot_be_frozen(self, uuid: str, error: errors.AgentError) -> bool:
-        """Whether a thaw that failed was not needed."""
-        if error.fault in (errors.AgentFault.UNSUPPORTED,
-                           errors.AgentFault.NO_CHANNEL):
-            # What cannot thaw cannot have frozen either.
-            return True
-        try:
-            domain = self._host.get_connection().lookupByUUIDString(uuid)
-            # One that was suspended to disk wakes up as it was.
-            return not domain.isActive() and not domain.hasManagedSaveImage(0)
-        except (exception.NovaException, limits.libvirt().libvirtError) as e:
-            return errors.libvirt_error_code(e) == (
-                limits.libvirt().VIR_ERR_NO_DOMAIN)
-
-    def _thaw(self, uuid: str) -> int:
-        try:
-            domain = self._host.get_connection().lookupByUUIDString(uuid)
-        except (exception.NovaException, limits.libvirt().libvirtError) as e:
-            gone = errors.libvirt_error_code(e) == (
-                limits.libvirt().VIR_ERR_NO_DOMAIN)
-            raise errors.AgentError(
-                errors.clean(e), fault=errors.AgentFault.NO_GUEST if gone
-                else errors.AgentFault.LIBVIRT) from None
-        return self._limits.agent(domain).thaw()
+            snapshot()

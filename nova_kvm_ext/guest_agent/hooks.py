@@ -152,7 +152,9 @@ class GuestAgents:
         with self._not_in_the_way(instance):
             guest = self._host.get_guest(instance)
             self.limits.apply(guest)
-            guest.sync_guest_time()
+            # A frozen guest does not set its clock.
+            if not self.freezes.arrived(instance, guest):
+                guest.sync_guest_time()
 
     def resumed(self, instance: Any, guest: Any) -> None:
         """A guest runs again that Nova had suspended for a cold snapshot."""
@@ -211,17 +213,15 @@ class GuestAgents:
     def _ask_to_shut_down(self, instance: Any, domain: Any,
                           seconds: int) -> None:
         """Returns when the guest is down, the agent refuses, or time is up."""
-        self.limits.set(domain, seconds)
-        try:
-            # An agent that obeys does not answer. The wait ends with it.
-            self.limits.agent(domain).ask(
-                'guest-shutdown', lambda reply: None, seconds,
-                mode='powerdown')
-        except errors.AgentError as e:
-            LOG.debug('Asked to shut the guest down: %s', e,
-                      instance=instance)
-        finally:
-            self.limits.set(domain, CONF.kvm_ext.guest_agent_timeout)
+        with self.limits.exactly(domain, seconds):
+            try:
+                # An agent that obeys does not answer. The wait ends with it.
+                self.limits.agent(domain).ask(
+                    'guest-shutdown', lambda reply: None, seconds,
+                    mode='powerdown')
+            except errors.AgentError as e:
+                LOG.debug('Asked to shut the guest down: %s', e,
+                          instance=instance)
 
     @contextlib.contextmanager
     def setting_password(self, instance: Any) -> Iterator[None]:

@@ -18,7 +18,10 @@ limit that is set here; :class:`client.Agent` asks what we ask, with the same.
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import functools
+import math
+import threading
 from typing import Any
 
 from nova import conf as nova_conf
@@ -37,41 +40,89 @@ def libvirt() -> Any:
     return libvirt_driver.libvirt
 
 
+@dataclasses.dataclass(eq=False)
+class _Wanted:
+    """The limits that operations want for one guest now.
+
+    :ivar users: operations that have this object
+    :ivar seconds: the limits, one for each operation that wants one
+    """
+
+    users: int = 0
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    lock: Any = dataclasses.field(default_factory=threading.Lock)
+
+
 class Limits:
     """The time that agents have.
+
+    libvirt keeps one limit for each guest, and two operations may want
+    different ones at the same time: then the longest counts.
 
     :param host: nova.virt.libvirt.host.Host
     """
 
     def __init__(self, host: Any) -> None:
         self._host = host
+        self._lock = threading.Lock()
+        # By domain UUID, for as long as an operation uses it.
+        self._wanted: dict[str, _Wanted] = {}
 
     def apply(self, guest: Any) -> None:
         """Set how long libvirt waits for this guest's agent."""
-        self.set(guest._domain, CONF.kvm_ext.guest_agent_timeout)
+        with self._of(guest._domain) as wanted:
+            self._set(guest._domain, wanted)
 
-    @staticmethod
-    def set(domain: Any, seconds: int) -> None:
-        # What stands for libvirt in Nova's own tests has no such call.
-        call = getattr(domain, 'agentSetResponseTimeout', None)
-        if call is None:
-            return
-        try:
-            call(seconds, 0)
-        except libvirt().libvirtError as e:
-            # It does not run (yet, any more), or is no QEMU.
-            LOG.debug('No time limit for the guest agent: %s',
-                      errors.clean(e))
+    def patience(self, domain: Any, seconds: float
+                 ) -> contextlib.AbstractContextManager[None]:
+        """Have Nova's next command wait this long instead, if it is more."""
+        return self.exactly(
+            domain, max(seconds, CONF.kvm_ext.guest_agent_timeout))
 
     @contextlib.contextmanager
-    def patience(self, domain: Any, seconds: int) -> Iterator[None]:
-        """Have Nova's next command wait this long instead."""
-        usual = CONF.kvm_ext.guest_agent_timeout
-        self.set(domain, max(seconds, usual))
+    def exactly(self, domain: Any, seconds: float) -> Iterator[None]:
+        """The same, also where it is less."""
+        with self._of(domain) as wanted:
+            self._set(domain, wanted, add=seconds)
+            try:
+                yield
+            finally:
+                self._set(domain, wanted, remove=seconds)
+
+    @contextlib.contextmanager
+    def _of(self, domain: Any) -> Iterator[_Wanted]:
+        uuid = domain.UUIDString()
+        with self._lock:
+            wanted = self._wanted.setdefault(uuid, _Wanted())
+            wanted.users += 1
         try:
-            yield
+            yield wanted
         finally:
-            self.set(domain, usual)
+            with self._lock:
+                wanted.users -= 1
+                if not wanted.users:
+                    del self._wanted[uuid]
+
+    @staticmethod
+    def _set(domain: Any, wanted: _Wanted, add: float | None = None,
+             remove: float | None = None) -> None:
+        # What stands for libvirt in Nova's own tests has no such call.
+        call = getattr(domain, 'agentSetResponseTimeout', None)
+        # Of two operations on one guest the later one has the last word.
+        with wanted.lock:
+            if add is not None:
+                wanted.seconds.append(add)
+            if remove is not None:
+                wanted.seconds.remove(remove)
+            if call is None:
+                return
+            try:
+                call(math.ceil(max(wanted.seconds, default=(
+                    CONF.kvm_ext.guest_agent_timeout))), 0)
+            except libvirt().libvirtError as e:
+                # It does not run (yet, any more), or is no QEMU.
+                LOG.debug('No time limit for the guest agent: %s',
+                          errors.clean(e))
 
     @functools.cached_property
     def command(self) -> Any:
@@ -81,6 +132,13 @@ class Limits:
         # must run in a thread of eventlet's pool.
         return self._host._wrap_libvirt_proxy(libvirt_qemu).qemuAgentCommand
 
-    def agent(self, domain: Any) -> client.Agent:
-        return client.Agent(domain, CONF.kvm_ext.guest_agent_timeout,
-                            self.command)
+    def agent(self, domain: Any, timeout: float | None = None
+              ) -> client.Agent:
+        """The agent of a domain.
+
+        :param timeout: seconds for a command that takes no time of its own;
+            None for ``[kvm_ext] guest_agent_timeout``
+        """
+        return client.Agent(
+            domain, CONF.kvm_ext.guest_agent_timeout if timeout is None
+            else timeout, self.command)

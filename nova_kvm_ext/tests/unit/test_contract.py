@@ -84,6 +84,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.host:Host._conn_event_thread': (0, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.__init__': (1, ()),
     f'{LIBVIRT_DRIVER}._requires_quiesce': (1, ()),
+    f'{LIBVIRT_DRIVER}._needs_suspend_resume_for_snapshot': (2, ()),
     f'{LIBVIRT_DRIVER}.snapshot': (4, ()),
     f'{LIBVIRT_DRIVER}.suspend': (2, ()),
     f'{LIBVIRT_DRIVER}.resume': (3, ()),
@@ -95,6 +96,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     # Nova's own code is left to call these; we are called around them.
     'nova.virt.libvirt.guest:Guest.freeze_filesystems': (0, ()),
     'nova.virt.libvirt.guest:Guest.thaw_filesystems': (0, ()),
+    'nova.virt.libvirt.guest:Guest.snapshot': (
+        1, ('no_metadata', 'disk_only', 'reuse_ext', 'quiesce')),
     'nova.virt.libvirt.guest:Guest.set_user_password': (2, ()),
     'nova.virt.libvirt.guest:Guest.shutdown': (0, ()),
     'nova.exception:InstanceQuiesceFailed': (0, ('reason',)),
@@ -118,6 +121,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.imagebackend:Rbd.direct_snapshot': (5, ()),
     'nova.storage.rbd_utils:RBDDriver.create_snap': (
         2, ('pool', 'protect')),
+    'nova.storage.rbd_utils:RBDDriver.remove_snap': (
+        2, ('ignore_errors', 'force')),
     'nova.virt.hardware:numa_get_constraints': (2, ()),
     'nova.image.glance:API.get': (2, ()),
     'nova.image.glance:API.download': (2, ('dest_path', 'trusted_certs')),

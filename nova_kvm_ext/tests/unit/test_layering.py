@@ -48,13 +48,14 @@ READERS = {
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',
-    'guest_agent.ledger', 'images.convert'}
+    'guest_agent.holds', 'guest_agent.ledger', 'images.convert'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'departures',
     'designer', 'driver', 'extra_specs', 'guest_agent.freezes',
-    'guest_agent.hooks', 'guest_agent.limits', 'host.hooks', 'images.hooks',
-    'vhost.hooks', 'vhost.privileged', 'vhost.vif'}
+    'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
+    'host.hooks', 'images.hooks', 'vhost.hooks', 'vhost.privileged',
+    'vhost.vif'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
     'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
@@ -140,9 +141,9 @@ class LayeringTestCase(base.BaseTestCase):
             if 'CONF.' in text:
                 self.assertIn(room, {
                     'driver', 'cpu.hooks', 'guest_agent.freezes',
-                    'guest_agent.hooks', 'guest_agent.limits', 'host.hooks',
-                    'vhost.hooks', 'images.hooks', 'boot.cloudless',
-                    'boot.worker'})
+                    'guest_agent.hooks', 'guest_agent.limits',
+                    'guest_agent.thaws', 'host.hooks', 'vhost.hooks',
+                    'images.hooks', 'boot.cloudless', 'boot.worker'})
 
     def test_every_module_says_what_it_is(self):
         for room, path in modules().items():

@@ -31,12 +31,15 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_utils.fixture import uuidsentinel as uuids
+from testtools import matchers
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import freezes
+from nova_kvm_ext.guest_agent import holds
 from nova_kvm_ext.guest_agent import hooks
 from nova_kvm_ext.guest_agent import ledger
+from nova_kvm_ext.guest_agent import thaws
 from nova_kvm_ext.tests.unit import driver_base
 
 LIMIT = 7
@@ -184,7 +187,7 @@ class HooksTestCase(driver_base.DriverTestCase):
     def another_service(self) -> hooks.GuestAgents:
         """The one that is started after this one was killed."""
         # The kernel drops the locks of a process that dies.
-        for freeze in self.driver._guest_agents.freezes._freezes.values():
+        for freeze in self.freezes().values():
             freeze.entry.release()
         agents = hooks.GuestAgents(self.driver._host)
         agents.limits.__dict__['command'] = self.domain.command
@@ -201,11 +204,20 @@ class HooksTestCase(driver_base.DriverTestCase):
         return objects.ImageMeta.from_dict({'properties': {
             'hw_qemu_guest_agent': 'yes'} | properties})
 
+    def freezes(self) -> dict[str, holds.Freeze]:
+        return self.driver._guest_agents.freezes._holds._freezes
+
+    def expire(self) -> None:
+        """Ten minutes pass."""
+        for freeze in self.freezes().values():
+            for hold in freeze.holds:
+                hold.since -= freezes.VOLUME_FREEZE_LIMIT + 1
+
     def settled(self) -> None:
         """The guest is thawed, and nothing says otherwise."""
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
-        self.assertEqual({}, self.driver._guest_agents.freezes._freezes)
+        self.assertEqual({}, self.freezes())
         self.assertEqual(LIMIT, self.domain.timeout)
 
 
@@ -299,7 +311,33 @@ class TimeoutTestCase(HooksTestCase):
         novas.assert_called_once_with(
             self.context, self.instance, [], True, None)
         self.assertEqual(LIMIT, self.domain.timeout)
-        self.assertEqual(['setTime'], self.domain.calls)
+        self.assertEqual(['guest-fsfreeze-status', 'setTime'],
+                         self.domain.calls)
+
+    def test_guest_that_migrates_frozen(self):
+        """Its snapshot may be under way; then Nova's API thaws it here."""
+        def migrate():
+            self.domain.calls.clear()
+            self.domain.frozen = True
+            self.driver._guest_agents.migrated(self.instance)
+            self.assertNotIn('setTime', self.domain.calls)
+            self.assertEqual([uuids.instance], self.ledger.left_behind())
+            self.driver._guest_agents.freezes.settle()
+            self.assertTrue(self.domain.frozen)
+
+        migrate()
+        self.unquiesce()
+        self.settled()
+        migrate()
+        self.expire()
+        self.driver._guest_agents.freezes.settle()
+        self.settled()
+
+    def test_agent_that_is_silent_after_a_migration(self):
+        self.domain.broken['guest-fsfreeze-status'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        self.driver._guest_agents.migrated(self.instance)
+        self.settled()
 
     def test_migration_is_done_whatever_becomes_of_the_agent(self):
         self.driver._host.get_guest.side_effect = (
@@ -398,7 +436,7 @@ class FreezeTestCase(HooksTestCase):
 
     def settled_without_limit(self) -> None:
         self.assertEqual([], self.ledger.left_behind())
-        self.assertEqual({}, self.driver._guest_agents.freezes._freezes)
+        self.assertEqual({}, self.freezes())
 
     def test_agent_that_cannot_freeze_at_all(self):
         """Thawing it would fail for ever."""
@@ -419,11 +457,44 @@ class FreezeTestCase(HooksTestCase):
         self.assertTrue(self.domain.frozen)
 
     def test_frozen_twice(self):
+        """Two servers' images at once: the last one thaws."""
         self.quiesce()
-        self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
+        self.quiesce()
+        self.assertEqual(1, self.domain.calls.count('fsFreeze'))
+        self.unquiesce()
         self.assertTrue(self.domain.frozen)
         self.unquiesce()
         self.settled()
+
+    def test_thawed_by_somebody_and_frozen_again(self):
+        """The first snapshot is spoilt, and the second is not."""
+        self.quiesce()
+        self.domain.frozen = False
+        self.quiesce()
+        self.assertEqual(2, self.domain.calls.count('fsFreeze'))
+        self.unquiesce()
+        self.assertTrue(self.domain.frozen)
+        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.unquiesce()
+        self.settled()
+        self.assertEqual(1, self.log.output.count('Do not count'))
+
+    def test_agent_that_refuses_to_say(self):
+        """Windows without its volume shadow copy service, for example."""
+        self.domain.broken['guest-fsfreeze-status'] = libvirt_error(
+            1, "internal error: unable to execute QEMU agent command "
+            "'guest-fsfreeze-status': this feature or command is not "
+            "currently supported")
+        self.quiesce()
+        self.assertTrue(self.domain.frozen)
+        self.unquiesce()
+        self.settled()
+
+    def test_reason_is_said_once(self):
+        self.domain.broken['fsFreeze'] = libvirt_error(UNRESPONSIVE, SILENT)
+        error = self.assertRaises(exception.InstanceQuiesceFailed,
+                                  self.quiesce)
+        self.assertEqual(1, str(error).count('Failed to quiesce'))
 
     def test_words_of_the_guest(self):
         self.domain.broken['fsFreeze'] = libvirt_error(1, HOSTILE)
@@ -504,11 +575,21 @@ class FreezeTestCase(HooksTestCase):
         self.quiesce()
         self.driver._guest_agents.freezes.settle()
         self.assertTrue(self.domain.frozen)
-        freeze, = self.driver._guest_agents.freezes._freezes.values()
-        freeze.answered -= freezes.VOLUME_FREEZE_LIMIT + 1
+        self.expire()
         self.driver._guest_agents.freezes.settle()
         self.settled()
         self.assertIn('Do not count on that snapshot', self.log.output)
+
+    def test_volume_snapshot_of_a_guest_that_is_gone(self):
+        self.quiesce()
+        self.connection.lookupByUUIDString.side_effect = libvirt_error(
+            fakelibvirt.VIR_ERR_NO_DOMAIN, 'no domain')
+        self.expire()
+        self.driver._guest_agents.freezes.settle()
+        self.assertEqual({}, self.freezes())
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('is not frozen any more', self.log.output)
+        self.assertNotIn('Do not count', self.log.output)
 
     def test_thaw_of_what_was_never_frozen(self):
         self.unquiesce()
@@ -566,30 +647,106 @@ class KilledTestCase(HooksTestCase):
         self.driver._guest_agents.freezes.settle()
         self.assertEqual([], self.ledger.left_behind())
 
-    def test_many_that_hang(self):
-        """Each has its turn, and none holds up the service."""
-        others = [f'c1c2c3c4-0000-4000-8000-{n:012}' for n in range(20)]
+    def left_behind(self, count: int) -> list[str]:
+        others = [f'c1c2c3c4-0000-4000-8000-{n:012}' for n in range(count)]
         for other in others:
             self.ledger.enter(other, 'snapshot').release()
-        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
-            UNRESPONSIVE, SILENT)
+        return others
+
+    def test_many_that_hang(self):
+        """Each has its turn, and none holds up the service."""
+        others = self.left_behind(20)
         clock = [1000.0]
-        tried = []
+        tried: list[str] = []
+        limits: list[int] = []
 
         def look_up(uuid):
             tried.append(uuid)
-            clock[0] += 2.5
             return self.domain
 
+        def ignore(domain, request, seconds, flags):
+            limits.append(seconds)
+            # libvirt asks whether the agent listens, and so it does.
+            self.assertEqual(thaws.SYNC_TIMEOUT, domain.timeout)
+            clock[0] += domain.timeout + seconds
+            raise libvirt_error(UNRESPONSIVE, SILENT)
+
         self.connection.lookupByUUIDString.side_effect = look_up
-        with mock.patch.object(freezes.time, 'monotonic', lambda: clock[0]):
-            for _ in range(4):
+        self.driver._guest_agents.limits.__dict__['command'] = ignore
+        freezes_ = hooks.GuestAgents(self.driver._host).freezes
+        freezes_._thaws._limits.__dict__['command'] = ignore
+        spent = []
+        with mock.patch.object(thaws.time, 'monotonic', lambda: clock[0]):
+            for _ in range(120):
                 started = clock[0]
-                self.driver._guest_agents.freezes.settle()
-                # What was begun in time may end.
-                self.assertLessEqual(clock[0] - started,
-                                     freezes.SETTLE_TIME + 5)
+                freezes_.settle()
+                spent.append(clock[0] - started)
+                clock[0] = started + 60
         self.assertEqual(set(others), set(tried))
+        self.assertLessEqual(max(spent), 6)
+        self.assertEqual({thaws.FIRST_TIMEOUT, thaws.NEXT_TIMEOUT},
+                         set(limits))
+        self.assertEqual(20, limits.count(thaws.FIRST_TIMEOUT))
+        # Each of them every ten minutes in the end.
+        self.assertLessEqual(sum(spent[60:]) / 60, 20 * 2 / 10)
+
+    def test_one_that_ignores_the_thaw(self):
+        """It listens to all else, for as long as its tenant likes."""
+        self.left_behind(1)
+        clock = [1000.0]
+
+        def ignore(domain, request, seconds, flags):
+            clock[0] += seconds
+            raise libvirt_error(UNRESPONSIVE, SILENT)
+
+        agents = hooks.GuestAgents(self.driver._host)
+        agents.limits.__dict__['command'] = ignore
+        spent = []
+        with mock.patch.object(thaws.time, 'monotonic', lambda: clock[0]):
+            for _ in range(60):
+                started = clock[0]
+                agents.freezes.settle()
+                spent.append(clock[0] - started)
+                clock[0] = started + 60
+        self.assertEqual([2, 0, 1, 0, 0, 1, 0, 0], spent[:8])
+        self.assertLessEqual(sum(spent), 12)
+        # It comes to its senses.
+        self.domain.frozen = True
+        agents.limits.__dict__['command'] = self.domain.command
+        clock[0] += thaws.LONGEST_BACK_OFF
+        with mock.patch.object(thaws.time, 'monotonic', lambda: clock[0]):
+            agents.freezes.settle()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertEqual({}, agents.freezes._thaws._failures)
+
+    def test_one_that_is_paused(self):
+        """libvirt says so at once: it is thawed as soon as it runs."""
+        self.ledger.enter(uuids.instance, 'snapshot').release()
+        self.domain.frozen = True
+        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
+            55, 'domain is not running')
+        for _ in range(5):
+            self.driver._guest_agents.freezes.settle()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.assertEqual(1, self.log.output.count('may have been left'))
+        self.domain.broken.clear()
+        self.driver._guest_agents.freezes.settle()
+        self.settled()
+
+    def test_what_the_ledger_no_longer_has_is_forgotten(self):
+        self.left_behind(3)
+        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        settle = self.driver._guest_agents.freezes.settle
+        settle()
+        self.assertEqual(
+            3, len(self.driver._guest_agents.freezes._thaws._failures))
+        for name in self.ledger.left_behind():
+            os.unlink(os.path.join(self.ledger._directory, name))
+        settle()
+        self.assertEqual(
+            {}, self.driver._guest_agents.freezes._thaws._failures)
 
     def test_damaged_ledger(self):
         self.ledger.enter(uuids.instance, 'x').release()
@@ -718,6 +875,25 @@ class LiveSnapshotTestCase(HooksTestCase):
         self.snapshot(os_require_quiesce='yes')
         self.settled()
 
+    @ddt.data(True, False)
+    def test_guest_that_does_not_stay_frozen(self, required):
+        def thaw(xml):
+            self.domain.frozen = False
+
+        self.write_config.side_effect = thaw
+        if required:
+            self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
+                              os_require_quiesce='yes')
+            self.extract.assert_not_called()
+        else:
+            self.snapshot()
+            self.extract.assert_called_once()
+        self.in_order()
+        self.settled()
+        self.assertIn('frozen any more' if not required else
+                      'os_require_quiesce', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+
     def test_late_freeze_is_thawed_at_the_end_of_the_snapshot(self):
         silent = libvirt_error(UNRESPONSIVE, SILENT)
         self.domain.broken = {'late:fsFreeze': silent,
@@ -727,8 +903,9 @@ class LiveSnapshotTestCase(HooksTestCase):
         self.settled()
 
 
+@ddt.ddt
 class VolumeSnapshotTestCase(HooksTestCase):
-    """libvirt itself freezes, for a volume that is a file."""
+    """A volume that is a file; libvirt would freeze by itself."""
 
     def take(self, snapshot: Any, **properties: str) -> None:
         guest = mock.Mock(_domain=self.domain, snapshot=snapshot)
@@ -744,29 +921,74 @@ class VolumeSnapshotTestCase(HooksTestCase):
 
     def test_success(self):
         def snapshot(conf, quiesce, **kwargs):
-            self.assertTrue(quiesce)
-            self.assertEqual(60, self.domain.timeout)
+            self.assertFalse(quiesce)
+            self.assertTrue(self.domain.frozen)
             self.assertEqual([uuids.instance], self.ledger.left_behind())
 
         self.take(snapshot)
+        self.assertEqual(60, self.domain.timeouts['fsFreeze'])
         self.settled()
+        self.assertIn('was frozen for', self.log.output)
 
-    def test_freeze_that_libvirt_gave_up(self):
-        def snapshot(conf, quiesce, **kwargs):
-            if quiesce:
-                self.domain.frozen = True
-                raise libvirt_error(UNRESPONSIVE, SILENT)
-
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_freeze_that_fails(self, what):
+        self.domain.broken[what] = libvirt_error(UNRESPONSIVE, SILENT)
+        snapshot = mock.Mock()
         self.take(snapshot)
-        self.settled()
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertIn('is made without quiescing', self.log.output)
+        snapshot.reset_mock()
         self.domain.frozen = False
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.take,
+                          snapshot, os_require_quiesce='yes')
+        snapshot.assert_not_called()
+        self.assertIn('os_require_quiesce', self.log.output)
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_snapshot_that_fails(self):
+        snapshot = mock.Mock(side_effect=libvirt_error(1, 'broken'))
         self.assertRaises(fakelibvirt.libvirtError, self.take, snapshot,
                           os_require_quiesce='yes')
+        snapshot.assert_called_once()
         self.settled()
 
+    def test_thaw_that_fails(self):
+        """QEMU writes to the new file: the snapshot did not fail."""
+        self.domain.broken['guest-fsfreeze-thaw'] = libvirt_error(
+            UNRESPONSIVE, SILENT)
+        self.take(mock.Mock(), os_require_quiesce='yes')
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.broken.clear()
+        self.driver._guest_agents.freezes.settle()
+        self.settled()
+
+    def test_guest_that_does_not_stay_frozen(self):
+        def snapshot(conf, **kwargs):
+            self.domain.frozen = False
+
+        self.take(snapshot, os_require_quiesce='yes')
+        self.settled()
+        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+
+    def test_frozen_by_another_program(self):
+        """By an operator, for example, who thaws it."""
+        self.domain.frozen = True
+        snapshot = mock.Mock()
+        self.take(snapshot, os_require_quiesce='yes')
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertTrue(self.domain.frozen)
+        self.assertNotIn('fsFreeze', self.domain.calls)
+        self.assertNotIn('guest-fsfreeze-thaw', self.domain.calls)
+        self.assertNotIn('Do not count', self.log.output)
+        self.assertEqual({}, self.freezes())
+
     def test_frozen_by_the_api_already(self):
+        """libvirt would refuse to freeze it twice."""
         self.quiesce()
-        self.take(mock.Mock())
+        self.take(mock.Mock(), os_require_quiesce='yes')
+        self.assertEqual(1, self.domain.calls.count('fsFreeze'))
         self.assertTrue(self.domain.frozen)
         self.unquiesce()
         self.settled()
@@ -777,6 +999,47 @@ class VolumeSnapshotTestCase(HooksTestCase):
         self.take(snapshot)
         self.assertFalse(snapshot.call_args.kwargs['quiesce'])
         self.assertEqual([], self.ledger.left_behind())
+
+
+@ddt.ddt
+class ColdSnapshotTestCase(HooksTestCase):
+    """Nova suspends the guest, and copies what is on its disk."""
+
+    def suspend(self, state: int = power_state.RUNNING, live: bool = False,
+                **properties: str) -> bool:
+        """Whether Nova came to suspend the guest."""
+        self.instance.system_metadata = {
+            f'image_{key}': value for key, value in
+            ({'hw_qemu_guest_agent': 'yes'} | properties).items()}
+        with mock.patch.object(self.driver, 'suspend') as suspend:
+            self.driver._suspend_guest_for_snapshot(
+                self.context, live, state, self.instance)
+        return suspend.called
+
+    @ddt.data(power_state.RUNNING, power_state.PAUSED)
+    def test_required(self, state):
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.suspend, state,
+            os_require_quiesce='yes')
+        self.assertIn('cold snapshot', str(error))
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    def test_not_required(self):
+        self.assertTrue(self.suspend())
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_without_an_agent(self):
+        self.domain.xml = NO_CHANNEL
+        self.assertTrue(self.suspend())
+        self.assertNotIn('not quiesced', self.log.output)
+
+    def test_guest_that_is_off(self):
+        """It has written all that it had."""
+        self.assertFalse(self.suspend(power_state.SHUTDOWN,
+                                      os_require_quiesce='yes'))
+
+    def test_live(self):
+        self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
 
 
 class RbdSnapshotTestCase(HooksTestCase):
@@ -835,6 +1098,60 @@ class RbdSnapshotTestCase(HooksTestCase):
         self.domain.broken = {'fsThaw': silent, 'guest-fsfreeze-thaw': silent}
         self.snapshot()
         self.assertEqual([uuids.instance], self.ledger.left_behind())
+
+    def test_limit_and_words(self):
+        """Those of a snapshot, not of Nova's API."""
+        def entry(*args, **kwargs):
+            uuid, = self.ledger.left_behind()
+            with open(os.path.join(self.ledger._directory, uuid)) as f:
+                self.assertThat(f.read(), matchers.EndsWith(', snapshot\n'))
+
+        self.domain.during['fsFreeze'] = entry
+        self.snapshot()
+        self.assertEqual(60, self.domain.timeouts['fsFreeze'])
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.domain.broken['fsFreeze'] = libvirt_error(UNRESPONSIVE, SILENT)
+        error = self.assertRaises(exception.InstanceQuiesceFailed,
+                                  self.snapshot)
+        self.assertEqual(1, str(error).count('Failed to quiesce'))
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    def thaw_meanwhile(self) -> None:
+        def create_snap(volume, *args, **kwargs):
+            if volume == 'volume':
+                self.domain.frozen = False
+
+        self.ceph.create_snap.side_effect = create_snap
+
+    def test_guest_that_does_not_stay_frozen(self):
+        self.thaw_meanwhile()
+        self.snapshot()
+        self.settled()
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+        self.ceph.remove_snap.assert_not_called()
+
+    def test_guest_that_must_stay_frozen(self):
+        self.thaw_meanwhile()
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.settled()
+        self.ceph.remove_snap.assert_called_once_with(
+            'volume', 'snap', ignore_errors=True, force=True)
+        self.ceph.clone.assert_not_called()
+
+    def test_ceph_that_stalls_for_longer_than_the_api_may(self):
+        """The guest stays frozen: who waits for Ceph thaws it."""
+        def create_snap(volume, *args, **kwargs):
+            if volume == 'volume':
+                self.expire()
+                self.driver._guest_agents.freezes.settle()
+                self.assertTrue(self.domain.frozen)
+
+        self.ceph.create_snap.side_effect = create_snap
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.snapshot()
+        self.settled()
 
     def test_guest_that_is_off(self):
         self.domain.active = False

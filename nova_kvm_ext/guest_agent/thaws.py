@@ -1,0 +1,235 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Thaws guests that may have been left frozen.
+
+Guests that a service froze and did not live to thaw, that froze after their
+freeze was given up, and that nobody could reach. They are in the ledger,
+unlocked.
+
+Nova's periodic work calls this, so it is short: no agent has more than two
+seconds, an agent that let one pass has one, and is tried less and less often,
+and all of it together ends after a few seconds, however many guests there
+are.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import time
+from typing import Any
+
+from nova import conf as nova_conf
+from nova import exception
+from oslo_log import log as logging
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import client
+from nova_kvm_ext.guest_agent import ledger
+from nova_kvm_ext.guest_agent import limits
+
+LOG = logging.getLogger(__name__)
+CONF = nova_conf.CONF
+
+SETTLE_TIME = 3
+"""Seconds after which one round begins with no other guest."""
+
+FIRST_TIMEOUT = 2
+"""Seconds for the first thaw of a guest in a round. A thaw that was sent and
+not answered in time may be at work: the next round sees that."""
+
+NEXT_TIMEOUT = 1
+"""Seconds for each thaw after one that was not answered in time."""
+
+SYNC_TIMEOUT = 1
+"""Seconds in which an agent must answer libvirt that it listens."""
+
+BACK_OFF = 60
+"""Seconds without a try after an agent let one pass; doubled each time."""
+
+LONGEST_BACK_OFF = 600
+"""Seconds between two tries at most: an agent may come back."""
+
+
+@dataclasses.dataclass
+class _Failure:
+    """Thaws of a guest that failed.
+
+    :ivar slow: how many in sequence cost time
+    :ivar due: not before this is it tried again (time.monotonic)
+    """
+
+    slow: int = 0
+    due: float = 0
+
+
+class Thaws:
+    """Thaws what the ledger has.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+
+    def __init__(self, host: Any, time_limits: limits.Limits) -> None:
+        self._host = host
+        self._limits = time_limits
+        # By instance UUID; those that the ledger no longer has are dropped.
+        self._failures: dict[str, _Failure] = {}
+
+    @property
+    def book(self) -> ledger.Ledger:
+        return ledger.Ledger(CONF.state_path, CONF.host)
+
+    def settle(self, busy: Callable[[str], bool]) -> None:
+        """Thaw those whose turn it is, within a few seconds.
+
+        :param busy: whether an operation of this service sees to a guest
+        """
+        started = time.monotonic()
+        try:
+            left = self.book.left_behind()
+        except OSError as e:
+            LOG.error('Guests that were left frozen cannot be found: %s. Look '
+                      'at the directory and its permissions.',
+                      errors.clean(e))
+            return
+        for uuid in self._failures.keys() - set(left):
+            self._failures.pop(uuid, None)
+        nothing = _Failure()
+        # Those that cost time come last.
+        for uuid in sorted(left, key=lambda uuid: dataclasses.astuple(
+                self._failures.get(uuid, nothing))):
+            if time.monotonic() - started > SETTLE_TIME:
+                LOG.warning('More guests may have been left frozen; the rest '
+                            'is seen to the next time.')
+                break
+            failure = self._failures.get(uuid, nothing)
+            if busy(uuid) or failure.due > started:
+                continue
+            self.settle_one(uuid, NEXT_TIMEOUT if failure.slow
+                            else FIRST_TIMEOUT)
+
+    def settle_one(self, uuid: str, timeout: float = client.THAW_TIMEOUT
+                   ) -> None:
+        """Thaw a guest of the ledger, unless somebody is at it.
+
+        :param timeout: seconds for the agent's answer
+        """
+        try:
+            entry = self.book.take(uuid)
+        except ledger.Held:
+            return
+        except OSError as e:
+            LOG.error('Instance %s may have been left frozen, but what was '
+                      'written down of it cannot be read: %s. Remove it.',
+                      uuid, errors.clean(e))
+            return
+        if entry is None:
+            return
+        started = time.monotonic()
+        try:
+            count = self.thaw(uuid, timeout, SYNC_TIMEOUT)
+        except errors.AgentError as e:
+            if self.needless(uuid, e):
+                self.remove(entry)
+                return
+            entry.release()
+            # Said aloud the first time only: an agent may hang for weeks.
+            (LOG.debug if uuid in self._failures else LOG.error)(
+                'Instance %s may have been left frozen (%s): %s It is tried '
+                'again.', uuid, errors.clean(entry.text), e)
+            self._failed(uuid, time.monotonic() - started)
+            return
+        except BaseException:
+            entry.release()
+            raise
+        self.remove(entry)
+        if count:
+            LOG.warning('Instance %s was left frozen (%s) and is thawed.',
+                        uuid, errors.clean(entry.text))
+        else:
+            LOG.info('Instance %s is not frozen, as it might have been (%s).',
+                     uuid, errors.clean(entry.text))
+
+    def leave(self, entry: ledger.Entry, seconds: float) -> None:
+        """Have :meth:`settle` find a guest that was not thawed at once.
+
+        :param seconds: that the thaw that failed took
+        """
+        entry.release()
+        self._failed(entry.uuid, seconds)
+
+    def _failed(self, uuid: str, seconds: float) -> None:
+        """Try it again: soon where libvirt said no at once, later if not.
+
+        A guest that is paused, or whose agent is not connected, costs nothing
+        to ask, and is to be thawed as soon as that is over.
+        """
+        failure = self._failures.setdefault(uuid, _Failure())
+        if seconds < NEXT_TIMEOUT / 2:
+            return
+        failure.slow += 1
+        failure.due = time.monotonic() + min(
+            LONGEST_BACK_OFF, BACK_OFF * 2 ** (min(failure.slow, 10) - 1))
+
+    def forget(self, uuid: str) -> None:
+        """The guest is thawed: so whatever the ledger has of it is done."""
+        try:
+            entry = self.book.take(uuid)
+        except (ledger.Held, OSError):
+            return
+        if entry is not None:
+            self.remove(entry)
+
+    def remove(self, entry: ledger.Entry) -> None:
+        """The guest is thawed, or cannot be frozen."""
+        self._failures.pop(entry.uuid, None)
+        try:
+            entry.remove()
+        except OSError as e:
+            LOG.warning('Instance %s is thawed, and it cannot be written '
+                        'down: %s. It will be thawed once more, which does no '
+                        'harm.', entry.uuid, errors.clean(e))
+
+    def needless(self, uuid: str, error: errors.AgentError) -> bool:
+        """Whether a thaw that failed was not needed."""
+        if error.fault in (errors.AgentFault.UNSUPPORTED,
+                           errors.AgentFault.NO_CHANNEL):
+            # What cannot thaw cannot have frozen either.
+            return True
+        try:
+            domain = self._host.get_connection().lookupByUUIDString(uuid)
+            # One that was suspended to disk wakes up as it was.
+            return not domain.isActive() and not domain.hasManagedSaveImage(0)
+        except (exception.NovaException, limits.libvirt().libvirtError) as e:
+            return errors.libvirt_error_code(e) == (
+                limits.libvirt().VIR_ERR_NO_DOMAIN)
+
+    def thaw(self, uuid: str, timeout: float = client.THAW_TIMEOUT,
+             sync: float | None = None) -> int:
+        """Thaw a guest, whoever froze it.
+
+        :param timeout: seconds for the agent's answer
+        :param sync: seconds in which it must answer libvirt that it listens
+        :returns: how many file systems were thawed
+        :raises errors.AgentError: it may be frozen still
+        """
+        try:
+            domain = self._host.get_connection().lookupByUUIDString(uuid)
+        except (exception.NovaException, limits.libvirt().libvirtError) as e:
+            gone = errors.libvirt_error_code(e) == (
+                limits.libvirt().VIR_ERR_NO_DOMAIN)
+            raise errors.AgentError(
+                errors.clean(e), fault=errors.AgentFault.NO_GUEST if gone
+                else errors.AgentFault.LIBVIRT) from None
+        if sync is None:
+            return self._limits.agent(domain).thaw(timeout)
+        with self._limits.exactly(domain, sync):
+            return self._limits.agent(domain, timeout).thaw(timeout)
