@@ -20,25 +20,24 @@ that depends on the host.
 """
 
 import dataclasses
-import re
 from typing import Any
 
 from oslo_config import cfg
 from oslo_config import types
 
-from nova_kvm_ext import errors
+from nova_kvm_ext import option_values
 
 GROUP = cfg.OptGroup(
-    'kvm_ext',
+    option_values.OURS,
     title='KVM driver options',
     help="""
 Options of the nova-kvm-ext compute driver (``compute_driver =
 kvm_ext.KVMDriver``).
 
 An option left unset here means what ``[libvirt]`` says, so a nova.conf
-written for Nova's own libvirt driver works unchanged. An option set in both
-groups must have the same value in both; the service refuses to start
-otherwise.
+written for Nova's own libvirt driver works unchanged. Where an option is set
+in both groups, the value here counts. The service says so in its log when it
+starts, with the file that set each of the two values.
 """)
 
 _CPU_MODES = [
@@ -89,7 +88,7 @@ Possible values:
 
 Related options:
 
-* ``[libvirt] virt_type``: must agree if both are set.
+* ``[libvirt] virt_type``: has no effect where this option is set.
 * ``cpu_mode``: ``host-passthrough`` needs kvm.
 """),
     cfg.StrOpt(
@@ -105,10 +104,12 @@ Possible values:
 
 Related options:
 
-* ``[libvirt] cpu_mode``: must agree if both are set. It has no ``maximum``;
-  Nova's own code is told ``host-passthrough`` then, the nearest mode it
-  knows, and the guest's XML says ``maximum``.
-* ``cpu_model``: required with ``custom`` and refused with the others.
+* ``[libvirt] cpu_mode``: has no effect where this option is set. It has no
+  ``maximum``; Nova's own code is told ``host-passthrough`` then, the nearest
+  mode it knows, and the guest's XML says ``maximum``.
+* ``cpu_model``: refused with a mode other than ``custom``.
+* ``[libvirt] cpu_models``: the model of ``custom`` where ``cpu_model`` is
+  unset. It has no effect where this option is another mode.
 * ``[libvirt] cpu_model_extra_flags``: features added to or taken from the
   CPU.
 """),
@@ -130,9 +131,10 @@ Possible values:
 
 Related options:
 
-* ``cpu_mode``: must be ``custom``.
-* ``[libvirt] cpu_models`` (also written ``cpu_model``): must name the same
-  model if both are set.
+* ``cpu_mode``: must be ``custom``. Where it is unset and ``[libvirt]
+  cpu_mode`` is another mode, the mode is ``custom``.
+* ``[libvirt] cpu_models`` (also written ``cpu_model``): has no effect where
+  this option is set.
 """),
     cfg.ListOpt(
         'image_cpu_modes',
@@ -407,30 +409,6 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
     return [(GROUP, _OPTS)]
 
 
-def _read(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
-    """The value of an option, a bad one refused in our own words.
-
-    :raises errors.InvalidOption: the value is not one of the allowed ones
-    """
-    try:
-        return conf[group][name]
-    except cfg.ConfigSourceValueError as e:
-        # oslo.config: "Value for option NAME from LocationInfo(...,
-        # detail='FILE') is not valid: Valid values are [...], but found X"
-        where = re.search(r"detail='([^']*)'", str(e))
-        reason = str(e).partition(' is not valid: ')[2] or str(e)
-        raise errors.InvalidOption(
-            f'[{group}] {name}' + (f' in {where[1]}' if where else '') +
-            f' cannot be used: {errors.clean(reason)}.',
-            'Correct it and start the service again.') from e
-
-
-def _is_set(conf: cfg.ConfigOpts, group: str, name: str) -> bool:
-    """Whether the operator gave this option a value, here or anywhere."""
-    location = conf.get_location(name, group)
-    return location is not None and location.location.is_user_controlled
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The host-wide choices of nova.conf, each with the option that made it.
@@ -453,6 +431,7 @@ class Settings:
     :ivar guest_agent_timeout: seconds
     :ivar host_check: ``enforce``, ``warn`` or ``off``
     :ivar image_max_virtual_gb: GiB
+    :ivar overrides: what ``[kvm_ext]`` overrides in ``[libvirt]``
     """
 
     virt_type: str
@@ -472,58 +451,50 @@ class Settings:
     guest_agent_timeout: int
     host_check: str
     image_max_virtual_gb: int
+    overrides: tuple[option_values.Override, ...] = ()
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts) -> 'Settings':
         """Read ``[kvm_ext]`` and the options of ``[libvirt]`` behind it.
 
         :param conf: a configuration with both groups registered
-        :raises errors.InvalidOption: a value is not allowed, or the two
-            groups contradict each other
+        :raises errors.InvalidOption: a value is not allowed
         """
-        virt_type, virt_type_option = cls._resolve(
-            conf, 'virt_type', 'virt_type')
-        cpu_mode, cpu_mode_option = cls._resolve(conf, 'cpu_mode', 'cpu_mode')
-        models, models_option = cls._resolve(conf, 'cpu_model', 'cpu_models')
-        if isinstance(models, str):
-            models = [models]
-        return cls(
-            virt_type=virt_type, virt_type_option=virt_type_option,
-            cpu_mode=cpu_mode, cpu_mode_option=cpu_mode_option,
-            cpu_models=tuple(models), cpu_models_option=models_option,
-            extra_flags=tuple(
-                flag.lower() for flag in
-                _read(conf, 'libvirt', 'cpu_model_extra_flags')),
-            image_cpu_modes=tuple(
-                _read(conf, GROUP.name, 'image_cpu_modes')),
-            image_cpu_models=tuple(
-                _read(conf, GROUP.name, 'image_cpu_models')),
-            keep_guest_cpu=_read(conf, GROUP.name, 'keep_guest_cpu'),
-            vhost_net=_read(conf, GROUP.name, 'vhost_net'),
-            load_vhost_net=_read(conf, GROUP.name, 'load_vhost_net'),
-            max_vhost_queues=_read(conf, GROUP.name, 'max_vhost_queues'),
-            guest_agent=_read(conf, GROUP.name, 'guest_agent'),
-            guest_agent_timeout=_read(
-                conf, GROUP.name, 'guest_agent_timeout'),
-            host_check=_read(conf, GROUP.name, 'host_check'),
-            image_max_virtual_gb=_read(
-                conf, GROUP.name, 'image_max_virtual_gb'))
+        def ours(name: str) -> Any:
+            return option_values.read(conf, option_values.OURS, name)
 
-    @staticmethod
-    def _resolve(conf: cfg.ConfigOpts, ours: str,
-                 novas: str) -> tuple[Any, str]:
-        """One value from our option and Nova's, and the option it is from."""
-        our_value = _read(conf, GROUP.name, ours)
-        nova_value = _read(conf, 'libvirt', novas)
-        our_option = f'[{GROUP.name}] {ours}'
-        nova_option = f'[libvirt] {novas}'
-        if our_value is None:
-            return nova_value, nova_option
-        if _is_set(conf, 'libvirt', novas):
-            said = nova_value if isinstance(nova_value, list) else [nova_value]
-            if [our_value.lower()] != [str(v).lower() for v in said]:
-                raise errors.InvalidOption(
-                    f'{our_option} = {our_value} and {nova_option} = '
-                    f'{", ".join(map(str, said))} contradict each other.',
-                    f'Remove {nova_option}, or give both the same value.')
-        return our_value, our_option
+        virt_type = option_values.Pair(conf, 'virt_type', 'virt_type')
+        mode = option_values.Pair(conf, 'cpu_mode', 'cpu_mode')
+        model = option_values.Pair(conf, 'cpu_model', 'cpu_models')
+        overrides = [pair.override() for pair in (virt_type, mode, model)]
+        cpu_mode, cpu_models = mode.value, model.value
+        if isinstance(cpu_models, str):
+            cpu_models = [cpu_models]
+        # A mode and a model are one choice of two options. A deployment tool
+        # sets [libvirt]'s whether or not they fit what is set here.
+        if mode.is_ours and cpu_mode != 'custom' and not model.is_ours and (
+                cpu_models):
+            overrides.append(mode.override(model))
+            cpu_models = []
+        elif model.is_ours and not mode.is_ours and cpu_mode not in (
+                None, 'custom'):
+            overrides.append(model.override(mode))
+            cpu_mode = 'custom'
+        return cls(
+            virt_type=virt_type.value, virt_type_option=virt_type.option,
+            cpu_mode=cpu_mode, cpu_mode_option=mode.option,
+            cpu_models=tuple(cpu_models), cpu_models_option=model.option,
+            overrides=tuple(filter(None, overrides)),
+            extra_flags=tuple(
+                flag.lower() for flag in option_values.read(
+                    conf, option_values.NOVAS, 'cpu_model_extra_flags')),
+            image_cpu_modes=tuple(ours('image_cpu_modes')),
+            image_cpu_models=tuple(ours('image_cpu_models')),
+            keep_guest_cpu=ours('keep_guest_cpu'),
+            vhost_net=ours('vhost_net'),
+            load_vhost_net=ours('load_vhost_net'),
+            max_vhost_queues=ours('max_vhost_queues'),
+            guest_agent=ours('guest_agent'),
+            guest_agent_timeout=ours('guest_agent_timeout'),
+            host_check=ours('host_check'),
+            image_max_virtual_gb=ours('image_max_virtual_gb'))

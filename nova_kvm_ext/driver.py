@@ -48,6 +48,9 @@ LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 conf.register_opts(CONF)
 
+_OF_QEMU = ('kvm', 'qemu')
+"""Types of guests that Nova reaches at qemu:///system."""
+
 
 @contextlib.contextmanager
 def _wrong_options_said() -> Iterator[None]:
@@ -72,7 +75,13 @@ class KVMDriver(driver.LibvirtDriver):
         # Nova's __init__ reads options too, and its loader takes a bad value
         # for a class of the wrong type.
         with _wrong_options_said():
-            conf.Settings.from_conf(CONF)
+            settings = conf.Settings.from_conf(CONF)
+        for override in settings.overrides:
+            LOG.info('%s.', override)
+        if CONF.libvirt.virt_type not in _OF_QEMU and (
+                settings.virt_type_option == '[kvm_ext] virt_type'):
+            # Nova's __init__ takes the URI of libvirt from it.
+            CONF.set_override('virt_type', 'kvm', group='libvirt')
         super().__init__(virtapi, read_only)
         self._vhost_net = vhost_hooks.VhostNet()
         self.vif_driver = vif.KVMVIFDriver(
@@ -105,7 +114,7 @@ class KVMDriver(driver.LibvirtDriver):
     def _settle_options(self) -> None:
         """Resolve ``[kvm_ext]`` and tell Nova's own options the answer.
 
-        This is the one place where the driver changes Nova's options. Nova
+        This is the place where the driver changes Nova's options. Nova
         reads virt_type, cpu_mode and cpu_models in its start-up check, in
         the guest's XML, in the VIF driver and for the placement traits, and
         all of them must see the same. It happens before Nova's init_host,

@@ -37,11 +37,11 @@ from nova import utils
 from nova.virt import fake
 from nova.virt import hardware
 from nova.virt import images
-from oslo_config import cfg
 from oslo_log import log as oslo_logging
 
 from nova_kvm_ext.boot import leftovers
 from nova_kvm_ext import errors
+from nova_kvm_ext.host import configuration
 
 CONF = nova.conf.CONF
 
@@ -85,7 +85,7 @@ def configure(directory: str, state_path: str,
     :param directory: an existing directory that QEMU's user can traverse
     :param state_path: where the driver keeps answers from boot to boot
     :param config_files: nova.conf files, later ones first in rank
-    :raises errors.InvalidOption: a file cannot be read or parsed
+    :raises errors.InvalidOption: a file cannot be used
     """
     empty = os.path.join(directory, 'no-config.d')
     os.makedirs(empty, exist_ok=True)
@@ -93,13 +93,9 @@ def configure(directory: str, state_path: str,
     arguments = ['nova-kvm-ext', '--config-dir', empty]
     for path in config_files:
         arguments += ['--config-file', path]
-    try:
+    with configuration.parsed(config_files):
         config.parse_args(arguments, default_config_files=[],
                           configure_db=False, init_rpc=False)
-    except (cfg.ConfigFilesNotFoundError, cfg.ConfigFilesPermissionDeniedError,
-            cfg.ConfigFileParseError, cfg.ConfigDirNotFoundError) as e:
-        raise errors.InvalidOption(
-            f'The configuration cannot be read: {errors.clean(e)}.') from e
     database = f'sqlite:///{os.path.join(directory, "nova.sqlite")}'
     for group, name, value in _SET_ASIDE + (
             (None, 'state_path', state_path),

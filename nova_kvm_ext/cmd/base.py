@@ -12,9 +12,9 @@
 
 """What every command that looks at this host shares.
 
-Reads nova.conf as nova-compute would, connects to libvirt, and turns an error
-into one line and an exit code. Never starts Nova: ``nova.conf`` alone is its
-options without its services, and imports in a quarter of a second.
+Reads the files that nova-compute reads, connects to libvirt, and turns an
+error into one line and an exit code. Never starts Nova: ``nova.conf`` alone
+is its options without its services, and imports in a quarter of a second.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from oslo_config import cfg
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.host import configuration
 
 LIBVIRT_URI = 'qemu:///system'
 """What Nova connects to for kvm and qemu where connection_uri is empty."""
@@ -54,21 +55,31 @@ def seconds(text: str) -> int:
 def read_conf(files: list[str] | None = None) -> cfg.ConfigOpts:
     """nova.conf with our options in it.
 
-    :param files: None for the files that nova-compute reads by default
-    :raises errors.InvalidOption: a file is missing or cannot be parsed
+    Says on standard error which files were found, where the user named none.
+
+    :param files: None for the files that nova-compute reads
+    :raises errors.InvalidOption: a file is missing or cannot be used
     """
+    return load(configuration.find(files))
+
+
+def load(found: configuration.Configuration) -> cfg.ConfigOpts:
+    """The same from files that have been found."""
     conf.register_opts(nova_conf.CONF)
-    try:
-        nova_conf.CONF([], project='nova', default_config_files=files)
-    except cfg.ConfigFilesNotFoundError as e:
-        raise errors.InvalidOption(
-            f'--config-file: there is no {", ".join(e.config_files)}, or you '
-            f'may not read it.', 'Name the nova.conf of nova-compute.') from e
-    except (cfg.ConfigFileParseError, cfg.ConfigFileValueError) as e:
-        raise errors.InvalidOption(
-            f'The configuration cannot be read: {errors.clean(e)}.',
-            'Correct the file.') from e
+    found.load(nova_conf.CONF)
+    say_files(found)
     return nova_conf.CONF
+
+
+def say_files(found: configuration.Configuration) -> None:
+    """Say what options are from, unless the user has."""
+    if found.service is None:
+        return
+    for note in found.notes:
+        print(f'warning: {note}', file=sys.stderr)
+    if found.files:
+        print(f'configuration: {errors.clean(", ".join(found.files), 1000)} '
+              f'({found.how})', file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -134,6 +145,10 @@ class HostCommand(command.Command):
             elif isinstance(e, errors.AgentError) and (
                     e.fault is not errors.AgentFault.LIBVIRT):
                 code = ExitCode.FAIL
+        except cfg.Error as e:
+            # A value is looked at when it is asked for.
+            said, code = (f'The configuration cannot be used: '
+                          f'{errors.clean(e)}.', ExitCode.USAGE)
         except libvirt.libvirtError as e:
             said, code = errors.with_explanation(e), ExitCode.HOST
         print(f'error: {said}', file=sys.stderr)

@@ -30,6 +30,7 @@ from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.host import configuration
 
 
 def _text(text: str) -> str:
@@ -114,8 +115,9 @@ class Boot(show.ShowOne):
         parser.add_argument(
             '--config-file', metavar='FILE', action='append', default=[],
             dest='config_files', type=os.path.abspath,
-            help='nova.conf to go by (repeat for more); without one, '
-                 '[kvm_ext] virt_type is auto')
+            help='nova.conf to go by (repeat for more); by default the files '
+                 'that nova-compute reads, and where there are none, '
+                 '[kvm_ext] virt_type = auto')
         parser.add_argument(
             '--set', metavar='GROUP.OPTION=VALUE', type=_setting,
             action='append', default=[], dest='settings',
@@ -144,7 +146,8 @@ class Boot(show.ShowOne):
         self._code = int(ExitCode.USAGE)
         self._started = time.monotonic()
         self._result: dict[str, Any] = {
-            'result': None, 'error': None, 'domain': None, 'checks': [],
+            'result': None, 'error': None, 'config_files': [],
+            'domain': None, 'checks': [],
             'steps': [], 'xml': None}
         try:
             super().run(parsed_args)
@@ -166,8 +169,15 @@ class Boot(show.ShowOne):
                             'logs of a guest. Run it with sudo.'})
         else:
             try:
+                found = configuration.find(parsed_args.config_files)
+                base.say_files(found)
+                found.take_environment()
+                self._result['config_files'] = list(found.files)
                 self._code = supervisor.boot(
-                    self._options(parsed_args), self._on_event)
+                    self._options(parsed_args, found.files), self._on_event)
+            except errors.InvalidOption as e:
+                self._code = ExitCode.USAGE
+                self._on_event({'event': 'error', 'text': str(e)})
             except errors.HostError as e:
                 self._code = ExitCode.HOST
                 self._on_event({'event': 'error', 'text': str(e)})
@@ -182,18 +192,18 @@ class Boot(show.ShowOne):
         return super().produce_output(parsed_args, column_names, data)
 
     @staticmethod
-    def _options(args: argparse.Namespace) -> Spec:
+    def _options(args: argparse.Namespace, files: Sequence[str]) -> Spec:
         properties = dict(args.properties)
         if args.image is None:
             properties.setdefault('hw_qemu_guest_agent', 'yes')
         settings = list(args.settings)
-        if not args.config_files and not any(
+        if not files and not any(
                 (group, name) in (('kvm_ext', 'virt_type'),
                                   ('libvirt', 'virt_type'))
                 for group, name, _ in settings):
             settings.append(('kvm_ext', 'virt_type', 'auto'))
         return Spec(
-            config_files=args.config_files,
+            config_files=list(files),
             settings=''.join(f'[{group}]\n{name} = {value}\n'
                              for group, name, value in settings),
             image=args.image, disk_format=args.disk_format,
@@ -240,5 +250,6 @@ class Boot(show.ShowOne):
                  ('virt_type', 'machine', 'cpu_mode', 'cpu_model')}
         if not for_people:
             rows |= {name: found[name] for name in
-                     ('error', 'checks', 'steps', 'domain', 'xml')}
+                     ('error', 'config_files', 'checks', 'steps',
+                      'domain', 'xml')}
         return tuple(rows), tuple(rows.values())

@@ -38,7 +38,9 @@ from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import configuration
 from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import install_facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 
@@ -129,8 +131,10 @@ class Check(base.HostCommand, lister.Lister):
              for column in columns] for result in results]
 
     def _check(self, args: argparse.Namespace) -> list[verdict.CheckResult]:
-        nova = base.read_conf(args.config_files)
-        wanted = options.HostOptions.from_conf(nova)
+        read = configuration.find(args.config_files)
+        nova = base.load(read)
+        wanted = options.HostOptions.from_conf(nova, read.how)
+        install = install_facts.read(read.service)
         uri = self.uri(args, nova)
         cache_dir = CACHE_DIR
         if wanted.files and os.path.isdir(wanted.state_path):
@@ -146,7 +150,7 @@ class Check(base.HostCommand, lister.Lister):
                     found.append(facts.read_host(
                         wanted, uri, lambda: stack.enter_context(
                             self.connected(args, nova)),
-                        cache_dir=cache_dir))
+                        cache_dir=cache_dir, install=install))
             except BaseException as e:
                 found.append(e)  # for the thread that waits
 
@@ -156,7 +160,7 @@ class Check(base.HostCommand, lister.Lister):
         thread.start()
         thread.join(args.timeout)
         if not found:
-            host = facts.read_host(wanted, uri)
+            host = facts.read_host(wanted, uri, install=install)
             host = dataclasses.replace(
                 host, libvirt=dataclasses.replace(
                     host.libvirt, hangs=True, unasked='',

@@ -22,7 +22,6 @@ exit codes are those of oslo.upgradecheck:
 
 import contextlib
 import functools
-import glob
 from importlib import metadata
 import json
 import os
@@ -38,7 +37,9 @@ from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import configuration
 from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import install_facts
 from nova_kvm_ext.host import options
 
 NOVA_RELEASES = (31, 34)
@@ -62,6 +63,9 @@ class Checks(upgradecheck.UpgradeCommands):
 
     display_title = 'nova-kvm-ext upgrade check results'
 
+    configuration = configuration.Configuration(())
+    """What the options were read from."""
+
     @functools.cached_property
     def _host(self) -> list[verdict.CheckResult]:
         """The checks of this host, without the guest that they can start."""
@@ -69,8 +73,10 @@ class Checks(upgradecheck.UpgradeCommands):
         uri = nova.libvirt.connection_uri or base.LIBVIRT_URI
         with contextlib.ExitStack() as stack:
             return runner.run(facts.read_host(
-                options.HostOptions.from_conf(nova), uri,
-                lambda: stack.enter_context(base.libvirt_connection(uri))))
+                options.HostOptions.from_conf(nova, self.configuration.how),
+                uri, lambda: stack.enter_context(
+                    base.libvirt_connection(uri)),
+                install=install_facts.read(self.configuration.service)))
 
     def _of_host(self, *codes: str) -> Result:
         """Some of the checks of this host as one."""
@@ -133,10 +139,16 @@ class Checks(upgradecheck.UpgradeCommands):
         refused = self._of_host(_OPTIONS)
         if refused.code != Code.SUCCESS:
             return refused
+        files = self.configuration.files
+        if not files:
+            return Result(
+                Code.WARNING, 'No configuration of nova-compute was found, so '
+                'no option was looked at. Name its nova.conf with '
+                '--config-file.')
         known = {name for option in conf.list_opts()[0][1]
                  for name in (option.dest, option.name)}
-        strange = [f'{name} in {file}' for file, names in _written().items()
-                   for name in sorted(names - known)]
+        strange = [f'{name} in {file}' for file in files
+                   for name in sorted(_written(file) - known)]
         if strange:
             return Result(
                 Code.WARNING, f'[{conf.GROUP.name}] has options that this '
@@ -165,30 +177,36 @@ class Checks(upgradecheck.UpgradeCommands):
     )
 
 
-def _written() -> dict[str, set[str]]:
-    """By file, the names that stand in the group of our options."""
-    nova = nova_conf.CONF
-    files = list(nova.config_file or ())
-    for directory in nova.config_dir or ():
-        files += sorted(glob.glob(os.path.join(directory, '*.conf')))
-    found = {}
-    for file in files:
-        sections: dict[str, dict[str, list[str]]] = {}
-        cfg.ConfigParser(file, sections).parse()
-        found[file] = set(sections.get(conf.GROUP.name, {}))
-    return found
+def _written(file: str) -> set[str]:
+    """The names that stand in the group of our options."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    cfg.ConfigParser(os.path.expanduser(file), sections).parse()
+    return set(sections.get(conf.GROUP.name, {}))
 
 
 def main(argv: list[str] | None = None) -> int:
-    conf.register_opts(nova_conf.CONF)
+    argv = sys.argv[1:] if argv is None else argv
+    nova = nova_conf.CONF
+    conf.register_opts(nova)
+    commands = Checks()
+    # What upgradecheck.main() does, but for the files that are read.
+    upgradecheck.register_cli_options(nova, commands)
     try:
-        return int(upgradecheck.main(
-            nova_conf.CONF, project='nova', upgrade_command=Checks(),
-            argv=sys.argv[1:] if argv is None else argv))
-    except cfg.Error as e:
-        print(f'error: the configuration cannot be read: '
-              f'{errors.clean(e)}', file=sys.stderr)
+        found = configuration.named(argv)
+        if found is None:
+            found = configuration.find()
+            found.load(nova, argv)
+        else:
+            with configuration.parsed(found.files):
+                nova(argv, project='nova', default_config_files=[],
+                     default_config_dirs=[])
+    except errors.InvalidOption as e:
+        print(f'error: {e}', file=sys.stderr)
         return _ERROR
+    base.say_files(found)
+    commands.configuration = found
+    upgradecheck.CONF = nova
+    return int(upgradecheck.run(nova))
 
 
 if __name__ == '__main__':

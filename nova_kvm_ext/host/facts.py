@@ -170,16 +170,24 @@ def _vhost_descriptors(proc: str, pid: int) -> int | None:
     return sum(os.path.basename(link) == 'vhost-net' for link in links)
 
 
+def find_door(package: str | None = None) -> str | None:
+    """Where the part of this package is that Nova's loader looks for.
+
+    :param package: directory of ``nova_kvm_ext``, None where there is none
+    """
+    if package is None:
+        return None
+    beside = os.path.join(os.path.dirname(package), 'nova', 'virt', 'kvm_ext')
+    return beside if os.path.isdir(beside) else None
+
+
 def read_install() -> model.InstallFacts:
     """Look whether Nova's loader would find ``nova.virt.kvm_ext``.
 
     Imports the ``nova`` and ``nova.virt`` packages, not the driver.
     """
     import nova_kvm_ext
-    beside_us = os.path.join(
-        os.path.dirname(os.path.dirname(nova_kvm_ext.__file__)),
-        'nova', 'virt', 'kvm_ext')
-    door = beside_us if os.path.isdir(beside_us) else None
+    door = find_door(os.path.dirname(nova_kvm_ext.__file__))
     try:
         nova_virt = importlib.util.find_spec('nova.virt')
         found = importlib.util.find_spec('nova.virt.kvm_ext')
@@ -389,6 +397,7 @@ def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
 def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
               connect: Callable[[], Any] | None = None, *,
               cache_dir: str | None = None,
+              install: model.InstallFacts | None = None,
               root: str = '/') -> model.HostFacts:
     """Everything that the checks look at.
 
@@ -401,6 +410,8 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
         raise what it likes. None not to ask libvirt at all
     :param cache_dir: where the probe guest's answer is kept, a directory that
         only trusted users can write to; None not to start that guest
+    :param install: what the Python of nova-compute finds; None where that is
+        the Python of this process
     :param root: directory below which files are looked up
     :returns: always something: what could not be read says so
     """
@@ -416,7 +427,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
                for path in ('/dev/kvm', '/dev/vhost-net')}
     use = user_facts.read_use('/dev/kvm', user, root)
     udev = kernel_facts.read_udev(root)
-    install = read_install()
+    install = install or read_install()
     directories = _directories(settings, user, root)
     groups = {device.group for device in devices.values()} | {
         directory.group for directory in directories} | set(user.groups)

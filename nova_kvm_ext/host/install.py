@@ -25,13 +25,19 @@ def check(facts: model.InstallFacts) -> str | None:
 
     :returns: the problem with its remedy, or None if all is well
     """
-    if facts.error is None:
+    if facts.unknown or (facts.error is None and facts.has_package):
         return None
     if not facts.nova_directories:
-        return (f'Nova is not installed beside this package '
-                f'({facts.error}). Install nova-kvm-ext with the Python that '
-                f'runs nova-compute.')
+        where = (f'where {facts.python} ({facts.how}) looks for it'
+                 if facts.python else 'beside this package')
+        return (f'Nova is not installed '
+                f'{where} ({facts.error}). {_install(facts)}')
     where = ', '.join(facts.nova_directories)
+    if not facts.has_package:
+        return (f'compute_driver = kvm_ext.KVMDriver cannot load: '
+                f'nova-compute runs with {facts.python} ({facts.how}), which '
+                f'finds Nova in {where} and no nova_kvm_ext. '
+                f'{_install(facts)}')
     if facts.door is None:
         return (f'nova.virt.kvm_ext is missing from {where}: this '
                 f'installation is incomplete. Install nova-kvm-ext again.')
@@ -40,10 +46,18 @@ def check(facts: model.InstallFacts) -> str | None:
             f'package is in {facts.door}. Link it: {remedy(facts)}')
 
 
+def _install(facts: model.InstallFacts) -> str:
+    return (f'Install nova-kvm-ext with '
+            f'{facts.python or "the Python that runs nova-compute"}.')
+
+
 def remedy(facts: model.InstallFacts) -> str:
-    """The command that lets Nova find the driver, or '' where none does."""
-    if facts.error is None or facts.door is None or (
-            not facts.nova_directories):
+    """The command that lets Nova find the driver, or a sentence."""
+    if not facts.has_package or not facts.nova_directories:
+        return _install(facts)
+    if facts.error is None:
         return ''
+    if facts.door is None:
+        return 'Install nova-kvm-ext again.'
     return (f'ln -s {shlex.quote(facts.door)} '
             f'{shlex.quote(facts.nova_directories[0])}/')

@@ -78,11 +78,22 @@ class InstallFacts:
     :ivar door: path of nova/virt/kvm_ext as this installation has it, or
         None where it has none
     :ivar error: why ``nova.virt.kvm_ext`` cannot be found, or None
+    :ivar python: the Python that was asked; '' for the one of this process
+    :ivar how: why it is held for the one of nova-compute
+    :ivar has_package: whether that Python finds ``nova_kvm_ext``
+    :ivar unknown: why the Python of nova-compute could not be asked, or ''
+    :ivar elsewhere: whether it could not because nova-compute has a file
+        system of its own
     """
 
     nova_directories: tuple[str, ...]
     door: str | None
     error: str | None
+    python: str = ''
+    how: str = ''
+    has_package: bool = True
+    unknown: str = ''
+    elsewhere: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

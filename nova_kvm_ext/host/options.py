@@ -25,6 +25,7 @@ from oslo_config import cfg
 
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
+from nova_kvm_ext import option_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,12 @@ class HostOptions:
 
     :ivar files: the files that were read; without any, Nova's defaults of
         paths say nothing about this host
+    :ivar how: why it is these, for people, or ''
     :ivar settings: the resolved ``[kvm_ext]``, None where it is refused
     :ivar problem: why it, or another option here, is refused, or ''
     :ivar remedy: what mends that
     :ivar compute_driver: ``[DEFAULT] compute_driver``, None if unset
+    :ivar compute_driver_source: the file that set it, or what else did
     :ivar instances_path: ``[DEFAULT] instances_path``
     :ivar state_path: ``[DEFAULT] state_path``
     :ivar machine_types: machine type by architecture, as ``[libvirt]
@@ -50,7 +53,9 @@ class HostOptions:
     settings: conf.Settings | None
     problem: str = ''
     remedy: str = ''
+    how: str = ''
     compute_driver: str | None = None
+    compute_driver_source: str = ''
     instances_path: str = '/var/lib/nova/instances'
     state_path: str = '/var/lib/nova'
     machine_types: tuple[tuple[str, str], ...] = ()
@@ -59,10 +64,12 @@ class HostOptions:
     reserved_disk_mb: int = 0
 
     @classmethod
-    def from_conf(cls, nova: cfg.ConfigOpts) -> 'HostOptions':
+    def from_conf(cls, nova: cfg.ConfigOpts,
+                  how: str = '') -> 'HostOptions':
         """Read them; never fails.
 
         :param nova: a configuration with Nova's options and ours
+        :param how: why it was read from these files
         """
         settings = None
         problems: list[errors.KVMExtError] = []
@@ -74,7 +81,8 @@ class HostOptions:
         def value(group: str, name: str, otherwise: Any) -> Any:
             try:
                 return nova[group][name] if group else nova[name]
-            except cfg.ConfigSourceValueError as e:
+            except (cfg.ConfigSourceValueError,
+                    cfg.TemplateSubstitutionError) as e:
                 problems.append(errors.InvalidOption(
                     f'[{group or "DEFAULT"}] {name} cannot be used: '
                     f'{errors.clean(str(e).rpartition(" is not valid: ")[2])}'
@@ -86,11 +94,14 @@ class HostOptions:
             arch, equals, machine = item.partition('=')
             if equals:
                 machines.append((arch.strip(), machine.strip()))
+        driver = value('', 'compute_driver', None)
         helper, helper_option = cls._helper(nova, value)
         return cls(
             files=tuple((nova.config_file if 'config_file' in nova else
                          None) or ()), settings=settings,
-            compute_driver=value('', 'compute_driver', None),
+            how=how, compute_driver=driver,
+            compute_driver_source=option_values.source(
+                nova, None, 'compute_driver') if driver else '',
             instances_path=value('', 'instances_path', cls.instances_path),
             state_path=value('', 'state_path', cls.state_path),
             machine_types=tuple(machines), helper=helper,

@@ -15,9 +15,11 @@
 Codes KVM4xx. Pure.
 """
 
+import os
 import shlex
 
 from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import causes
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import install
@@ -33,45 +35,75 @@ _NO_SPACE, _LITTLE_SPACE = 100 * _MIB, 2048 * _MIB
 _NO_CHANNEL_SPACE = 8 * _MIB
 
 
+_DRIVER = 'kvm_ext.KVMDriver'
+_SET_DRIVER = f'Set [DEFAULT] compute_driver = {_DRIVER}.'
+
+
 @GROUP.check('KVM401', 'Driver beside Nova')
 def _driver(facts: model.HostFacts) -> verdict.Said:
-    problem = install.check(facts.install)
+    """FAIL: nova-compute ends, or runs another driver, on every host."""
+    options = facts.options
+    named, found = options.compute_driver, facts.install
+    if named is not None and named != _DRIVER:
+        return verdict.fail(
+            f'nova-compute runs another driver: '
+            f'{options.compute_driver_source or "nova.conf"} sets '
+            f'compute_driver = {errors.clean(named)}', _SET_DRIVER[:-1] + (
+                f' in {options.compute_driver_source}, or remove it there.'
+                if os.path.isabs(options.compute_driver_source) else '.'))
+    if found.unknown:
+        said = (f'whether nova-compute finds the driver is not known: '
+                f'{found.unknown}')
+        return verdict.skip(said, 'Run this command where nova-compute '
+                            'runs.') if found.elsewhere else verdict.warn(
+            said, 'Start nova-compute: its log names a driver that it does '
+            'not find.')
+    problem = install.check(found)
     if problem is not None:
-        return verdict.fail(problem, install.remedy(facts.install) or
-                            'Install nova-kvm-ext with the Python that runs '
-                            'nova-compute.')
-    named = facts.options.compute_driver
-    where = f'Nova in {", ".join(facts.install.nova_directories)} finds it'
-    if named is not None and named != 'kvm_ext.KVMDriver':
+        return verdict.fail(problem, install.remedy(found))
+    where = (f'Nova in {", ".join(found.nova_directories)} finds it' + (
+        f', asked with {found.python} ({found.how})' if found.python else ''))
+    if named is None and options.files:
         return verdict.warn(
-            f'{where}, but nova.conf has compute_driver = {named}',
-            'Set [DEFAULT] compute_driver = kvm_ext.KVMDriver.')
+            f'{where}, but {_files(facts)} sets no compute_driver: '
+            f'nova-compute does not start', _SET_DRIVER)
     return verdict.passed(where)
+
+
+def _files(facts: model.HostFacts) -> str:
+    """What the options are from."""
+    files = facts.options.files
+    return (', '.join(files) or 'no nova.conf') + (
+        f' ({facts.options.how})' if files and facts.options.how else '')
 
 
 @GROUP.check('KVM402', 'nova.conf')
 def _conf(facts: model.HostFacts) -> verdict.Said:
+    """FAIL: the driver refuses to start with these options on any host."""
     settings = facts.options.settings
     if settings is None or facts.options.problem:
-        return verdict.fail(facts.options.problem, facts.options.remedy)
+        return verdict.fail(
+            f'{_files(facts)}: {facts.options.problem}', facts.options.remedy)
     if settings.virt_type not in ('kvm', 'qemu', 'auto'):
         return verdict.fail(
-            f'{settings.virt_type_option} = {settings.virt_type} is nothing '
-            f'that compute_driver = kvm_ext.KVMDriver runs',
-            'Set [kvm_ext] virt_type to kvm, qemu or auto.')
+            f'{_files(facts)}: {settings.virt_type_option} = '
+            f'{settings.virt_type} is nothing that compute_driver = '
+            f'{_DRIVER} runs', 'Set [kvm_ext] virt_type to kvm, qemu or auto.')
     # By itself: what libvirt says of this host comes later.
     choice, refused = causes.chosen(facts, capabilities.DomainCapabilities())
     if choice is None:
-        return refused
+        return verdict.fail(f'{_files(facts)}: {refused.details}',
+                            refused.remedy)
     said = (f'virt_type = {settings.virt_type}, cpu_mode = '
             f'{settings.cpu_mode or "unset"}' + ''.join(
-                f' {model_}' for model_ in settings.cpu_models))
+                f' {model_}' for model_ in settings.cpu_models) + ''.join(
+                f'; {override}' for override in settings.overrides))
     if not facts.options.files:
         return verdict.skip(f'no nova.conf was read; Nova\'s defaults are '
                             f'assumed: {said}',
                             'nova-kvm-ext host check --config-file '
                             '/etc/nova/nova.conf')
-    return verdict.passed(f'{", ".join(facts.options.files)}: {said}')
+    return verdict.passed(f'{_files(facts)}: {said}')
 
 
 @GROUP.check('KVM403', 'Helper of privsep')

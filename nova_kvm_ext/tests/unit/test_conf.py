@@ -11,6 +11,7 @@
 #    under the License.
 
 import os
+import re
 import tempfile
 import textwrap
 
@@ -107,23 +108,96 @@ class SettingsTestCase(base.BaseTestCase):
         self.assertEqual('[kvm_ext] cpu_model', found.cpu_models_option)
         self.assertEqual(('nehalem',), found.cpu_models)
 
-    def test_contradictions_name_both_options_and_values(self):
+    def overridden(self, text: str) -> tuple[conf.Settings, list[str]]:
+        """The settings, and what is overridden, each file as FILE."""
+        found = settings(text)
+        return found, [
+            re.sub(r'\(/\S*\.conf\)', '(FILE)', str(override))
+            for override in found.overrides]
+
+    def test_what_is_set_here_counts(self):
         for ours, novas in (
                 ('virt_type = qemu', 'virt_type = kvm'),
                 ('virt_type = auto', 'virt_type = kvm'),
+                ('virt_type = kvm', 'virt_type = lxc'),
                 ('cpu_mode = host-model', 'cpu_mode = custom'),
-                ('cpu_model = EPYC', 'cpu_models = EPYC, Nehalem')):
-            text = self.refused(f'[kvm_ext]\n{ours}\n[libvirt]\n{novas}\n')
-            self.assertIn(f'[kvm_ext] {ours}', text)
-            self.assertIn(f'[libvirt] {novas}', text)
-            self.assertIn('contradict', text)
+                ('cpu_mode = maximum', 'cpu_mode = host-passthrough'),
+                ('cpu_mode = none', 'cpu_mode = host-model'),
+                ('cpu_model = EPYC', 'cpu_models = EPYC, Nehalem'),
+                ('cpu_model = EPYC', 'cpu_models = Nehalem')):
+            found, said = self.overridden(
+                f'[kvm_ext]\n{ours}\n[libvirt]\n{novas}\n')
+            self.assertEqual([f'[kvm_ext] {ours} (FILE) overrides '
+                              f'[libvirt] {novas} (FILE)'], said)
+            name, _, value = ours.partition(' = ')
+            self.assertIn(getattr(found, name, None) or found.cpu_models[0],
+                          value)
 
-    def test_what_is_not_set_by_the_operator_contradicts_nothing(self):
+    def test_the_files_that_set_them(self):
+        directory = self.useFixture(fixtures.TempDir())
+        files = []
+        for name, text in (('nova.conf', '[kvm_ext]\nvirt_type = auto\n'),
+                           ('more.conf', '[libvirt]\nvirt_type = kvm\n')):
+            files += ['--config-file', directory.join(name)]
+            with open(files[-1], 'w') as f:
+                f.write(text)
+        config = configuration()
+        config(files)
+        override, = conf.Settings.from_conf(config).overrides
+        self.assertEqual(('auto', files[1]),
+                         (override.value.value, override.value.source))
+        self.assertEqual(('kvm', files[3]), (override.instead_of.value,
+                                             override.instead_of.source))
+
+    def test_the_environment_that_set_it(self):
+        self.useFixture(fixtures.EnvironmentVariable(
+            'OS_LIBVIRT__VIRT_TYPE', 'qemu'))
+        found, said = self.overridden('[kvm_ext]\nvirt_type = kvm\n')
+        self.assertEqual('kvm', found.virt_type)
+        self.assertIn('qemu (the environment variable '
+                      'OS_LIBVIRT__VIRT_TYPE)', said[0])
+
+    def test_a_mode_here_overrides_the_models_that_it_does_not_take(self):
+        for novas in ('cpu_mode = custom\ncpu_models = EPYC',
+                      'cpu_model = EPYC'):
+            found, said = self.overridden(
+                f'[kvm_ext]\ncpu_mode = host-model\n[libvirt]\n{novas}\n')
+            self.assertEqual(('host-model', ()),
+                             (found.cpu_mode, found.cpu_models))
+            self.assertEqual(
+                '[kvm_ext] cpu_mode = host-model (FILE) overrides '
+                '[libvirt] cpu_models = EPYC (FILE)', said[-1])
+
+    def test_a_model_here_overrides_the_mode_that_takes_none(self):
+        found, said = self.overridden(
+            '[kvm_ext]\ncpu_model = EPYC\n'
+            '[libvirt]\ncpu_mode = host-model\n')
+        self.assertEqual(('custom', ('EPYC',)),
+                         (found.cpu_mode, found.cpu_models))
+        self.assertEqual(['[kvm_ext] cpu_model = EPYC (FILE) overrides '
+                          '[libvirt] cpu_mode = host-model (FILE)'], said)
+
+    def test_custom_here_takes_the_models_of_nova(self):
+        found, said = self.overridden(
+            '[kvm_ext]\ncpu_mode = custom\n'
+            '[libvirt]\ncpu_mode = host-model\ncpu_models = EPYC,Nehalem\n')
+        self.assertEqual(('custom', ('EPYC', 'Nehalem')),
+                         (found.cpu_mode, found.cpu_models))
+        self.assertEqual(1, len(said))
+
+    def test_the_same_overrides_nothing(self):
+        self.assertEqual([], self.overridden(
+            '[kvm_ext]\nvirt_type = qemu\ncpu_mode = custom\n'
+            'cpu_model = nehalem\n[libvirt]\nvirt_type = qemu\n'
+            'cpu_mode = custom\ncpu_models = Nehalem\n')[1])
+
+    def test_what_is_not_set_by_the_operator_is_not_overridden(self):
         config = configuration('[kvm_ext]\nvirt_type = qemu\n')
         # As the driver does: a second look must not take it for the
         # operator's own word.
         config.set_override('virt_type', 'kvm', group='libvirt')
-        self.assertEqual('qemu', conf.Settings.from_conf(config).virt_type)
+        found = conf.Settings.from_conf(config)
+        self.assertEqual(('qemu', ()), (found.virt_type, found.overrides))
 
     def test_bad_value_names_option_file_value_and_allowed_ones(self):
         text = self.refused('[kvm_ext]\nvirt_type = kvn\n')

@@ -27,6 +27,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.host import probe
+from nova_kvm_ext import option_values
 from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.vhost import vif
 
@@ -93,6 +94,23 @@ class OptionsTestCase(driver_base.DriverTestCase):
     def test_nova_is_told_the_nearest_mode(self):
         self.started(virt_type='qemu', cpu_mode='maximum')
         self.assertEqual(('qemu', 'host-passthrough', []), self.told())
+
+    def test_what_is_overridden_keeps_nova_from_nothing(self):
+        # As a deployment tool writes them; Nova refuses models without
+        # custom, and reaches lxc at another URI.
+        self.flags(virt_type='lxc', cpu_mode='custom', cpu_models=['EPYC'],
+                   group='libvirt')
+        self.useFixture(fixtures.MockPatchObject(
+            option_values, 'source', return_value='/etc/nova/x.conf'))
+        drvr = self.started(virt_type='qemu', cpu_mode='maximum')
+        self.assertEqual(('qemu', 'host-passthrough', []), self.told())
+        self.assertEqual('qemu:///system', drvr._uri())
+        said = self.stdlog.logger.output
+        for words in ('virt_type = qemu (/etc/nova/x.conf) overrides '
+                      '[libvirt] virt_type = lxc (/etc/nova/x.conf)',
+                      'overrides [libvirt] cpu_mode = custom',
+                      'overrides [libvirt] cpu_models = EPYC'):
+            self.assertEqual(1, said.count(words), words)
 
     def test_nova_is_told_before_its_own_init_host(self):
         self.flags(virt_type='qemu', group='kvm_ext')

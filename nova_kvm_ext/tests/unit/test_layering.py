@@ -37,14 +37,14 @@ PURE = {
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.model', 'host.options',
     'host.qemu_conf', 'images.qed', 'images.verdict', 'images.vmdk',
-    'known_errors', 'request', 'traits',
-    'vhost.policy', 'vhost.proof', 'vhost.queues'}
+    'known_errors', 'option_values', 'request', 'traits', 'vhost.policy',
+    'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.facts',
-    'host.kernel_facts', 'host.libvirt_facts', 'host.probe',
-    'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.qemu_img'}
+    'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.configuration',
+    'host.facts', 'host.install_facts', 'host.kernel_facts',
+    'host.libvirt_facts', 'host.probe', 'host.service', 'host.user_facts',
+    'host.virt_type', 'images.answers', 'images.facts', 'images.qemu_img'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',

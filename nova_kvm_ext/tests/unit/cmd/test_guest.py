@@ -12,6 +12,7 @@
 
 import io
 import json
+import os
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,8 @@ from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.cmd import guest
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.host import configuration
+from nova_kvm_ext.host import service
 
 DOMAIN = {
     'virt_type': 'qemu', 'arch': 'x86_64', 'machine': 'pc-i440fx-7.2',
@@ -33,8 +36,8 @@ STEP = {'name': 'nova', 'details': 'release 34', 'seconds': 1.25}
 CHECK = {'name': 'vcpus', 'result': 'PASS', 'details': '1 promised, 1 seen'}
 # doc/source/cli/index.rst, JSON
 MEMBERS = ['result', 'exit_code', 'seconds', 'virt_type', 'machine',
-           'cpu_mode', 'cpu_model', 'error', 'checks', 'steps', 'domain',
-           'xml']
+           'cpu_mode', 'cpu_model', 'error', 'config_files', 'checks',
+           'steps', 'domain', 'xml']
 
 
 class GuestBootTestCase(base.BaseTestCase):
@@ -50,6 +53,12 @@ class GuestBootTestCase(base.BaseTestCase):
         self.code: Any = 0
         self.supervisor = self.useFixture(fixtures.MockPatchObject(
             supervisor, 'boot', side_effect=self.supervised)).mock
+        self.found = configuration.Configuration(
+            (), 'as found', service.Service())
+        self.useFixture(fixtures.MockPatchObject(
+            configuration, 'find', side_effect=lambda given: (
+                configuration.Configuration(tuple(given)) if given else
+                self.found)))
 
     def supervised(self, options, on_event):
         for event in self.events:
@@ -74,6 +83,32 @@ class GuestBootTestCase(base.BaseTestCase):
 
 
 class ArgumentsTestCase(GuestBootTestCase):
+
+    def test_what_nova_compute_reads(self):
+        self.found = configuration.Configuration(
+            ('/etc/nova/nova.conf', '/etc/nova/nova-compute.conf'),
+            'as found', service.Service(
+                environment={'OS_LIBVIRT__CPU_MODE': 'none'}),
+            ('A note.',))
+        self.useFixture(fixtures.EnvironmentVariable('OS_LIBVIRT__CPU_MODE'))
+        found = self.options('-f', 'json')
+        self.assertEqual(list(self.found.files), found.config_files)
+        # It is theirs to say.
+        self.assertEqual('', found.settings)
+        self.assertEqual(list(self.found.files), json.loads(
+            self.stdout.getvalue())['config_files'])
+        for words in ('A note.', 'configuration: /etc/nova/nova.conf, '
+                      '/etc/nova/nova-compute.conf (as found)'):
+            self.assertIn(words, self.stderr.getvalue())
+        # The worker inherits it.
+        self.assertEqual('none', os.environ['OS_LIBVIRT__CPU_MODE'])
+
+    def test_a_configuration_that_cannot_be_used(self):
+        with mock.patch.object(
+                configuration, 'find',
+                side_effect=errors.InvalidOption('It is.')):
+            self.assertEqual(ExitCode.USAGE, self.boot())
+        self.supervisor.assert_not_called()
 
     def test_defaults(self):
         self.assertEqual(
@@ -191,7 +226,8 @@ class OutputTestCase(GuestBootTestCase):
         self.assertEqual(
             {'result': 'PASS', 'exit_code': 0, 'virt_type': 'qemu',
              'machine': 'pc-i440fx-7.2', 'cpu_mode': 'custom',
-             'cpu_model': 'Nehalem', 'error': None, 'checks': [CHECK],
+             'cpu_model': 'Nehalem', 'error': None,
+             'config_files': [], 'checks': [CHECK],
              'steps': [STEP], 'domain': DOMAIN, 'xml': None}, found)
 
     def test_json_of_a_failure(self):

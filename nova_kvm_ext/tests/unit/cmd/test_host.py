@@ -21,9 +21,12 @@ import fixtures
 from oslotest import base
 
 from nova_kvm_ext.cmd import host
+from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import configuration
 from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import install_facts
 from nova_kvm_ext.tests.unit.host import fake_host
 
 _TRIGGER = 'udevadm trigger --action=add --name-match=kvm --settle'
@@ -47,7 +50,12 @@ class HostCheckTestCase(base.BaseTestCase):
         self.conf.libvirt = mock.Mock(connection_uri='test:///x',
                                       hw_machine_type=[])
         self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.cmd.base.read_conf', return_value=self.conf))
+            'nova_kvm_ext.cmd.base.load', return_value=self.conf))
+        self.found = configuration.Configuration((), 'as found')
+        self.useFixture(fixtures.MockPatchObject(
+            configuration, 'find', side_effect=lambda files: self.found))
+        self.install = self.useFixture(fixtures.MockPatchObject(
+            install_facts, 'read')).mock
         self.useFixture(fixtures.MockPatch(
             'nova_kvm_ext.host.options.HostOptions.from_conf',
             return_value=self.facts.options))
@@ -92,6 +100,19 @@ class HostCheckTestCase(base.BaseTestCase):
                 runner, 'run', return_value=[
                     verdict.CheckResult('KVM999', 'x', result, 'y')]))
             self.assertEqual(code, self.check()[0])
+
+    def test_what_nova_compute_reads_and_its_python(self):
+        self.check()
+        self.install.assert_called_once_with(self.found.service)
+        self.assertIs(self.install.return_value,
+                      self.read.call_args.kwargs['install'])
+
+    def test_a_configuration_that_cannot_be_used(self):
+        with mock.patch.object(configuration, 'find', side_effect=(
+                errors.InvalidOption('It is closed.', 'Open it.'))):
+            self.assertEqual(2, self.check()[0])
+        self.assertEqual('error: It is closed. Open it.\n',
+                         self.stderr.getvalue())
 
     def test_json(self):
         self.close()

@@ -44,16 +44,28 @@ class HostOptionsTestCase(base.BaseTestCase):
         self.assertEqual('kvm', found.settings.virt_type)
         self.assertEqual((), found.machine_types)
 
-    def test_contradiction_is_a_fact(self):
+    def test_what_set_the_driver(self):
+        path = self.useFixture(fixtures.TempDir()).join('nova.conf')
+        with open(path, 'w') as f:
+            f.write('[DEFAULT]\ncompute_driver = libvirt.LibvirtDriver\n')
+        self.conf([], default_config_files=[path])
+        found = options.HostOptions.from_conf(self.conf, 'by a test')
+        self.assertEqual(
+            ('libvirt.LibvirtDriver', path, 'by a test'),
+            (found.compute_driver, found.compute_driver_source, found.how))
+
+    def test_what_is_set_twice_is_a_fact(self):
         path = self.useFixture(fixtures.TempDir()).join('nova.conf')
         with open(path, 'w') as f:
             f.write('[libvirt]\nvirt_type=qemu\n[kvm_ext]\nvirt_type=kvm\n')
         self.conf([], default_config_files=[path])
         found = self.read()
         self.assertEqual((path,), found.files)
-        self.assertIsNone(found.settings)
-        self.assertIn('contradict', found.problem)
-        self.assertIn('Remove [libvirt] virt_type', found.remedy)
+        self.assertEqual('', found.problem)
+        override, = found.settings.overrides
+        self.assertEqual(f'[kvm_ext] virt_type = kvm ({path}) overrides '
+                         f'[libvirt] virt_type = qemu ({path})',
+                         str(override))
 
     def test_values_that_cannot_be_are_facts(self):
         for text, words in (

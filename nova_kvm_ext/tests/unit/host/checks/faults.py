@@ -275,8 +275,18 @@ FAULTS = (
     Fault('/dev/vhost-net removed', removed('/dev/vhost-net'), 'KVM302',
           'WARN', 'does not exist', '^mknod -m 0660 /dev/vhost-net c 10 238'),
     Fault('other compute_driver', option(
-        compute_driver='libvirt.LibvirtDriver'), 'KVM401', 'WARN',
-        'compute_driver = libvirt.LibvirtDriver', 'kvm_ext.KVMDriver'),
+        compute_driver='libvirt.LibvirtDriver',
+        compute_driver_source='/etc/nova/nova-compute.conf'), 'KVM401', 'FAIL',
+        '/etc/nova/nova-compute.conf sets compute_driver = '
+        'libvirt.LibvirtDriver',
+        '^Set .DEFAULT. compute_driver = kvm_ext.KVMDriver in '
+        '/etc/nova/nova-compute.conf, or remove it there.$'),
+    Fault('driver of the environment', option(
+        compute_driver='fake.FakeDriver',
+        compute_driver_source='the environment variable X'), 'KVM401', 'FAIL',
+        'the environment variable X sets', 'KVMDriver.$'),
+    Fault('no compute_driver', option(compute_driver=None), 'KVM401', 'WARN',
+          'nova-compute does not start', 'kvm_ext.KVMDriver'),
     Fault('refused options', option(
         settings=None, problem='A and B contradict.', remedy='Remove A.'),
         'KVM402', 'FAIL', 'contradict', '^Remove A.$'),
