@@ -30,6 +30,7 @@ from typing import BinaryIO
 
 from cliff import command
 from cliff import show
+from nova.privsep import utils as privsep_utils
 
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import conf
@@ -93,10 +94,7 @@ class ImageCommand(base.HostCommand):
         :raises errors.InvalidOption: nova.conf cannot be read
         :raises errors.HostError: there is no qemu-img
         """
-        if shutil.which('qemu-img') is None:
-            raise errors.HostError(
-                'qemu-img is not installed.',
-                'Install it (Debian: qemu-utils, Fedora and RHEL: qemu-img).')
+        qemu_img.require()
         nova = base.read_conf(args.config_files)
         self.limits = qemu_img.Limits.from_conf(nova)
         self.policy = verdict.Policy.from_conf(
@@ -140,7 +138,7 @@ class Check(ImageCommand, show.ShowOne):
     and boots nothing.
 
     Exit codes: 0 accepted, 1 refused, 2 wrong command line or configuration,
-    3 the host lacks something, 128+N ended by signal N.
+    3 the host lacks something or qemu-img was killed, 128+N ended by signal N.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -209,8 +207,10 @@ class Convert(ImageCommand, command.Command):
     def _convert(self, f: BinaryIO, decided: verdict.Verdict,
                  destination: str, overwrite: bool) -> int:
         try:
-            convert.convert(f, decided, destination, self.limits,
-                            overwrite=overwrite, progress=sys.stderr)
+            convert.convert(
+                f, decided, destination, self.limits, overwrite=overwrite,
+                direct=privsep_utils.supports_direct_io(
+                    os.path.dirname(destination)), progress=sys.stderr)
         except convert.ConversionError as e:
             print(f'error: {e}', file=sys.stderr)
             return ExitCode.FAIL

@@ -35,7 +35,8 @@ class ConversionError(Exception):
 
 def convert(source: BinaryIO, accepted: verdict.Verdict, destination: str,
             limits: qemu_img.Limits, *, temporary: str | None = None,
-            overwrite: bool = False, progress: IO[str] | None = None) -> None:
+            overwrite: bool = False, direct: bool = False,
+            progress: IO[str] | None = None) -> None:
     """Convert an image into what was decided.
 
     :param source: the image
@@ -46,9 +47,12 @@ def convert(source: BinaryIO, accepted: verdict.Verdict, destination: str,
     :param temporary: path to write to at first, in the same directory; what
         a killed process has left there is removed. By default one of its own
     :param overwrite: whether the destination may exist; never the source
+    :param direct: whether the destination's filesystem takes direct I/O,
+        which spares the page cache
     :param progress: where qemu-img writes how far it is
-    :raises ConversionError: qemu-img failed or needed too much, or what it
-        made is not what was asked for
+    :raises ConversionError: qemu-img refused the image, or what it made is
+        not what was asked for
+    :raises qemu_img.QemuImgFailure: it could not do its work on this host
     :raises FileExistsError: the destination exists
     :raises OSError: the destination cannot be written
     """
@@ -64,7 +68,7 @@ def convert(source: BinaryIO, accepted: verdict.Verdict, destination: str,
             os.unlink(temporary)
     try:
         with open(temporary, 'x+b') as f:
-            _run(source, accepted, f, limits, progress)
+            _run(source, accepted, f, limits, direct, progress)
             _verify(f, accepted, limits)
         if overwrite:
             os.replace(temporary, destination)
@@ -77,23 +81,44 @@ def convert(source: BinaryIO, accepted: verdict.Verdict, destination: str,
 
 
 def _run(source: BinaryIO, accepted: verdict.Verdict, result: BinaryIO,
-         limits: qemu_img.Limits, progress: IO[str] | None) -> None:
+         limits: qemu_img.Limits, direct: bool, progress: IO[str] | None
+         ) -> None:
     assert accepted.disk_format and accepted.converted_to
     # By default qemu-img convert does not wait until the result is on the
     # disk (-t unsafe); a host that crashed would keep a torn base image.
-    arguments = ['convert', '-t', 'writeback', '--force-share',
-                 '-f', accepted.disk_format, '-O', accepted.converted_to,
+    arguments = ['convert', '-t', 'none' if direct else 'writeback',
+                 '--force-share', '-f', accepted.disk_format,
+                 '-O', accepted.converted_to,
                  qemu_img.name(source), qemu_img.name(result)]
     if progress is not None:
         arguments.insert(1, '-p')
+    size = accepted.virtual_size or 0
     try:
         qemu_img.run(
             arguments,
-            limits.to_convert(os.fstat(source.fileno()).st_size),
+            limits.to_convert(os.fstat(source.fileno()).st_size, size),
             files=[source, result], progress=progress,
-            output=qemu_img.output_limit(accepted.virtual_size or 0))
+            output=qemu_img.output_limit(size))
     except qemu_img.QemuImgError as e:
+        _read_through(source)
         raise ConversionError(f'qemu-img cannot convert it: {e}.') from e
+
+
+def _read_through(source: BinaryIO) -> None:
+    """Whether it is the disk below the image that cannot be read.
+
+    QEMU says "Input/output error" of damaged tables in an image as well.
+
+    :raises qemu_img.QemuImgFailure: it is
+    """
+    try:
+        source.seek(0)
+        while source.read(1 << 20):
+            pass
+    except OSError as e:
+        raise qemu_img.QemuImgFailure(
+            f'The image cannot be read from this host\'s disk: '
+            f'{e.strerror}.', 'Look at the kernel\'s log.') from e
 
 
 def _verify(result: BinaryIO, accepted: verdict.Verdict,
@@ -105,15 +130,17 @@ def _verify(result: BinaryIO, accepted: verdict.Verdict,
     """
     wanted = accepted.converted_to
     assert wanted is not None
-    found = facts.read(result, wanted, limits)
-    if found.format == 'iso' and wanted == 'raw':
-        found = facts.read(result, 'iso', limits)
-    if found.info is None or found.info.format != wanted:
-        inside = ' and '.join(found.formats) or 'something unreadable'
+    if wanted == 'raw':
+        inside = facts.content(result, limits)
+        if inside.problem(accepted.inspected):
+            raise ConversionError(inside.problem(accepted.inspected))
+        size: int | None = os.fstat(result.fileno()).st_size
+    else:
+        found = facts.read(result, wanted, limits)
+        if found.info is None or found.info.format != wanted:
+            raise ConversionError(
+                f'What qemu-img made of it is no sound {wanted}.')
+        size = found.info.virtual_size
+    if size != accepted.virtual_size:
         raise ConversionError(
-            f'Its disk, as {wanted}, looks like {inside}: it is an image '
-            f'within an image, or has a broken partition table.')
-    if found.info.virtual_size != accepted.virtual_size:
-        raise ConversionError(
-            f'The result has {found.info.virtual_size} bytes, not '
-            f'{accepted.virtual_size}.')
+            f'The result has {size} bytes, not {accepted.virtual_size}.')

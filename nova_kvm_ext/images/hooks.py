@@ -31,10 +31,12 @@ from nova.compute import utils as compute_utils
 from nova import conf as nova_conf
 from nova import exception
 from nova.privsep import qemu
+from nova.privsep import utils as privsep_utils
 from nova import utils
 from nova.virt import images
 from nova.virt.libvirt import imagecache
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import fileutils
 
@@ -101,6 +103,13 @@ class _QemuImgInfo:
 
 
 _QEMU_IMG_INFO = _QemuImgInfo()
+
+
+def _was_killed(error: Exception) -> bool:
+    """Whether Nova's exception is about a qemu-img that a signal ended."""
+    cause = error.__cause__ or error.__context__
+    return (isinstance(cause, processutils.ProcessExecutionError) and
+            isinstance(cause.exit_code, int) and cause.exit_code < 0)
 
 
 class ImageFetch:
@@ -192,10 +201,25 @@ class ImageFetch:
 
     @contextlib.contextmanager
     def paths_hidden(self) -> Iterator[None]:
-        """Take this host's directories out of what a tenant will read."""
+        """Take this host's directories out of what a tenant will read.
+
+        :raises qemu_img.QemuImgFailure: qemu-img could not do its work, so
+            that Nova tries another host
+        """
         try:
             yield
+        except qemu_img.QemuImgFailure as e:
+            LOG.error('%s', e)
+            raise
         except (exception.ImageUnacceptable, exception.InvalidDiskInfo) as e:
+            if _was_killed(e):
+                # Nova gives up such a build, as it does with a bad image.
+                LOG.error('%s', errors.clean(e, 1000))
+                raise qemu_img.QemuImgFailure(
+                    'qemu-img was killed while Nova asked it about an image.',
+                    'Look at the load and the memory of this host, and at '
+                    '[libvirt] images_cpu_time_limit and '
+                    'images_address_space_limit.') from e
             reason = str(e.kwargs.get('reason', ''))
             hidden = verdict.without_paths(reason)
             if hidden == reason:
@@ -210,6 +234,9 @@ class ImageFetch:
         :raises nova.exception.ImageUnacceptable: refused, and why
         :raises nova.exception.FlavorDiskSmallerThanImage: as Nova would
             raise it once the image had been converted
+        :raises qemu_img.QemuImgFailure: nothing is known about the image;
+            Nova tries another host on what is none of its own exceptions
+            about images
         """
         part = target + '.part'
         images.fetch(context, image_id, part, trusted_certs)
@@ -220,6 +247,10 @@ class ImageFetch:
                 if decided.disk_format != 'qed':
                     # A second opinion, with whatever a newer Nova looks at.
                     images.do_image_deep_inspection(image, image_id, part)
+                if self._policy.force_raw and 'raw' not in (
+                        decided.disk_format, decided.converted_to):
+                    LOG.info('Image %s is not made raw, for Nova would not '
+                             'take its disk as a raw file.', image_id)
                 if decided.converted_to is None:
                     os.rename(part, target)
                     return
@@ -230,7 +261,9 @@ class ImageFetch:
                ) -> verdict.Verdict:
         declared = str(image['disk_format'])
         found = facts.read(f, declared, self._limits)
-        decided = verdict.judge(found, declared, self._policy, size or None)
+        decided = verdict.judge(
+            found, declared, self._policy, size or None,
+            kernel=bool((image.get('properties') or {}).get('kernel_id')))
         if decided.accepted:
             return decided
         LOG.error('Image %(id)s, declared as %(declared)s, is refused by the '
@@ -252,8 +285,11 @@ class ImageFetch:
         try:
             # As Nova bounds the work on a host's disks.
             with compute_utils.disk_ops_semaphore:
-                convert.convert(f, decided, target, self._limits,
-                                temporary=target + '.converted')
+                convert.convert(
+                    f, decided, target, self._limits,
+                    temporary=target + '.converted',
+                    direct=privsep_utils.supports_direct_io(
+                        os.path.dirname(target)))
         except convert.ConversionError as e:
             LOG.error('Image %(id)s cannot be converted: %(why)s',
                       {'id': image_id, 'why': e})

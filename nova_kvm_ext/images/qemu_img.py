@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,10 @@ _ANSWER_BYTES = 1 << 20
 # inflating, some 15 s on a slow core, and as much again to write.
 _CPU_PER_GIB = 60
 
+# And one GiB of its disk: a file can be a hundredth of what it inflates to,
+# 3 to 5 s for each GiB.
+_CPU_PER_DISK_GIB = 20
+
 # qcow2's own tables are one part in some thousand of a disk.
 _OVERHEAD_PARTS = 512
 _OVERHEAD = 64 << 20
@@ -49,9 +54,60 @@ _OVERHEAD = 64 << 20
 # A process that waits for its disk uses no CPU time.
 _WALL_FACTOR = 20
 
+# Of each thread; glibc takes the limit of the main thread's for it. QEMU
+# starts up to 64 threads that read and write (THREAD_POOL_MAX_THREADS_DEFAULT,
+# include/block/thread-pool.h), which with the usual 8 MiB would be half of
+# the memory that Nova's limit gives.
+_STACK = 2 << 20
+
+# What no image can cause, by the words of strerror() in English.
+_HOST_ERRORS = {
+    'No space left on device':
+        'Make room on the filesystem that is written to.',
+    'Disk quota exceeded':
+        'Make room on the filesystem that is written to, or raise its quota.',
+    'Read-only file system':
+        'Look at the kernel\'s log: the filesystem that is written to is '
+        'read-only.',
+    'Cannot allocate memory':
+        'Free memory on this host, or raise [libvirt] '
+        'images_address_space_limit.',
+    'Resource temporarily unavailable':
+        'Look at the limits of processes and memory of the user that runs '
+        'this, and at those of its systemd unit (TasksMax).',
+    'Too many open files':
+        'Raise the limit of open files of the user that runs this.',
+    'Permission denied':
+        'Let the user that runs this write there; look at SELinux or AppArmor '
+        'too.',
+    'Operation not permitted':
+        'Look at SELinux or AppArmor, and at the attributes of the file.',
+    'Stale file handle':
+        'Look at the shared filesystem that is written to.',
+    'error while loading shared libraries':
+        'Mend the installation of qemu-img.',
+}
+
+# On writing, for an image can cause it on reading: QEMU says it of damaged
+# tables.
+_WRITE_ERRORS = {
+    'File too large':
+        'The filesystem that is written to takes no file of this size.',
+    'Input/output error':
+        'Look at the kernel\'s log: the disk that is written to has failed.',
+}
+
 
 class QemuImgError(Exception):
-    """qemu-img failed; str() is what it said, on one line."""
+    """qemu-img refused an image; str() is what it said, on one line."""
+
+
+class QemuImgFailure(errors.HostError):
+    """qemu-img could not do its work here, whatever the image is like.
+
+    Killed, out of time, of memory or of space: on another host, or later, the
+    same image may do.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +115,7 @@ class Limits:
     """What one run may use.
 
     :ivar cpu_time: seconds, ``[libvirt] images_cpu_time_limit``
-    :ivar memory: bytes of address space, ``images_address_space_limit``
+    :ivar memory: bytes, ``[libvirt] images_address_space_limit``
     """
 
     cpu_time: int
@@ -78,11 +134,17 @@ class Limits:
         return cls(value('images_cpu_time_limit', 30),
                    value('images_address_space_limit', 1) << 30)
 
-    def to_convert(self, file_size: int) -> 'Limits':
-        """The same for a conversion, which takes time for every byte."""
+    def to_convert(self, file_size: int, virtual_size: int) -> 'Limits':
+        """The same for a conversion, which takes time for every byte.
+
+        :param file_size: bytes of the image's file
+        :param virtual_size: bytes that the guest sees
+        """
         return dataclasses.replace(
             self,
-            cpu_time=self.cpu_time + _CPU_PER_GIB * file_size // (1 << 30))
+            cpu_time=self.cpu_time + (
+                _CPU_PER_GIB * file_size +
+                _CPU_PER_DISK_GIB * virtual_size) // (1 << 30))
 
 
 def output_limit(virtual_size: int) -> int:
@@ -90,21 +152,42 @@ def output_limit(virtual_size: int) -> int:
     return virtual_size + virtual_size // _OVERHEAD_PARTS + _OVERHEAD
 
 
+def require() -> None:
+    """See that there is a qemu-img.
+
+    :raises QemuImgFailure: there is none
+    """
+    if shutil.which('qemu-img') is None:
+        raise QemuImgFailure(
+            'qemu-img is not installed.',
+            'Install it (Debian: qemu-utils, Fedora and RHEL: qemu-img).')
+
+
 def run(arguments: Sequence[str], limits: Limits, *,
-        files: Sequence[BinaryIO] = (), output: int = _ANSWER_BYTES,
+        files: Sequence[BinaryIO] = (), output: int | None = None,
         progress: IO[str] | None = None) -> str:
     """Run qemu-img; it never outlives the call.
 
+    Memory is bounded by what is used (RLIMIT_DATA: since Linux 4.7 all that a
+    process may write to and shares with nobody), not by address space. Of the
+    latter glibc reserves 64 MiB for the malloc arena of each thread, so a
+    sound image would be converted or not by how many threads happened to run
+    at once.
+
     :param arguments: those of qemu-img; a file of ``files`` is named by
         :func:`name`
-    :param output: largest file it may write, in bytes
+    :param output: largest file it may write, in bytes; None where it writes
+        its answer alone
     :param progress: where its standard output goes, instead of into the
         answer
-    :raises QemuImgError: it failed, or needed more than it may
+    :raises QemuImgError: it refused the image
+    :raises QemuImgFailure: it could not do its work
     """
+    require()
     bounds = processutils.ProcessLimits(
-        address_space=limits.memory, cpu_time=limits.cpu_time,
-        file_size=output, core_file_size=0)
+        data_size=limits.memory, stack_size=_STACK, cpu_time=limits.cpu_time,
+        file_size=_ANSWER_BYTES if output is None else output,
+        core_file_size=0)
     # -P: a file in the working directory must not stand for the module.
     command = [sys.executable, '-P', '-m', 'oslo_concurrency.prlimit',
                *bounds.prlimit_args(), '--', 'qemu-img', *arguments]
@@ -117,7 +200,9 @@ def run(arguments: Sequence[str], limits: Limits, *,
         try:
             process.wait(limits.cpu_time * _WALL_FACTOR)
         except subprocess.TimeoutExpired as e:
-            raise QemuImgError('it took too long') from e
+            raise QemuImgFailure(
+                f'qemu-img has not ended within {e.timeout:g} s.',
+                'Look at the load of this host and at its disks.') from e
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -128,18 +213,46 @@ def run(arguments: Sequence[str], limits: Limits, *,
         answer = out.read(_ANSWER_BYTES).decode('utf-8', 'replace')
         said = err.read(_ANSWER_BYTES).decode('utf-8', 'replace')
     if process.returncode:
-        raise QemuImgError(_why(process.returncode, said, limits))
+        raise _why(process.returncode, said, limits, output is not None)
     return answer
 
 
-def _why(code: int, said: str, limits: Limits) -> str:
-    if -code in (signal.SIGKILL, signal.SIGXCPU):
-        return f'it needed more than {limits.cpu_time} s of CPU time'
-    if code < 0:
-        return f'it was ended by signal {-code}'
+def _why(code: int, said: str, limits: Limits, writes: bool) -> Exception:
+    """What an exit code and the words with it mean."""
     words = [line.removeprefix('qemu-img: ') for line in said.splitlines()]
-    return errors.clean(verdict.without_paths(' '.join(words[-3:]))
-                        or f'exit code {code}')
+    last = errors.clean(verdict.without_paths(' '.join(words[-3:])))
+    if code < 0:
+        return _signal(-code, last, limits)
+    for table in (_HOST_ERRORS, _WRITE_ERRORS if writes and
+                  'while reading' not in last else {}):
+        for text, remedy in table.items():
+            if text in last:
+                return QemuImgFailure(f'qemu-img failed: {last}.', remedy)
+    if 'oslo_concurrency' in last:
+        # It was never started; its own words have no module of Python.
+        return QemuImgFailure(f'qemu-img cannot be started: {last}.')
+    return QemuImgError(last or f'exit code {code}')
+
+
+def _signal(number: int, said: str, limits: Limits) -> QemuImgFailure:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f'signal {number}'
+    problem = f'qemu-img was ended by {name}'
+    problem += f': {said}.' if said else '.'
+    if number in (signal.SIGKILL, signal.SIGXCPU):
+        return QemuImgFailure(
+            problem, f'It needed more than {limits.cpu_time} s of CPU time '
+            f'([libvirt] images_cpu_time_limit), or the kernel ended it for '
+            f'want of memory (see the kernel\'s log).')
+    if number in (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV,
+                  signal.SIGBUS):
+        return QemuImgFailure(
+            problem, f'It may have needed more than {limits.memory >> 20} MiB '
+            f'of memory ([libvirt] images_address_space_limit), or this host '
+            f'has no more.')
+    return QemuImgFailure(problem, 'Try again.')
 
 
 def name(f: BinaryIO) -> str:
@@ -154,6 +267,7 @@ def info(f: BinaryIO, limits: Limits, disk_format: str | None = None
     :param disk_format: None has QEMU guess. Only for the question whether it
         guesses what oslo.utils found before, as Nova asks.
     :raises QemuImgError: no answer, or one that makes no sense
+    :raises QemuImgFailure: it could not do its work
     """
     arguments = ['info', '--output=json', '--force-share', name(f)]
     if disk_format is not None:
@@ -171,3 +285,19 @@ def info(f: BinaryIO, limits: Limits, disk_format: str | None = None
     except (ValueError, TypeError, AttributeError) as e:
         raise QemuImgError(f'its answer makes no sense: '
                            f'{errors.clean(e, 80)}') from e
+
+
+def copy_head(f: BinaryIO, disk_format: str, to: BinaryIO, size: int,
+              limits: Limits) -> None:
+    """Write the beginning of an image's disk into a file, as raw bytes.
+
+    Opens what the image names: only for one that names no other file.
+
+    :param disk_format: what the image is
+    :param size: bytes of the beginning; fewer where the disk has fewer
+    :raises QemuImgError: the image cannot be read
+    :raises QemuImgFailure: it could not do its work
+    """
+    run(['dd', '--force-share', '-f', disk_format, '-O', 'raw', f'bs={size}',
+         'count=1', f'if={name(f)}', f'of={name(to)}'],
+        limits, files=[f, to], output=size + _ANSWER_BYTES)

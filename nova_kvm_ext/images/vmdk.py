@@ -20,12 +20,25 @@ it names before anyone refuses it. These are QEMU's own rules (block/vmdk.c,
 vmdk_probe and vmdk_open_vmdk4), on the safe side. Pure.
 """
 
+import enum
 import struct
 
 # BLOCK_PROBE_BUF_SIZE: QEMU guesses a format by so many bytes.
-HEAD = 512
+_PROBED = 512
 
-_OTHER_FILES = 'It is a VMDK that names other files.'
+# Bytes of a file's beginning that are looked at: the header, and the sector
+# after it, where a descriptor begins.
+HEAD = 1024
+
+
+class Problem(enum.Enum):
+    """Why QEMU may not be shown a VMDK, as a sentence."""
+
+    OTHER_FILES = 'It is a VMDK that names other files.'
+    EXTENT = 'It is one of the extents of a split VMDK.'
+    LONG = 'Its VMDK descriptor is too long.'
+    CUT_SHORT = 'Its VMDK header is cut short.'
+
 
 # What VMware and QEMU write takes 20 sectors; oslo.utils' inspector and QEMU
 # parse up to a mebibyte, line by line.
@@ -37,26 +50,32 @@ _SPARSE = b'KDMV'
 _SPARSE_HEADER = struct.Struct('<4sIIQQQQ')
 
 
-def problem(head: bytes) -> str | None:
+def problem(head: bytes) -> Problem | None:
     """Why QEMU may not be shown a file; None for what is no VMDK, too.
 
     QEMU goes by a descriptor's list of files with a text file, and with a
-    sparse one whose header gives no size.
+    sparse one whose header gives no size. An extent of a split VMDK has no
+    descriptor; VMware gives it no place, QEMU leaves the place empty.
 
-    :param head: the first bytes of the file
-    :returns: a sentence
+    :param head: the first HEAD bytes of the file
     """
     if head.startswith(_SPARSE):
         if len(head) < _SPARSE_HEADER.size:
-            return 'Its VMDK header is cut short.'
-        _, _, _, capacity, _, _, length = _SPARSE_HEADER.unpack(
+            return Problem.CUT_SHORT
+        _, _, _, capacity, _, offset, length = _SPARSE_HEADER.unpack(
             head[:_SPARSE_HEADER.size])
         if length > _MAX_DESCRIPTOR:
-            return 'Its VMDK descriptor is too long.'
-        return None if capacity else _OTHER_FILES
+            return Problem.LONG
+        if capacity == 0:
+            return Problem.OTHER_FILES
+        if length == 0 or offset == 0 or (
+                offset == 1 and head[_PROBED:_PROBED + 1] == b'\0'):
+            return Problem.EXTENT
+        return None
     # Not splitlines(): to QEMU only a line feed ends a comment.
-    for line in head[:HEAD].split(b'\n'):
+    for line in head[:_PROBED].split(b'\n'):
         line = line.strip()
         if line and not line.startswith(b'#'):
-            return _OTHER_FILES if line.startswith(b'version=') else None
+            return (Problem.OTHER_FILES if line.startswith(b'version=')
+                    else None)
     return None

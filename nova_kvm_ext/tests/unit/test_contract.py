@@ -74,6 +74,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
         0, ('context', 'target', 'image_id', 'trusted_certs')),
     # Called as Nova calls it, and replaced for the time of a boot.
     'nova.privsep.qemu:unprivileged_qemu_img_info': (1, ('format',)),
+    'nova.privsep.utils:supports_direct_io': (1, ()),
     'nova.virt.libvirt.imagecache:get_cache_fname': (1, ()),
     'nova.utils:synchronized': (1, ('external', 'lock_path')),
     'nova.compute.provider_tree:ProviderTree.data': (1, ()),

@@ -36,9 +36,9 @@ PURE = {
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.model', 'host.options',
-    'host.qemu_conf', 'images.qed', 'images.verdict', 'images.vmdk',
-    'known_errors', 'option_values', 'request', 'traits', 'vhost.policy',
-    'vhost.proof', 'vhost.queues'}
+    'host.qemu_conf', 'images.qed', 'images.signatures',
+    'images.verdict', 'images.vmdk', 'known_errors', 'option_values',
+    'request', 'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.configuration',
@@ -60,7 +60,8 @@ COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
     'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
 
-NO_NOVA = {'nova.conf', 'nova.virt.libvirt.utils'}
+NO_NOVA = {
+    'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}
 PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
 # What each floor may import from outside the standard library, and from which
 # floors.
@@ -112,7 +113,8 @@ def imports(path: str) -> tuple[set[str], set[str]]:
             rooms |= {room for room in known
                       if rest == room or rest.startswith(room + '.')}
         elif top not in sys.stdlib_module_names:
-            # Nova's options and its table of traits alone are no Nova.
+            # Nova's options, its table of traits and its test of direct I/O
+            # alone are no Nova.
             libraries.add(name if name in NO_NOVA else top)
     return libraries, rooms
 

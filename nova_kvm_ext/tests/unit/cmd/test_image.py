@@ -35,9 +35,12 @@ class ImageCommandTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.directory = self.useFixture(fixtures.TempDir()).path
+        # The beginning of the disk is in a file without a name.
         self.info = self.useFixture(fixtures.MockPatchObject(
-            qemu_img, 'info', return_value=verdict.Info('qcow2', 1 << 20))
+            qemu_img, 'info', side_effect=lambda f, limits: verdict.Info(
+                'raw' if f.writable() else 'qcow2', 1 << 20))
         ).mock
+        self.useFixture(fixtures.MockPatchObject(qemu_img, 'copy_head'))
         self.useFixture(fixtures.MockPatch(
             'nova_kvm_ext.host.install.check', return_value=None))
         self.which = self.useFixture(fixtures.MockPatch(
@@ -146,6 +149,7 @@ class ConvertTestCase(ImageCommandTestCase):
         (_, decided, destination, limits), how = self.convert.call_args
         self.assertEqual(('qed', 'qcow2', self.destination), (
             decided.disk_format, decided.converted_to, destination))
+        self.assertIsInstance(how.pop('direct'), bool)
         self.assertEqual({'overwrite': False, 'progress': self.err}, how)
 
     def test_overwrite(self):
@@ -162,6 +166,8 @@ class ConvertTestCase(ImageCommandTestCase):
         for error, code, words in (
                 (convert.ConversionError('No luck.'), ExitCode.FAIL,
                  'No luck'),
+                (qemu_img.QemuImgFailure('Killed.', 'Make room.'),
+                 ExitCode.HOST, 'Make room.'),
                 (FileExistsError('the destination exists'), ExitCode.USAGE,
                  '--overwrite'),
                 (PermissionError(13, 'Permission denied'), ExitCode.HOST,

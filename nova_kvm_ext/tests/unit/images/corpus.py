@@ -250,7 +250,8 @@ def _qed_images() -> Iterator[Image]:
                  *((l2 + 65536 * 4 * i, _entries(l2 + 65536 * 44) * 32768)
                    for i in range(10)), size=l2 + 65536 * 45)
     yield _image('qed of 60 TiB', 'qed', qed(
-        cluster=MIB, table=4, l1=MIB, size=60 * TIB), size=5 * MIB)
+        cluster=MIB, table=4, l1=MIB, size=60 * TIB), size=5 * MIB,
+        by_qemu=True)
     yield _image('qed with tables of 1 GiB', 'qed', qed(
         cluster=64 * MIB, table=16, l1=64 * MIB), size=1200 * MIB)
     # Zero clusters, as many as may be looked at, and one more table.

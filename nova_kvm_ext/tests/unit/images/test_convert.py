@@ -12,6 +12,7 @@
 
 """A stand-in for qemu-img: these tests need no QEMU."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from unittest import mock
 
 import fixtures
 from oslotest import base
+import testtools
 
 from nova_kvm_ext.images import convert
 from nova_kvm_ext.images import facts
@@ -52,9 +54,11 @@ class QemuImgTestCase(base.BaseTestCase):
             f.write('#!/bin/sh\n' + script)
         os.chmod(self.tool, 0o755)
 
-    def fails(self, **how: Any) -> str:
-        return str(self.assertRaises(
-            qemu_img.QemuImgError, qemu_img.run, ['info'], LIMITS, **how))
+    def fails(self, cls: type[Exception] = qemu_img.QemuImgError,
+              **how: Any) -> str:
+        error = self.assertRaises(cls, qemu_img.run, ['info'], LIMITS, **how)
+        self.assertIs(cls, type(error))
+        return str(error)
 
 
 class RunTestCase(QemuImgTestCase):
@@ -65,10 +69,11 @@ class RunTestCase(QemuImgTestCase):
             [qemu_img.name(self.source)], LIMITS, files=[self.source]))
 
     def test_limits(self):
-        self.does('ulimit -v; ulimit -t; ulimit -c; ulimit -f')
+        self.does('exec bash -c "ulimit -d -s -t -c -f; ulimit -v"')
+        said = qemu_img.run([], LIMITS).splitlines()
         self.assertEqual(
-            [str(1 << 20), '2', '0', '2048'],
-            qemu_img.run([], LIMITS).split())
+            {str(1 << 20), '2048', '2', '0', '1024', 'unlimited'},
+            {line.split()[-1] for line in said}, ' '.join(said))
 
     def test_failure(self):
         self.does('echo "qemu-img: Could not open /var/lib/nova/_base/ab: '
@@ -77,7 +82,8 @@ class RunTestCase(QemuImgTestCase):
 
     def test_too_much_time(self):
         self.does('while :; do :; done')
-        self.assertIn('more than 2 s of CPU time', self.fails())
+        self.assertIn('more than 2 s of CPU time',
+                      self.fails(qemu_img.QemuImgFailure))
 
     def test_too_much_output(self):
         self.does('exec dd if=/dev/zero bs=1M count=9 status=none')
@@ -86,7 +92,54 @@ class RunTestCase(QemuImgTestCase):
     def test_it_hangs(self):
         self.does('exec sleep 1000')
         with mock.patch.object(qemu_img, '_WALL_FACTOR', 0.05):
-            self.assertEqual('it took too long', self.fails())
+            self.assertIn('has not ended within 0.1 s',
+                          self.fails(qemu_img.QemuImgFailure))
+
+    def test_signals(self):
+        """None of them says anything about the image."""
+        for number, words in (
+                (6, 'SIGABRT: qemu_thread_create: oops. It may have needed '
+                    'more than 1024 MiB'),
+                (9, 'SIGKILL: qemu_thread_create: oops. It needed more than '
+                    '2 s'),
+                (11, 'SIGSEGV'), (15, 'SIGTERM'), (40, 'signal 40')):
+            self.does(f'echo "qemu_thread_create: oops" >&2; kill -{number} '
+                      f'$$')
+            self.assertIn(words, self.fails(qemu_img.QemuImgFailure))
+
+    def test_what_is_the_hosts_fault(self):
+        for words in (
+                'error while writing at byte 0: No space left on device',
+                'error while writing at byte 0: Disk quota exceeded',
+                'Could not open x: Too many open files',
+                'Could not open x: Permission denied',
+                'Could not allocate buffer: Cannot allocate memory',
+                'x: error while loading shared libraries: y'):
+            self.does(f'echo "qemu-img: {words}" >&2; exit 1')
+            self.assertIn(words, self.fails(qemu_img.QemuImgFailure))
+
+    def test_what_only_a_writer_cannot_help(self):
+        for words, when_writing in (
+                ('error while writing at byte 0: File too large',
+                 qemu_img.QemuImgFailure),
+                ('error while writing at byte 0: Input/output error',
+                 qemu_img.QemuImgFailure),
+                ('error while reading at byte 0: Input/output error',
+                 qemu_img.QemuImgError)):
+            self.does(f'echo "qemu-img: {words}" >&2; exit 1')
+            self.assertIn(words, self.fails())
+            self.assertIn(words, self.fails(when_writing, output=1 << 20))
+
+    def test_no_tool(self):
+        with fixtures.EnvironmentVariable('PATH', self.directory):
+            self.assertIn('Install it', self.fails(qemu_img.QemuImgFailure))
+
+    def test_it_cannot_be_started(self):
+        with open(self.tool, 'wb') as f:
+            f.write(b'no program')
+        os.chmod(self.tool, 0o755)
+        self.assertIn('cannot be started',
+                      self.fails(qemu_img.QemuImgFailure))
 
     def test_a_module_in_the_working_directory(self):
         """It is not taken for oslo.concurrency."""
@@ -135,9 +188,20 @@ class RunTestCase(QemuImgTestCase):
             self.assertRaises(qemu_img.QemuImgError, qemu_img.info,
                               self.source, LIMITS)
 
-    def test_limits_of_a_conversion_grow_with_the_file(self):
-        self.assertEqual(2 + 120, LIMITS.to_convert(2 << 30).cpu_time)
-        self.assertEqual(LIMITS, LIMITS.to_convert(0))
+    def test_limits_of_a_conversion_grow_with_file_and_disk(self):
+        self.assertEqual(2 + 120 + 60,
+                         LIMITS.to_convert(2 << 30, 3 << 30).cpu_time)
+        self.assertEqual(LIMITS, LIMITS.to_convert(0, 0))
+
+    def test_the_beginning_of_a_disk(self):
+        self.does('echo "$@" > %s/said' % self.directory)
+        with open(os.path.join(self.directory, 'head'), 'wb') as f:
+            qemu_img.copy_head(self.source, 'qed', f, 512, LIMITS)
+            with open(os.path.join(self.directory, 'said')) as said:
+                self.assertEqual(
+                    f'dd --force-share -f qed -O raw bs=512 count=1 '
+                    f'if=/dev/fd/{self.source.fileno()} '
+                    f'of=/dev/fd/{f.fileno()}\n', said.read())
 
 
 class ConvertTestCase(QemuImgTestCase):
@@ -206,11 +270,60 @@ class ConvertTestCase(QemuImgTestCase):
         self.assertEqual({'result'}, self.left())
 
     def test_failure(self):
-        self.does('echo "qemu-img: No space left" >&2; exit 1')
+        self.does('echo "qemu-img: Invalid argument" >&2; exit 1')
         error = self.assertRaises(convert.ConversionError, self.convert)
-        self.assertEqual('qemu-img cannot convert it: No space left.',
+        self.assertEqual('qemu-img cannot convert it: Invalid argument.',
                          str(error))
         self.assertEqual(set(), self.left())
+
+    def test_failure_of_the_host(self):
+        """Which is nothing that is wrong with the image."""
+        for script in ('echo "x: No space left on device" >&2; exit 1',
+                       'kill -6 $$', 'kill -9 $$'):
+            self.does(script)
+            self.assertRaises(qemu_img.QemuImgFailure, self.convert)
+            self.assertEqual(set(), self.left())
+
+    def test_a_disk_below_the_image_that_fails(self):
+        """QEMU says the same of damaged tables within the image."""
+        self.does('echo "error while reading at byte 0: Input/output error" '
+                  '>&2; exit 1')
+        self.assertRaises(convert.ConversionError, self.convert)
+        broken = mock.Mock(wraps=self.source)
+        broken.read.side_effect = OSError(5, 'Input/output error')
+        error = self.assertRaises(
+            qemu_img.QemuImgFailure, convert.convert, broken, QED,
+            self.destination, LIMITS)
+        self.assertIn("this host's disk", str(error))
+
+    def test_direct_io_where_it_works(self):
+        for direct, wanted in ((True, '-t none '), (False, '-t writeback ')):
+            self.convert(direct=direct, overwrite=True)
+            with open(os.path.join(self.directory, 'said')) as f:
+                self.assertIn(wanted, f.read())
+
+    def test_raw_result_is_looked_at(self):
+        """What is a sound raw base, and for whom."""
+        found = self.useFixture(fixtures.MockPatchObject(
+            facts, 'content')).mock
+        for content, size, inspected, good in (
+                (verdict.Content(('raw',), True, 'raw'), 6, True, True),
+                (verdict.Content(('gpt',), True, 'raw'), 6, True, True),
+                (verdict.Content(('gpt',), False, 'raw'), 6, False, True),
+                (verdict.Content(('gpt',), False, 'raw'), 6, True, False),
+                (verdict.Content(('raw',), True, 'raw'), 7, True, False),
+                (verdict.Content(('qcow2',), True, 'qcow2'), 6, False, False),
+                (verdict.Content((), False, None), 6, False, False)):
+            found.return_value = content
+            decided = verdict.Verdict(
+                True, 'all', disk_format='qcow2', converted_to='raw',
+                virtual_size=size, inspected=inspected)
+            with contextlib.ExitStack() as stack:
+                if not good:
+                    stack.enter_context(testtools.ExpectedException(
+                        convert.ConversionError))
+                convert.convert(self.source, decided, self.destination,
+                                LIMITS, overwrite=True)
 
     def test_interrupted(self):
         for error in (KeyboardInterrupt, SystemExit, GeneratorExit):

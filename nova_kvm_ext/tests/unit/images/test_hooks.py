@@ -13,6 +13,7 @@
 """The driver fetches images: all but qemu-img and Glance is real."""
 
 from collections.abc import Callable
+import gzip
 import os
 import shutil
 import threading
@@ -30,6 +31,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import imagecache
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
@@ -80,6 +82,9 @@ class FetchTestCase(driver_base.DriverTestCase):
         self.glance.download.side_effect = self.download
         self.info = self.useFixture(fixtures.MockPatchObject(
             qemu_img, 'info', side_effect=self.qemu_img_info)).mock
+        self.inside = 'raw'
+        self.copy_head = self.useFixture(fixtures.MockPatchObject(
+            qemu_img, 'copy_head')).mock
         self.convert = self.useFixture(fixtures.MockPatchObject(
             convert, 'convert', side_effect=self.converted)).mock
 
@@ -95,13 +100,17 @@ class FetchTestCase(driver_base.DriverTestCase):
             f.write(self.content)
 
     def qemu_img_info(self, f: Any, limits: Any) -> verdict.Info:
+        if isinstance(f.name, int):
+            # The beginning of the disk.
+            return verdict.Info(self.inside, 1 << 30)
         disk_format = self.glance.get()['disk_format']
         return verdict.Info(disk_format, 1 << 30,
                             create_type='monolithicSparse')
 
     def converted(self, f: Any, decided: verdict.Verdict, destination: str,
-                  limits: Any, temporary: str) -> None:
+                  limits: Any, temporary: str, direct: bool) -> None:
         self.assertEqual(destination + '.converted', temporary)
+        self.direct = direct
         with open(destination, 'wb') as out:
             out.write(f'{decided.disk_format} to {decided.converted_to}'
                       .encode())
@@ -147,7 +156,9 @@ class FetchTestCase(driver_base.DriverTestCase):
             self.boot()
             self.assertEqual(wanted, self.cached())
             os.unlink(self.target)
-        self.info.assert_not_called()
+        # About the disk's content alone.
+        for call in self.info.call_args_list:
+            self.assertIsInstance(call.args[0].name, int)
 
     def test_vmdk_is_never_a_base(self):
         for force_raw, wanted in ((True, b'vmdk to raw'),
@@ -234,6 +245,80 @@ class FetchTestCase(driver_base.DriverTestCase):
         error = self.assertRaises(exception.ImageUnacceptable, self.boot)
         self.assertIn('No luck.', str(error))
         self.assertEqual([], os.listdir(self.base))
+
+    def test_what_is_not_the_images_fault(self):
+        """Nova builds elsewhere: it gives up on what is an exception of its.
+
+        nova/compute/manager.py, _do_build_and_run_instance: ImageUnacceptable
+        and InvalidDiskInfo abort the build, what it does not know does not.
+        """
+        self.image('qed', QED)
+        failure = qemu_img.QemuImgFailure(
+            'qemu-img was ended by SIGABRT.', 'Free memory.')
+        for mocked in (self.convert, self.copy_head):
+            before, mocked.side_effect = mocked.side_effect, failure
+            with self.assertLogs('nova_kvm_ext', 'ERROR') as logs:
+                error = self.assertRaises(qemu_img.QemuImgFailure, self.boot)
+            mocked.side_effect = before
+            self.assertNotIsInstance(error, exception.NovaException)
+            self.assertIn('SIGABRT. Free memory.', logs.output[-1])
+            self.assertEqual([], os.listdir(self.base))
+
+    def test_novas_own_question_is_killed(self):
+        self.image('raw', b'')
+        for code, cls in ((-9, qemu_img.QemuImgFailure),
+                          (-6, qemu_img.QemuImgFailure),
+                          (1, exception.InvalidDiskInfo)):
+            def ask(*args: Any, **kwargs: Any) -> None:
+                try:
+                    raise processutils.ProcessExecutionError(exit_code=code)
+                except processutils.ProcessExecutionError:
+                    raise exception.InvalidDiskInfo(reason='no answer')
+
+            with mock.patch.object(Backend, 'create_image', side_effect=ask):
+                error = self.assertRaises(cls, self.boot)
+            self.assertIs(cls, type(error))
+
+    def test_direct_io(self):
+        self.image('qed', QED)
+        for works in (True, False):
+            with mock.patch('nova.privsep.utils.supports_direct_io',
+                            return_value=works) as asked:
+                self.boot()
+            asked.assert_called_once_with(self.base)
+            self.assertIs(works, self.direct)
+            os.unlink(self.target)
+
+    def test_a_disk_that_is_no_raw_base(self):
+        """It stays a qcow2 where Nova would look at it again and refuse it."""
+        self.inside = 'qcow2'
+        self.image('qcow2', QCOW2)
+        self.boot()
+        self.assertEqual(QCOW2, self.cached())
+        os.unlink(self.target)
+        self.image('vmdk', VMDK)
+        self.boot()
+        self.assertEqual(b'vmdk to qcow2', self.cached())
+
+    def test_a_disk_that_is_no_raw_disk(self):
+        self.flags(images_type='raw', group='libvirt')
+        self.drvr = self.started()
+        self.inside = 'qcow2'
+        self.image('qcow2', QCOW2)
+        self.assertIn('an image within an image. Unpack it',
+                      self.refused(exception.ImageUnacceptable))
+
+    def test_compressed(self):
+        self.image('raw', gzip.compress(b'disk'))
+        self.assertIn('Upload what is inside: gzip -dc OLD > NEW',
+                      self.refused(exception.ImageUnacceptable))
+
+    def test_compressed_and_no_disk_to_boot_from(self):
+        """With a kernel of its own a guest may do with it what it likes."""
+        self.image('raw', gzip.compress(b'disk'))
+        self.glance.get.return_value['properties'] = {'kernel_id': 'x'}
+        self.boot()
+        self.assertEqual(self.content, self.cached())
 
     def test_download_fails(self):
         self.image('qed', QED)
