@@ -22,6 +22,7 @@ import os
 from typing import Any
 
 from nova_kvm_ext.boot import report
+from nova_kvm_ext.cpu import vulnerabilities
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import replies
@@ -88,6 +89,21 @@ class Agent:
             return ''
 
     def report(self) -> report.GuestReport | None:
-        """The facts of a guest that is not the test guest, from its /proc."""
+        """The facts of a guest that is not the test guest, from its files."""
         return report.from_proc(self.read_file('/proc/cpuinfo'),
-                                self.read_file('/proc/meminfo'))
+                                self.read_file('/proc/meminfo'),
+                                self._vulnerabilities())
+
+    def _vulnerabilities(self) -> dict[str, str]:
+        """What the guest's Linux says about the flaws that are known here."""
+        names = {mitigation.file for mitigation in
+                 (*vulnerabilities.INTEL, *vulnerabilities.AMD)}
+        found: dict[str, str] = {}
+        for name in sorted(names):
+            text = self.read_file(f'{vulnerabilities.DIRECTORY}/{name}')
+            if text:
+                found[name] = text
+            elif not found:
+                # No Linux, an old one, or an agent that may not read files.
+                break
+        return found

@@ -18,6 +18,7 @@ come lines 'key=value', then 'end lines=N', where N is how many came between:
     kernel, cpus (online), cpu.vendor, cpu.model_name, cpu.flags, memory_kib,
     nic.N.name, nic.N.mac, nic.N.driver, disk.NAME.bytes,
     cpuid (LEAF:SUBLEAF:EAX:EBX:ECX:EDX in hex, repeated),
+    vulnerability.NAME (Linux's word about a flaw of the CPU),
     agent (started, no-channel or no-binary)
 
 A console also carries firmware's, boot loader's and kernel's words, before,
@@ -41,6 +42,9 @@ _MAX_FLAGS = 1024
 _MAX_LINES = 1024
 _MAX_CPUID = 512
 _MAX_DEVICES = 64
+_MAX_VULNERABILITIES = 64
+# Linux 6.12 has 150 characters to say of spectre_v2.
+_MAX_VULNERABILITY = 256
 
 _PREFIX = '@nke '
 _BEGIN = 'begin=1'
@@ -48,6 +52,7 @@ _END = re.compile(r'end lines=([0-9]{1,6})')
 _PAIR = re.compile(r'([^ =]{1,64})=(.*)')
 _NIC = re.compile(r'nic\.([0-9]{1,3})\.(name|mac|driver)')
 _DISK = re.compile(r'disk\.([A-Za-z0-9_!.-]{1,32})\.bytes')
+_VULNERABILITY = re.compile(r'vulnerability\.([a-z0-9_]{1,40})')
 _CPUID = re.compile(r':'.join([r'([0-9a-f]{1,8})'] * 6))
 _NUMBER = re.compile(r'[0-9]{1,18}')
 _UNPRINTABLE = re.compile(r'[^\x20-\x7e]')
@@ -84,6 +89,9 @@ class GuestReport:
     :ivar disks: name -> size in bytes
     :ivar cpuid: (leaf, sub-leaf) -> (EAX, EBX, ECX, EDX) of the first CPU;
         only leaves that the CPU has
+    :ivar vulnerabilities: what Linux says about each flaw of the CPU, by the
+        name of the flaw's file in /sys/devices/system/cpu/vulnerabilities:
+        ``Not affected``, ``Mitigation: ...`` or ``Vulnerable...``
     :ivar agent: 'started', 'no-channel', 'no-binary' or ''
     """
 
@@ -97,6 +105,8 @@ class GuestReport:
     disks: Mapping[str, int]
     cpuid: Mapping[tuple[int, int], tuple[int, int, int, int]]
     agent: str
+    vulnerabilities: Mapping[str, str] = dataclasses.field(
+        default_factory=dict)
 
 
 def parse(console: str) -> GuestReport | None:
@@ -124,11 +134,15 @@ def parse(console: str) -> GuestReport | None:
     return None if newest is None else _report(newest)
 
 
-def from_proc(cpuinfo: str, meminfo: str) -> GuestReport | None:
-    """What /proc tells of a guest that prints no report.
+def from_proc(cpuinfo: str, meminfo: str,
+              vulnerabilities: Mapping[str, str] | None = None
+              ) -> GuestReport | None:
+    """What /proc and /sys tell of a guest that prints no report.
 
     :param cpuinfo: text of the guest's /proc/cpuinfo
     :param meminfo: text of the guest's /proc/meminfo
+    :param vulnerabilities: text of files in
+        /sys/devices/system/cpu/vulnerabilities by name
     :returns: None where the text is not of an x86 Linux
     """
     cpus = re.findall(r'^processor\s*:', cpuinfo, re.MULTILINE)
@@ -142,6 +156,9 @@ def from_proc(cpuinfo: str, meminfo: str) -> GuestReport | None:
             ('memory_kib', meminfo, r'^MemTotal:\s+([0-9]+) kB$')):
         if found := re.search(pattern, text, re.MULTILINE):
             values[key] = _UNPRINTABLE.sub('', found[1][:_MAX_LINE])
+    for name, text in (vulnerabilities or {}).items():
+        values[f'vulnerability.{name}'] = _UNPRINTABLE.sub(
+            '', text[:_MAX_LINE])
     return dataclasses.replace(_report(list(values.items())), nics=None)
 
 
@@ -167,7 +184,8 @@ def _report(pairs: list[tuple[str, str]]) -> GuestReport:
         nics=_nics(values),
         disks=_disks(values),
         cpuid=_cpuid(value for key, value in pairs if key == 'cpuid'),
-        agent=_text(values, 'agent'))
+        agent=_text(values, 'agent'),
+        vulnerabilities=_vulnerabilities(values))
 
 
 def _text(values: Mapping[str, str], key: str) -> str:
@@ -193,6 +211,13 @@ def _disks(values: Mapping[str, str]) -> Mapping[str, int]:
     found = {match[1]: _number(values, key) for key in values
              if (match := _DISK.fullmatch(key))}
     return dict(list(found.items())[:_MAX_DEVICES])
+
+
+def _vulnerabilities(values: Mapping[str, str]) -> Mapping[str, str]:
+    found = {match[1]: value.strip()[:_MAX_VULNERABILITY]
+             for key, value in values.items()
+             if (match := _VULNERABILITY.fullmatch(key))}
+    return dict(list(found.items())[:_MAX_VULNERABILITIES])
 
 
 def _cpuid(

@@ -86,6 +86,16 @@ report_disks() {
     done
 }
 
+# What the kernel does about the flaws of this CPU.
+report_vulnerabilities() {
+    local file text
+    for file in /sys/devices/system/cpu/vulnerabilities/*; do
+        [ -e "$file" ] || continue
+        read -r text < "$file"
+        say "vulnerability.${file##*/}" "$text"
+    done
+}
+
 # In the cpuid device the low half of the position is the leaf, the high half
 # the sub-leaf, and each 16 bytes read move on by one leaf. Leaves above the
 # highest one of their class hold no facts (some CPUs repeat another leaf).
@@ -163,6 +173,7 @@ lines=0
 read -r kernel < /proc/sys/kernel/osrelease
 say kernel "$kernel"
 report_cpu
+report_vulnerabilities
 report_memory
 report_nics
 report_disks

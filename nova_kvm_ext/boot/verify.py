@@ -34,6 +34,7 @@ from nova_kvm_ext.vhost import proof
 # MemTotal; seen: 14 % of 256 MiB with Debian's cloud kernel. What is missing
 # beyond this share was not given.
 _MEMORY_SHARE = 0.7
+_NAMED_FLAWS = 8
 
 # Names in /proc/cpuinfo of features that every Linux shows there, by libvirt's
 # name: those that make the x86-64 levels, and AES. Used where a guest's CPUID
@@ -222,6 +223,28 @@ def _has(name: str, seen: report.GuestReport,
     return flag in seen.cpu_flags if flag and seen.cpu_flags else None
 
 
+def check_vulnerabilities(seen: report.GuestReport) -> Check:
+    """What the guest's Linux says about the flaws of its CPU.
+
+    Nothing is promised about them, and much depends on the guest's kernel, so
+    this check never fails: a flaw that stays open makes it a SKIP.
+    """
+    if not seen.vulnerabilities:
+        return Check('cpu flaws', Result.SKIP, 'the guest does not tell')
+    flaws = seen.vulnerabilities
+    open_flaws = sorted(name for name, text in flaws.items()
+                        if text.startswith('Vulnerable'))
+    mitigated = sum(text.startswith('Mitigation') for text in flaws.values())
+    details = (f'of {len(flaws)} that the guest knows, {mitigated} mitigated, '
+               f'{len(open_flaws)} open')
+    if not open_flaws:
+        return Check('cpu flaws', Result.PASS, details)
+    more = len(open_flaws) - _NAMED_FLAWS
+    return Check('cpu flaws', Result.SKIP, (
+        f'{details}: {", ".join(open_flaws[:_NAMED_FLAWS])}' +
+        (f' and {more} more' if more > 0 else '')))
+
+
 def check_vcpus(domain: Domain, seen: report.GuestReport) -> Check:
     return _check('vcpus', seen.cpus == domain.vcpus,
                   f'{domain.vcpus} promised, {seen.cpus} seen')
@@ -300,6 +323,7 @@ def check_all(domain: Domain, wants_agent: bool, agent_answer: str | None,
             check_cpu_flags(
                 domain, promised_features(domain, host_model, known),
                 seen, known),
+            check_vulnerabilities(seen),
             check_vcpus(domain, seen),
             check_memory(domain, seen)]
     checks.append(check_agent(domain, wants_agent, agent_answer))

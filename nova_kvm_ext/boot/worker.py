@@ -236,6 +236,9 @@ class Boot:
         wants_agent = bool(self.image.meta().properties.get(
             'hw_qemu_guest_agent', False))
         seen, agent_answer = self._wait(domain)
+        if seen is not None and seen.vulnerabilities:
+            self.events.emit('vulnerabilities',
+                             found=dict(seen.vulnerabilities))
         checks = verify.check_all(
             domain, wants_agent, agent_answer, seen,
             self._host_model(domain), reader.read_map())

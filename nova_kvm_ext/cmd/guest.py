@@ -147,7 +147,7 @@ class Boot(show.ShowOne):
         self._started = time.monotonic()
         self._result: dict[str, Any] = {
             'result': None, 'error': None, 'config_files': [],
-            'domain': None, 'checks': [],
+            'domain': None, 'checks': [], 'vulnerabilities': {},
             'steps': [], 'xml': None}
         try:
             super().run(parsed_args)
@@ -225,6 +225,8 @@ class Boot(show.ShowOne):
                       f'{event["details"]}')
         elif kind in ('domain', 'xml'):
             self._result[kind] = event if kind == 'domain' else event['text']
+        elif kind == 'vulnerabilities':
+            self._result[kind] = event['found']
         elif kind == 'error':
             self._result['error'] = event['text']
             self._say(f'ERROR    {event["text"]}')
@@ -250,6 +252,6 @@ class Boot(show.ShowOne):
                  ('virt_type', 'machine', 'cpu_mode', 'cpu_model')}
         if not for_people:
             rows |= {name: found[name] for name in
-                     ('error', 'config_files', 'checks', 'steps',
-                      'domain', 'xml')}
+                     ('error', 'config_files', 'checks', 'vulnerabilities',
+                      'steps', 'domain', 'xml')}
         return tuple(rows), tuple(rows.values())

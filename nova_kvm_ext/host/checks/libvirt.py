@@ -19,6 +19,8 @@ import os
 
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import usable
+from nova_kvm_ext.cpu import vulnerabilities
 from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import causes
 from nova_kvm_ext.host.checks import verdict
@@ -208,3 +210,44 @@ def _probe(facts: model.HostFacts) -> verdict.Said:
         log = os.path.join('/var/log/libvirt/qemu', 'nova-kvm-ext-probe-*')
         return verdict.fail(probe.reason, f'Read {log}')
     return causes.no_kvm(facts, probe.reason, _SOFTWARE)
+
+
+@GROUP.check('KVM509', 'CPU flaws and guests')
+def _vulnerabilities(facts: model.HostFacts) -> verdict.Said:
+    unasked = _unasked(facts)
+    if unasked:
+        return verdict.skip(unasked)
+    if facts.virt_type != 'kvm':
+        return verdict.skip('guests here are emulated: flaws of this host\'s '
+                            'CPU are its own kernel\'s matter')
+    caps = facts.libvirt.domain_capabilities
+    host = usable.Host('kvm', caps, facts.cpu_map)
+    settings = facts.options.settings
+    choice = None if settings is None else causes.chosen(facts, caps)[0]
+    if choice is None:
+        return verdict.skip('the CPU of guests is not settled (KVM507)')
+    guests, available = choice.guests_features(host), host.available
+    if choice.mode == 'none':
+        default = usable.model_features(
+            vulnerabilities.DEFAULT_MODEL, host)
+        guests = () if default is None else (default,)
+    if not guests or available is None or caps.host_model is None:
+        return verdict.skip('libvirt does not tell which features guests have')
+    vendor = caps.host_model.vendor
+    if vulnerabilities.of_vendor(vendor) is None:
+        return verdict.skip(f'QEMU documents no such features for CPUs of '
+                            f'{vendor or "no vendor"}')
+    found = vulnerabilities.lack(guests, available, vendor, {
+        name for name, policy in choice.features if policy == 'disable'})
+    if not found.missing:
+        return verdict.passed('guests have every feature against them that '
+                              'this host can give')
+    said = ('guests lack what this host can give: ' +
+            ', '.join(map(str, found.missing)))
+    remedy = (
+        'Set [kvm_ext] cpu_mode to another than none.'
+        if choice.mode == 'none' else
+        f'Where every host of guests that move has them, set '
+        f'{vulnerabilities.option(found.flags, choice.features)}')
+    return (verdict.warn(said, remedy) if found.required else
+            verdict.Said(verdict.PASS, said, remedy))

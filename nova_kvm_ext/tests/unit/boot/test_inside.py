@@ -16,6 +16,7 @@ import os
 import sys
 import types
 from typing import Any
+from unittest import mock
 
 import fixtures
 import hypothesis
@@ -23,6 +24,7 @@ from hypothesis import strategies
 from oslotest import base
 
 from nova_kvm_ext.boot import inside
+from nova_kvm_ext.boot import report
 
 ANYTHING = hypothesis.settings(max_examples=200, deadline=None, database=None)
 JSON = strategies.recursive(
@@ -286,7 +288,7 @@ class ReportTestCase(AgentTestCase):
             value: Any = 1000
         else:
             value = {'buf-b64': base64.b64encode(
-                self.FILES[self.path].encode()).decode()}
+                self.FILES.get(self.path, '').encode()).decode()}
         return json.dumps({'return': value})
 
     def test_from_proc(self):
@@ -299,3 +301,32 @@ class ReportTestCase(AgentTestCase):
     def test_no_linux(self):
         self.FILES = dict.fromkeys(self.FILES, '')
         self.assertIsNone(self.agent.report())
+
+
+class VulnerabilitiesTestCase(AgentTestCase):
+
+    CPU = 'processor\t: 0\nvendor_id\t: GenuineIntel\n'
+
+    def report(self, files: dict[str, str]) -> report.GuestReport | None:
+        self.opened: list[str] = []
+
+        def read(path: str) -> str:
+            self.opened.append(path)
+            return files.get(path, '')
+
+        with mock.patch.object(self.agent, 'read_file', read):
+            return self.agent.report()
+
+    def test_flaws(self):
+        directory = '/sys/devices/system/cpu/vulnerabilities'
+        found = self.report({
+            '/proc/cpuinfo': self.CPU,
+            f'{directory}/gather_data_sampling': 'Not affected\n',
+            f'{directory}/mds': 'Vulnerable\x1b[2J\n'})
+        self.assertEqual({'gather_data_sampling': 'Not affected',
+                          'mds': 'Vulnerable[2J'}, found.vulnerabilities)
+
+    def test_a_guest_without_them_is_asked_once(self):
+        found = self.report({'/proc/cpuinfo': self.CPU})
+        self.assertEqual({}, found.vulnerabilities)
+        self.assertEqual(3, len(self.opened))

@@ -32,6 +32,7 @@ LINES = (
     'disk.vda.bytes=22020096',
     'cpuid=7:0:00000000:219c07a9:00000004:ac000000',
     'cpuid=80000001:0:00800f12:00000000:004001f7:2c100800',
+    'vulnerability.mds=Mitigation: Clear CPU buffers; SMT = vulnerable',
     'agent=started',
 )
 ANYTHING = hypothesis.settings(max_examples=300, deadline=None, database=None)
@@ -69,7 +70,10 @@ class TestParse(unittest.TestCase):
                 disks={'vda': 22020096},
                 cpuid={(7, 0): (0, 0x219c07a9, 4, 0xac000000),
                        (0x80000001, 0): (0x800f12, 0, 0x4001f7, 0x2c100800)},
-                agent='started'),
+                agent='started',
+                vulnerabilities={
+                    'mds': 'Mitigation: Clear CPU buffers; '
+                           'SMT = vulnerable'}),
             report.parse(console(*LINES)))
 
     def test_no_report_yet(self):
@@ -145,13 +149,17 @@ class TestParse(unittest.TestCase):
             'cpu.flags=' + 'f' * 6000 + ' g',
             *(f'nic.{n}.name=eth{n}' for n in range(200)),
             *(f'disk.sd{n}.bytes=1' for n in range(200)),
-            *(f'cpuid={n:x}:0:0:0:0:0' for n in range(600))))
+            *(f'vulnerability.f{n}={"v" * 300}' for n in range(80)),
+            'vulnerability.../x=Vulnerable', 'vulnerability.=Vulnerable',
+            *(f'cpuid={n:x}:0:0:0:0:0' for n in range(540))))
         self.assertEqual(128, len(found.kernel))
         self.assertEqual({'f' * 128, 'g'}, found.cpu_flags)
         self.assertEqual(64, len(found.nics))
         self.assertEqual('eth63', found.nics[-1].name)
         self.assertEqual(64, len(found.disks))
         self.assertEqual(512, len(found.cpuid))
+        self.assertEqual(64, len(found.vulnerabilities))
+        self.assertEqual({'v' * 256}, {*found.vulnerabilities.values()})
 
     def test_a_report_without_end_is_dropped(self):
         self.assertIsNone(report.parse(console(
@@ -184,7 +192,8 @@ class TestParse(unittest.TestCase):
     @hypothesis.given(strategies.lists(
         strategies.one_of(
             strategies.sampled_from((*LINES, 'begin=1', 'end lines=1',
-                                     'cpuid=', 'nic.0.', 'disk..bytes=')),
+                                     'cpuid=', 'nic.0.', 'disk..bytes=',
+                                     'vulnerability.mds=\x1b[2J')),
             strategies.text(max_size=20)),
         max_size=30))
     def test_no_report_raises_and_what_it_says_is_printable(self, lines):
@@ -194,5 +203,6 @@ class TestParse(unittest.TestCase):
             self.assertTrue(''.join((
                 found.kernel, found.cpu_vendor, found.cpu_model_name,
                 found.agent, *found.cpu_flags, *found.disks,
+                *found.vulnerabilities, *found.vulnerabilities.values(),
                 *(nic.name + nic.mac + nic.driver
                   for nic in found.nics or ()))).isprintable())

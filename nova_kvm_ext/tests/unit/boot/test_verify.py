@@ -77,7 +77,9 @@ def seen(**changes) -> report.GuestReport:
             disks={'vda': 22020096},
             cpuid={(1, 0): (NEHALEM_EAX, 0x800, 1 << 20, 0x78bfbfd),
                    (7, 0): (0, 0, 0, 0)},
-            agent='started'), **changes)
+            agent='started', vulnerabilities={
+                'meltdown': 'Not affected', 'mds': 'Mitigation: Clear'}),
+        **changes)
 
 
 class VerifyTestCase(base.BaseTestCase):
@@ -385,6 +387,34 @@ class NicsTestCase(VerifyTestCase):
             [], verify.check_nics(domain(interfaces=()), seen().nics))
 
 
+class VulnerabilitiesTestCase(VerifyTestCase):
+
+    def check(self, **texts):
+        return verify.check_vulnerabilities(seen(vulnerabilities=texts))
+
+    def test_all_closed(self):
+        self.assertCheck(
+            PASS, self.check(meltdown='Not affected', mds='Mitigation: PTI'),
+            'of 2', '1 mitigated, 0 open')
+
+    def test_what_is_open_is_no_failure(self):
+        self.assertCheck(
+            SKIP, self.check(mds='Vulnerable: no microcode; SMT vulnerable',
+                             meltdown='Mitigation: PTI; SMT vulnerable'),
+            '1 mitigated, 1 open: mds')
+
+    def test_a_guest_that_does_not_tell(self):
+        self.assertCheck(SKIP, self.check(), 'does not tell')
+
+    def test_hostile(self):
+        self.assertCheck(SKIP, verify.check_vulnerabilities(
+            report.parse('\n'.join((
+                '@nke begin=1', *(f'@nke vulnerability.{"f" * 37}{n:03}='
+                                  f'Vulnerable{HOSTILE[:20]!a}'
+                                  for n in range(100)),
+                '@nke end lines=100')))), 'of 64', 'and 56 more')
+
+
 class CheckAllTestCase(base.BaseTestCase):
 
     def results(self, seen_, found=None, answer='answers to ping'):
@@ -393,9 +423,9 @@ class CheckAllTestCase(base.BaseTestCase):
 
     def test_all_is_well(self):
         self.assertEqual(
-            [('cpu model', PASS), ('cpu flags', PASS), ('vcpus', PASS),
-             ('memory', PASS), ('guest agent', PASS), ('nic', PASS)],
-            self.results(seen()))
+            [('cpu model', PASS), ('cpu flags', PASS), ('cpu flaws', PASS),
+             ('vcpus', PASS), ('memory', PASS), ('guest agent', PASS),
+             ('nic', PASS)], self.results(seen()))
 
     def test_a_silent_guest(self):
         self.assertEqual([('guest agent', FAIL), ('nic', SKIP)],
@@ -403,8 +433,8 @@ class CheckAllTestCase(base.BaseTestCase):
 
     def test_a_bare_domain(self):
         self.assertEqual(
-            [('cpu model', SKIP), ('cpu flags', SKIP), ('vcpus', PASS),
-             ('memory', PASS), ('guest agent', PASS)],
+            [('cpu model', SKIP), ('cpu flags', SKIP), ('cpu flaws', PASS),
+             ('vcpus', PASS), ('memory', PASS), ('guest agent', PASS)],
             self.results(seen(), domain(cpu=None, cpu_mode='none',
                                         cpu_model=None, interfaces=())))
 
@@ -417,7 +447,7 @@ class CheckAllTestCase(base.BaseTestCase):
         checks = verify.check_all(
             domain(), True, None,
             report.parse('@nke begin=1\n@nke end lines=0\n'), None, KNOWN)
-        self.assertEqual([SKIP, SKIP, FAIL, FAIL, FAIL, FAIL],
+        self.assertEqual([SKIP, SKIP, SKIP, FAIL, FAIL, FAIL, FAIL],
                          [check.result for check in checks])
 
 

@@ -37,7 +37,7 @@ CHECK = {'name': 'vcpus', 'result': 'PASS', 'details': '1 promised, 1 seen'}
 # doc/source/cli/index.rst, JSON
 MEMBERS = ['result', 'exit_code', 'seconds', 'virt_type', 'machine',
            'cpu_mode', 'cpu_model', 'error', 'config_files', 'checks',
-           'steps', 'domain', 'xml']
+           'vulnerabilities', 'steps', 'domain', 'xml']
 
 
 class GuestBootTestCase(base.BaseTestCase):
@@ -215,6 +215,7 @@ class OutputTestCase(GuestBootTestCase):
         self.happens('step', **STEP)
         self.happens('log', level='WARNING', text='libvirt is old')
         self.happens('domain', **DOMAIN)
+        self.happens('vulnerabilities', found={'mds': 'Vulnerable'})
         self.happens('check', **CHECK)
         self.happens('kept', text='Kept. To take it away: x')
 
@@ -228,7 +229,8 @@ class OutputTestCase(GuestBootTestCase):
              'machine': 'pc-i440fx-7.2', 'cpu_mode': 'custom',
              'cpu_model': 'Nehalem', 'error': None,
              'config_files': [], 'checks': [CHECK],
-             'steps': [STEP], 'domain': DOMAIN, 'xml': None}, found)
+             'vulnerabilities': {'mds': 'Vulnerable'}, 'steps': [STEP],
+             'domain': DOMAIN, 'xml': None}, found)
 
     def test_json_of_a_failure(self):
         self.code = ExitCode.NO_BOOT

@@ -63,11 +63,16 @@ DOMAIN_CAPABILITIES = """\
 <domainCapabilities><domain>{virt_type}</domain><cpu>
   <mode name='host-passthrough' supported='{passthrough}'/>
   <mode name='maximum' supported='yes'/>
-  <mode name='host-model' supported='yes'/>
+  <mode name='host-model' supported='yes'><model>Nehalem</model>
+    <vendor>Intel</vendor></mode>
   <mode name='custom' supported='yes'>
     <model usable='yes'>Nehalem</model>
     <model usable='no'>Icelake-Server</model>
   </mode></cpu></domainCapabilities>
+"""
+CPU_MAP = """\
+<cpus><feature name='popcnt'><cpuid eax_in='0x01' ecx='0x00800000'/></feature>
+<model name='Nehalem'><feature name='popcnt'/></model></cpus>
 """
 
 
@@ -225,6 +230,7 @@ class FakeHost(fixtures.Fixture):
         self.write('/run/systemd/system/x')
         self.write('/usr/lib/udev/rules.d/50-udev-default.rules', _RULES)
         self.write('/etc/libvirt/qemu.conf', '# nothing\n')
+        self.write('/usr/share/libvirt/cpu_map/x86_Nehalem.xml', CPU_MAP)
         self.node('/dev/kvm')
         self.node('/dev/vhost-net', number=(10, 238))
         for path in ('/var/lib/nova/instances', '/run/libvirt/qemu/channel'):

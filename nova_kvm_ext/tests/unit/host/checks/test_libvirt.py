@@ -14,9 +14,11 @@
 
 import dataclasses
 
+from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import model
+from nova_kvm_ext.tests.unit.cpu import hosts
 from nova_kvm_ext.tests.unit.host.checks import case
 from nova_kvm_ext.tests.unit.host.checks import faults
 from nova_kvm_ext.tests.unit.host import fake_host
@@ -89,3 +91,68 @@ class LibvirtTestCase(case.ChecksTestCase):
         self.assertIn('under qemu', results['KVM507'].details)
         host.runs = True
         self.assertIn('under kvm', self.check(host)['KVM507'].details)
+
+
+class VulnerabilitiesTestCase(case.ChecksTestCase):
+
+    def said(self, has=('ibpb', 'amd-ssbd'), virt_type='kvm', model='EPYC',
+             **settings) -> verdict.CheckResult:
+        host = self.host()
+        host.settings |= {'virt_type': virt_type, **settings}
+        facts = host.facts(True)
+        known = dataclasses.replace(
+            hosts.MAP, register_features=frozenset(has))
+        facts = dataclasses.replace(
+            facts, cpu_map=known, libvirt=dataclasses.replace(
+                facts.libvirt, domain_capabilities=capabilities.parse(
+                    hosts.capabilities(virt_type, model, has=has))))
+        return {one.code: one for one in runner.run(facts)}['KVM509']
+
+    def test_a_model_without_them(self):
+        found = self.said(cpu_mode='custom', cpu_models=('EPYC',),
+                          extra_flags=('vme', '-pcid'))
+        self.assertEqual(verdict.WARN, found.result)
+        self.assertIn('ibpb (Spectre v2, CVE-2017-5715), amd-ssbd',
+                      found.details)
+        self.assertIn('[libvirt] cpu_model_extra_flags = vme, -pcid, ibpb, '
+                      'amd-ssbd', found.remedy)
+
+    def test_flags_that_add_them(self):
+        for settings in (
+                {'cpu_mode': 'custom', 'cpu_models': ('EPYC',)}, {
+                    'cpu_mode': 'custom', 'cpu_models': ('x86-64-v2',)}):
+            found = self.said(extra_flags=('ibpb', 'amd-ssbd'), **settings)
+            self.assertEqual(verdict.PASS, found.result, found)
+
+    def test_modes_that_have_them(self):
+        for mode in None, 'host-model', 'host-passthrough', 'maximum':
+            found = self.said(cpu_mode=mode)
+            self.assertEqual(verdict.PASS, found.result, mode)
+            self.assertIn('every feature', found.details)
+
+    def test_one_that_is_taken_away_on_purpose(self):
+        found = self.said(cpu_mode='custom', cpu_models=('EPYC',),
+                          extra_flags=('-ibpb', '-amd-ssbd'))
+        self.assertEqual(verdict.PASS, found.result)
+
+    def test_what_costs_time_alone_is_no_warning(self):
+        found = self.said(has=('pcid',), model='Nehalem', cpu_mode='custom',
+                          cpu_models=('Nehalem',))
+        self.assertEqual(verdict.PASS, found.result)
+        self.assertIn('pcid (cost of the fix for Meltdown', found.details)
+        self.assertIn('= pcid', found.remedy)
+
+    def test_no_cpu_element(self):
+        found = self.said(cpu_mode='none')
+        self.assertEqual(verdict.WARN, found.result)
+        self.assertIn('another than none', found.remedy)
+
+    def test_emulated_guests(self):
+        found = self.said(virt_type='qemu', cpu_mode='custom',
+                          cpu_models=('EPYC',))
+        self.assertEqual(verdict.SKIP, found.result)
+
+    def test_nothing_told(self):
+        host = self.host()
+        host.remove('/usr/share/libvirt/cpu_map/x86_Nehalem.xml')
+        self.assertEqual(verdict.SKIP, self.check(host)['KVM509'].result)
