@@ -35,6 +35,7 @@ class Bed:
     :ivar documents: how many were read
     :ivar started: how many guests were started
     :ivar missing: why there is nothing of it, or not all
+    :ivar notes: what was seen and is nobody's verdict
     """
 
     name: str
@@ -42,6 +43,7 @@ class Bed:
     started: int = 0
     judged: list[verdicts.Verdict] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How often each outcome was, by kind of question."""
@@ -63,7 +65,7 @@ def table(beds: Iterable[Bed]) -> str:
             counted.append(f'{bed.started} guests started')
         lines.append(f'{bed.name}: {", ".join(counted)}'
                      if bed.judged else f'{bed.name}: nothing')
-        for reason in bed.missing:
+        for reason in (*bed.missing, *bed.notes):
             lines += _wrapped(reason, '  ')
         if bed.judged:
             lines.append(head)
@@ -134,6 +136,7 @@ def for_programs(beds: Iterable[Bed]) -> list[dict[str, Any]]:
 
     return [{'bed': bed.name, 'documents': bed.documents,
              'started': bed.started, 'missing': bed.missing,
+             'notes': bed.notes,
              'counts': bed.counts(),
              'differ': every(bed, verdicts.DIFFER),
              'not_known': every(bed, verdicts.UNKNOWN)} for bed in beds]

@@ -24,7 +24,6 @@ import tarfile
 
 MIRROR = os.environ.get('NOVA_KVM_EXT_MIRROR', 'http://deb.debian.org/debian')
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
-SUITES = ('bookworm', 'trixie', 'sid')
 _TIMEOUT = 600
 # What is unpacked: the tests' data and list, and the CPU map that they use.
 _WANTED = ('tests/cputest.c', 'tests/cputestdata/', 'tests/domaincapsdata/',

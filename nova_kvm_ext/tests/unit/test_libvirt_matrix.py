@@ -25,6 +25,7 @@ from oslotest import base
 
 from nova_kvm_ext.tests.libvirt_matrix import __main__ as command
 from nova_kvm_ext.tests.libvirt_matrix import documents
+from nova_kvm_ext.tests.libvirt_matrix import live
 from nova_kvm_ext.tests.libvirt_matrix import report
 from nova_kvm_ext.tests.libvirt_matrix import sources
 from nova_kvm_ext.tests.libvirt_matrix import verdicts
@@ -94,7 +95,8 @@ class SourceTestCase(base.BaseTestCase):
         with contextlib.redirect_stdout(out), \
                 contextlib.redirect_stderr(io.StringIO()):
             code = command.main(
-                ['--source', str(self.path), *arguments])
+                ['--only', 'sources', '--source', str(self.path),
+                 *arguments])
         return code, out.getvalue()
 
     def test_every_row_is_asked(self):
@@ -150,6 +152,80 @@ class SourceTestCase(base.BaseTestCase):
         code, said = self._run()
         self.assertEqual(2, code)
         self.assertIn('nothing', said)
+
+
+def _captured(number, **starts):
+    """What one root said; starts are answers of inside.py by guest."""
+    return {
+        'cpu_map': {'x86_small.xml': _FILES['src/cpu_map/x86_small.xml'],
+                    'x86_f.xml': _FILES['src/cpu_map/x86_features.xml']},
+        'own': {
+            'libvirt': number, 'qemu': 10000002, 'documents': {
+                'kvm': {'pc': None},
+                'qemu': {'pc': _FILES['tests/domaincapsdata/qemu.x86_64.xml'],
+                         'q35': None}},
+            'compared': {'kvm': {}, 'qemu': {'more': {
+                'asked': _FILES['tests/cputestdata/x86_64-more.xml'],
+                'answer': False, 'words': 'incompatible with host CPU'}}},
+            'started': {'kvm': {}, 'qemu': starts}},
+        'others': {'started': {'qemu': {}}}}
+
+
+_LIVE = {'asked': "<cpu mode='custom'><model>small</model></cpu>",
+         'live': "<cpu mode='custom' match='exact' check='full'>"
+                 "<model>small</model></cpu>", 'words': '',
+         'answer_before': True, 'answer': True, 'said': ''}
+_NOT_FOR_ITS_CPU = _LIVE | {'live': None, 'words': 'qemu: no memory'}
+_REFUSED = _LIVE | {'live': None, 'words': 'CPU is incompatible with host CPU'}
+
+
+class LiveTestCase(base.BaseTestCase):
+
+    def judge(self, **starts):
+        [bed] = live.judge({'trixie': _captured(11003000, **starts)})
+        return bed
+
+    def test_what_starts(self):
+        bed = self.judge(small=_LIVE)
+        self.assertEqual('libvirt 11.3.0 with QEMU 10.0.2', bed.name)
+        self.assertEqual((2, 1), (bed.documents, bed.started))
+        self.assertEqual(['there are no guests of type kvm'], bed.notes)
+        self.assertEqual({
+            ('live self (qemu)', 'small'): verdicts.AGREE,
+            ('start model (qemu)', 'small'): verdicts.AGREE,
+            ('document (qemu)', 'more'): verdicts.AGREE},
+            {(v.kind, v.name): v.outcome for v in bed.judged})
+
+    def test_a_model_that_libvirt_refuses(self):
+        bed = self.judge(small=_REFUSED)
+        self.assertEqual({'small'}, {v.name for v in bed.judged
+                                     if v.outcome == verdicts.DIFFER})
+
+    def test_what_fails_for_another_reason_is_no_verdict(self):
+        bed = self.judge(small=_NOT_FOR_ITS_CPU)
+        self.assertEqual(['more'], [v.name for v in bed.judged])
+        self.assertIn('another reason', bed.notes[-1])
+        self.assertIn('no memory', bed.notes[-1])
+
+    def test_guests_of_another_libvirt(self):
+        found = {'trixie': _captured(11003000, small=_LIVE),
+                 'sid': _captured(12008000)}
+        more = _LIVE | {'live': None, 'words': _REFUSED['words'],
+                        'asked': _FILES['tests/cputestdata/x86_64-more.xml']}
+        found['sid']['others']['started']['qemu'] = {
+            'trixie small': _LIVE, 'trixie more': more}
+        _, bed = live.judge(found)
+        self.assertEqual({'small': (True, True), 'more': (False, False)}, {
+            v.name: (v.ours, v.theirs) for v in bed.judged
+            if v.kind == 'live from 11.3.0 (qemu)'})
+
+    def test_each_gets_the_guests_of_the_others(self):
+        found = {'trixie': _captured(11003000, small=_LIVE, other=_REFUSED,
+                                     **{'small-v2': _LIVE}),
+                 'sid': _captured(12008000, small=_LIVE)}
+        self.assertEqual(
+            {'qemu': {'trixie small': _LIVE['live']}, 'kvm': {}},
+            live._guests_of_others('sid', found))
 
 
 class VerdictTestCase(base.BaseTestCase):
