@@ -29,9 +29,9 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 PURE = {
     'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.capabilities',
     'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
-    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.unshown',
-    'cpu.usable', 'cpu.vulnerabilities', 'errors', 'exit_codes',
-    'guest_agent.channel', 'guest_agent.replies', 'host.access', 'host.checks.causes',
+    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.unshown', 'cpu.usable',
+    'cpu.vulnerabilities', 'errors', 'exit_codes', 'guest_agent.channel',
+    'guest_agent.replies', 'host.access', 'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',

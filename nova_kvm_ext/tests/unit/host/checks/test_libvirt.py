@@ -122,7 +122,7 @@ class VulnerabilitiesTestCase(case.ChecksTestCase):
                 {'cpu_mode': 'custom', 'cpu_models': ('EPYC',)}, {
                     'cpu_mode': 'custom', 'cpu_models': ('x86-64-v2',)}):
             found = self.said(extra_flags=('ibpb', 'amd-ssbd'), **settings)
-            self.assertEqual(verdict.PASS, found.result, found)
+            self.assertEqual(verdict.PASS, found.result, str(found))
 
     def test_modes_that_have_them(self):
         for mode in None, 'host-model', 'host-passthrough', 'maximum':
