@@ -52,6 +52,10 @@ _DOMAIN = """<domain type='{kind}'><name>matrix</name>
 <controller type='usb' model='none'/><memballoon model='none'/>
 </devices></domain>"""
 _WAIT = 60.0
+# VIR_CONNECT_GET_DOMAIN_CAPABILITIES_SUPPORTED_CPU_FEATURES and the release
+# that has it, as in cpu/reader.
+_SUPPORTED = 1 << 2
+_SUPPORTED_SINCE = 12_005_000
 
 
 def serve() -> libvirt.virConnect:
@@ -89,10 +93,11 @@ def _add_user() -> None:
 
 
 def capabilities(connection: libvirt.virConnect, kind: str,
-                 machine: str) -> str | None:
+                 machine: str, flags: int = 0) -> str | None:
     """Domain capabilities; None where there are no such guests."""
     try:
-        return connection.getDomainCapabilities(None, ARCH, machine, kind, 0)
+        return connection.getDomainCapabilities(
+            None, ARCH, machine, kind, flags)
     except libvirt.libvirtError:
         return None
 
@@ -156,11 +161,14 @@ def main() -> None:
     connection = serve()
     answer: dict[str, Any] = {
         'libvirt': connection.getLibVersion(), 'qemu': connection.getVersion(),
-        'documents': {}, 'compared': {}, 'started': {}}
+        'documents': {}, 'supported': {}, 'compared': {}, 'started': {}}
     for kind in request['types']:
         documents = {machine: capabilities(connection, kind, machine)
                      for machine in request['machines']}
         answer['documents'][kind] = documents
+        if documents and answer['libvirt'] >= _SUPPORTED_SINCE:
+            answer['supported'][kind] = capabilities(
+                connection, kind, request['machines'][0], _SUPPORTED)
         to_start = dict(request['start'].get(kind, {}))
         first = next(filter(None, documents.values()), None)
         if request['models'] and first:

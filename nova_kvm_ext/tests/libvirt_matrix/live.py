@@ -18,7 +18,8 @@ so it can be judged again without starting anything. The verdicts:
 
 * ``start model``, ``start level``, ``start host-model``: the check of
   nova.conf says yes where such a guest starts as Nova starts it, no where
-  libvirt refuses it
+  libvirt refuses it; ``gets less`` where it starts, and its live XML says that
+  it lacks features of what was asked for
 * ``live self``: a running guest can run on its own host
 * ``live from VERSION``: a guest that runs under another libvirt and QEMU can
   run here; libvirt's answer is a start with its exact CPU and check='full'
@@ -32,6 +33,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -58,9 +60,9 @@ _TIMEOUT = 3600
 # KVM that QEMU gets on badly with, say nothing about it.
 _ABOUT_CPU = re.compile(
     'incompatible with host CPU|match specification|not supported by '
-    'hypervisor|unable to find CPU|Unknown CPU|[Hh]ost CPU does not|'
-    'forbidden feature|Host doesn\'t support requested|not provide required|'
-    'CPU mode .* not supported|invalid CPU')
+    'hypervisor|unable to find CPU|unknown CPU|host CPU does not|'
+    'forbidden feature|host doesn\'t support|not provide required|'
+    'CPU mode .* not supported|invalid CPU', re.IGNORECASE)
 
 _VERSIONED = re.compile(r'-v[0-9]+$')
 
@@ -212,7 +214,7 @@ class _Judge:
                 continue
             try:
                 host = usable.Host(
-                    kind, capabilities.parse(texts[0]), self._map)
+                    kind, self._capabilities(kind, texts[0]), self._map)
             except errors.HostError as e:
                 bed.judged.append(verdicts.Verdict(
                     self._version, 'domain capabilities', kind, False, True,
@@ -220,6 +222,15 @@ class _Judge:
                 continue
             self._judge_type(kind, host, bed)
         return bed
+
+    def _capabilities(self, kind: str, text: str
+                      ) -> capabilities.DomainCapabilities:
+        """As cpu/reader puts them together."""
+        caps = capabilities.parse(text)
+        more = self._own.get('supported', {}).get(kind)
+        model = capabilities.parse(more).host_model if more else None
+        return caps if model is None else dataclasses.replace(
+            caps, supported=model.required)
 
     def _judge_type(self, kind: str, host: usable.Host, bed: report.Bed
                     ) -> None:
@@ -261,7 +272,12 @@ class _Judge:
             what, refused = 'host-model', usable.check_mode(model, host)
         else:
             what = 'level' if levels.find(model) else 'model'
-            refused = usable.check_model(model, host)
+            refused = usable.check_model(model, dataclasses.replace(
+                # As the driver does, which asks libvirt first.
+                host, answers={usable.cpu_of(model, (), host):
+                               start['answer_before']}))
+        if start['live'] and 'policy="disable"' in start['live']:
+            what += ', gets less'
         yield verdicts.Verdict(
             self._version, f'start {what} ({kind})', model, refused is None,
             bool(start['live']),

@@ -19,6 +19,7 @@ import io
 import json
 import pathlib
 import tempfile
+from typing import Any
 from unittest import mock
 
 from oslotest import base
@@ -171,10 +172,11 @@ def _captured(number, **starts):
         'others': {'started': {'qemu': {}}}}
 
 
-_LIVE = {'asked': "<cpu mode='custom'><model>small</model></cpu>",
-         'live': "<cpu mode='custom' match='exact' check='full'>"
-                 "<model>small</model></cpu>", 'words': '',
-         'answer_before': True, 'answer': True, 'said': ''}
+_LIVE: dict[str, Any] = {
+    'asked': "<cpu mode='custom'><model>small</model></cpu>",
+    'live': "<cpu mode='custom' match='exact' check='full'>"
+            "<model>small</model></cpu>", 'words': '',
+    'answer_before': True, 'answer': True, 'said': ''}
 _NOT_FOR_ITS_CPU = _LIVE | {'live': None, 'words': 'qemu: no memory'}
 _REFUSED = _LIVE | {'live': None, 'words': 'CPU is incompatible with host CPU'}
 
@@ -200,6 +202,12 @@ class LiveTestCase(base.BaseTestCase):
         bed = self.judge(small=_REFUSED)
         self.assertEqual({'small'}, {v.name for v in bed.judged
                                      if v.outcome == verdicts.DIFFER})
+
+    def test_a_guest_that_gets_less(self):
+        bed = self.judge(small=_LIVE | {'live': _LIVE['live'].replace(
+            '</cpu>', '<feature policy="disable" name="sse"/></cpu>')})
+        self.assertIn('start model, gets less (qemu)',
+                      {v.kind for v in bed.judged})
 
     def test_what_fails_for_another_reason_is_no_verdict(self):
         bed = self.judge(small=_NOT_FOR_ITS_CPU)
