@@ -126,11 +126,10 @@ def explain(error: Any) -> known_errors.KnownError | None:
     :returns: None where the error is not a known one: its own words are then
         all there is to say
     """
-    text = str(error)[:_LONGEST]
-    for row in known_errors.TABLE:
-        if re.search(row.pattern, text, re.DOTALL | re.IGNORECASE):
-            return row
-    return None
+    text = known_errors.without_names(str(error)[:_LONGEST])
+    code = libvirt_error_code(error)
+    return next((row for row in known_errors.TABLE if row.takes(text, code)),
+                None)
 
 
 # Characters that str.isprintable() lets pass though they show as nothing:
