@@ -208,6 +208,14 @@ class KVMDriver(driver.LibvirtDriver):
     def _live_migration_operation(self, *args: Any, **kwargs: Any) -> Any:
         return super()._live_migration_operation(*args, **kwargs)
 
+    def check_can_live_migrate_source(
+            self, context: Any, instance: Any, dest_check_data: Any,
+            block_device_info: Any = None) -> Any:
+        data = super().check_can_live_migrate_source(
+            context, instance, dest_check_data, block_device_info)
+        self._vhost_net.tell_queues(instance, data, self._host.get_guest)
+        return data
+
     def live_migration(self, context: Any, instance: Any, dest: Any,
                        post_method: Any, recover_method: Any,
                        block_migration: Any = False,

@@ -54,7 +54,7 @@ from nova_kvm_ext import driver as kvm_driver
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.guest_agent import channel
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 
 _POLL = 0.2
@@ -242,9 +242,11 @@ class Boot:
         checks = verify.check_all(
             domain, wants_agent, agent_answer, seen,
             self._host_model(domain), reader.read_map())
-        checks += verify.check_vhost(proof.judge(
-            proof.nics(self.domain.XMLDesc(0)),
-            facts.read_vhost([self.record.uuid])[self.record.uuid]))
+        xml = self.domain.XMLDesc(0)
+        guest = proof.running(xml)
+        if guest is not None:
+            checks += verify.check_vhost(proof.judge(
+                proof.nics(xml), process.read_vhost([guest])[guest.uuid]))
         for check in checks:
             self.events.emit('check', **dataclasses.asdict(check))
         return any(check.result == verify.Result.FAIL for check in checks)

@@ -29,7 +29,7 @@ import libvirt
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 
 _COLUMNS = ('domain', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',
@@ -64,9 +64,10 @@ class List(base.HostCommand, lister.Lister):
         nova = base.read_conf(parsed_args.config_files)
         with self.connected(parsed_args, nova, read_only=True) as connection:
             domains = list(_running(connection))
-        kernel = facts.read_vhost(uuid for _, uuid, _ in domains)
+        kernel = process.read_vhost(guest for guest, _ in domains)
         rows: list[dict[str, Any]] = []
-        for name, uuid, xml in domains:
+        for guest, xml in domains:
+            name, uuid = guest.name, guest.uuid
             seen = kernel[uuid]
             for verdict in proof.judge(proof.nics(xml), seen):
                 if verdict.broken:
@@ -90,12 +91,13 @@ class List(base.HostCommand, lister.Lister):
 
 
 def _running(connection: libvirt.virConnect
-             ) -> Iterable[tuple[str, str, str]]:
-    """Name, UUID and XML of each domain that runs."""
+             ) -> Iterable[tuple[proof.Running, str]]:
+    """Each domain that runs, and its XML."""
     for domain in connection.listAllDomains(
             libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         # One that ends meanwhile has nothing to show.
         with contextlib.suppress(libvirt.libvirtError):
             xml = domain.XMLDesc(0)
-            if proof.is_running(xml):
-                yield domain.name(), domain.UUIDString(), xml
+            guest = proof.running(xml)
+            if guest is not None:
+                yield guest, xml

@@ -21,7 +21,6 @@ taken below a root that tests can replace.
 
 import ast
 from collections.abc import Callable
-from collections.abc import Iterable
 import contextlib
 import dataclasses
 import errno
@@ -88,86 +87,6 @@ def read_device(path: str, root: str = '/') -> model.DeviceFacts:
         owner=status.st_uid, group=status.st_gid, open_error=open_error,
         number=f'{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}',
         acl=user_facts.read_permissions(real_path).acl is not None)
-
-
-def read_vhost(uuids: Iterable[str],
-               root: str = '/') -> dict[str, model.VhostFacts]:
-    """Look at what running guests have of vhost-net, in one walk of /proc.
-
-    libvirt has no call that tells the process of a domain, and its files of
-    PIDs are not for everybody, so QEMU is found by the ``-uuid`` that libvirt
-    starts it with.
-
-    The worker of a vhost device is a kernel thread named ``vhost-PID``, with
-    the owner's PID. From Linux 6.4 on it is a thread of the owner itself
-    (kernel/vhost_task.c); 6.18 lets an administrator choose (drivers/vhost
-    /vhost.c, fork_from_owner).
-
-    :param uuids: of domains
-    """
-    proc = os.path.join(root, 'proc')
-    pids: dict[str, list[int]] = {uuid: [] for uuid in uuids}
-    workers: dict[str, int] = {}
-    for name in os.listdir(proc):
-        if not name.isdecimal():
-            continue
-        # A process may end while it is looked at.
-        with contextlib.suppress(OSError):
-            with open(os.path.join(proc, name, 'cmdline'), 'rb') as f:
-                words = f.read().decode(errors='replace').split('\0')
-            if words == ['']:   # As kernel threads have it.
-                worker = _read_comm(proc, name)
-                workers[worker] = workers.get(worker, 0) + 1
-            for option, value in zip(words, words[1:]):
-                if option == '-uuid' and value in pids:
-                    pids[value].append(int(name))
-    sees_kernel_threads = 'kthreadd' in workers
-    found = {}
-    for uuid, candidates in pids.items():
-        # Not one of several: any user can start a program with such words.
-        if len(candidates) != 1:
-            found[uuid] = model.VhostFacts()
-            continue
-        pid, = candidates
-        threads = workers.get(f'vhost-{pid}', 0) + _own_workers(proc, pid)
-        found[uuid] = model.VhostFacts(
-            pid, _vhost_descriptors(proc, pid),
-            threads if threads or sees_kernel_threads else None)
-    return found
-
-
-def _read_comm(proc: str, task: str) -> str:
-    """The name of a process or thread."""
-    with open(os.path.join(proc, task, 'comm')) as f:
-        return f.read().strip()
-
-
-def _own_workers(proc: str, pid: int) -> int:
-    """How many of a process's own threads are vhost workers."""
-    count = 0
-    with contextlib.suppress(OSError):
-        tasks = os.path.join(str(pid), 'task')
-        for task in os.listdir(os.path.join(proc, tasks)):
-            # Not this PID alone: a PID namespace has other numbers.
-            if re.fullmatch(r'vhost-[0-9]+', _read_comm(
-                    proc, os.path.join(tasks, task))):
-                count += 1
-    return count
-
-
-def _vhost_descriptors(proc: str, pid: int) -> int | None:
-    """How many descriptors of /dev/vhost-net a process has open."""
-    directory = os.path.join(proc, str(pid), 'fd')
-    try:
-        names = os.listdir(directory)
-        links = []
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                links.append(os.readlink(os.path.join(directory, name)))
-    except OSError:
-        return None
-    # The directory before it depends on the mount namespace.
-    return sum(os.path.basename(link) == 'vhost-net' for link in links)
 
 
 def find_door(package: str | None = None) -> str | None:

@@ -63,11 +63,17 @@ class VhostFacts:
     :ivar threads: how many threads of the kernel serve it, one for each
         descriptor; None where kernel threads are not seen (in a PID
         namespace)
+    :ivar fall_backs: how often QEMU has said since its start that it does
+        without vhost-net all the same; None where its log cannot be read
+    :ivar switches: how often these threads have waited for work, which
+        grows with the packets; None where that is not seen
     """
 
     pid: int | None = None
     descriptors: int | None = None
     threads: int | None = None
+    fall_backs: int | None = None
+    switches: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,12 @@ which Nova shows its words to the user.
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import copy
 import dataclasses
 from typing import Any
 
 from nova import exception
+from nova.objects import migrate_data as migrate_data_obj
 from nova.virt import hardware
 from nova.virt.libvirt import config as vconfig
 from oslo_log import log as logging
@@ -37,6 +39,7 @@ from nova_kvm_ext import request
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import policy
 from nova_kvm_ext.vhost import privileged
+from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 from nova_kvm_ext.vhost import queues
 
@@ -179,6 +182,8 @@ class VhostNet:
                 interface.net_type not in policy.TAP_BACKED):
             return
         count = told.get(_QUEUES)
+        if vif['type'] in queues.ONE_QUEUE_TAPS:
+            count = 1
         if count is None:
             # What asks for nonsense was refused, or is older than we are.
             with contextlib.suppress(errors.InvalidRequest):
@@ -187,6 +192,31 @@ class VhostNet:
                     self._queue_limit(instance, image_meta, flavor).limit)
         if count is not None:
             designer.set_queues(interface, count)
+
+    def image_of_tap(self, instance: Any, vif: Any, image_meta: Any) -> Any:
+        """The image by which an interface's queues are decided.
+
+        A guest in rescue has the XML of the rescue image, and the tap device
+        that was made for its own.
+
+        :param image_meta: what the interface is made of otherwise
+        :returns: ``image_meta``, or a copy with the multiqueue of the
+            instance's own image where the tap device is made beforehand
+        """
+        if self._settings is None or not queues.made_before(
+                vif['type'], vif.get('details') or {}):
+            return image_meta
+        try:
+            own, seen = (
+                hardware.get_vif_multiqueue_constraint(instance.flavor, image)
+                for image in (instance.image_meta, image_meta))
+        except Exception:
+            return image_meta   # Of any class: Nova asks the same next.
+        if own == seen:
+            return image_meta
+        image_meta = image_meta.obj_clone()
+        image_meta.properties.hw_vif_multiqueue_enabled = own
+        return image_meta
 
     @staticmethod
     def _asked(instance: Any, flavor: Any) -> request.GuestRequest:
@@ -202,22 +232,30 @@ class VhostNet:
             hardware.get_vif_multiqueue_constraint(flavor, image_meta),
             self._settings.max_vhost_queues)
 
-    def as_plugged(self, instance: Any) -> Any:
+    def as_plugged(self, instance: Any, vif: Any,
+                   get_config: Callable[..., Any]) -> Any:
         """The instance as Nova has to see it when it makes the tap device.
 
-        :returns: the instance, or a copy without multiqueue where it is
-            limited to one queue
+        :param get_config: of the VIF driver: what the XML will have
+        :returns: the instance, or a copy without multiqueue where its
+            interface has one queue
         """
-        if self._settings is None or self._virt_type != 'kvm':
+        if self._settings is None:
             return instance
         image_meta, flavor = instance.image_meta, instance.flavor
-        if not hardware.get_vif_multiqueue_constraint(flavor, image_meta):
-            return instance
         try:
-            limit = self._queue_limit(instance, image_meta, flavor).limit
-        except errors.InvalidRequest:
-            return instance
-        if limit > 1:
+            if not hardware.get_vif_multiqueue_constraint(flavor, image_meta):
+                return instance
+            # Of a guest that comes in a live migration from a driver that
+            # says how many it runs with.
+            count = (vif.get('meta') or {}).get(_QUEUES)
+            if count is None:
+                count = getattr(get_config(
+                    instance, vif, image_meta, flavor, self._virt_type),
+                    'vhost_queues', None)
+        except Exception:
+            return instance     # Of any class: Nova asks the same next.
+        if int(count or 1) > 1:
             return instance
         seen = instance.obj_clone()
         seen.flavor.extra_specs.pop('hw:vif_multiqueue_enabled', None)
@@ -287,10 +325,9 @@ class VhostNet:
             return
         try:
             xml = get_xml()
-            verdicts = (proof.judge(
-                proof.nics(xml),
-                facts.read_vhost([instance.uuid])[instance.uuid])
-                if proof.is_running(xml) else [])
+            guest = proof.running(xml)
+            verdicts = [] if guest is None else proof.judge(
+                proof.nics(xml), self._kernel_facts(guest))
         except Exception as e:
             # The guest runs. That it cannot be looked at, whatever the
             # reason, must not fail its start.
@@ -299,6 +336,16 @@ class VhostNet:
             return
         for verdict in verdicts:
             self._say(instance, verdict)
+
+    @staticmethod
+    def _kernel_facts(guest: proof.Running) -> model.VhostFacts:
+        seen = process.read_vhost([guest])[guest.uuid]
+        if seen.fall_backs is None and (seen.descriptors or seen.threads):
+            # QEMU's log is root's.
+            with contextlib.suppress(Exception):
+                seen = dataclasses.replace(
+                    seen, fall_backs=privileged.read_fall_backs(guest.name))
+        return seen
 
     def _say(self, instance: Any, verdict: proof.Verdict) -> None:
         assert self._settings is not None
@@ -345,6 +392,50 @@ class VhostNet:
             vif.vif_details = vif.vif_details | {_DESTINATION: {
                 'setting': setting, **dataclasses.asdict(state)}}
 
+    def tell_queues(self, instance: Any, migrate_data: Any,
+                    get_guest: Callable[..., Any]) -> None:
+        """On the source: tell the destination how many queues the guest has.
+
+        The destination makes the tap device before the source writes the XML.
+        What Neutron binds there replaces all of a VIF but its ``meta``. The
+        VIFs are those that Nova's compute manager would make next.
+
+        :param migrate_data: nova.objects.LibvirtLiveMigrateData
+        :param get_guest: of Nova's Host object
+        """
+        if self._settings is None:
+            return
+        try:
+            vifs = instance.get_network_info()
+            if ('vifs' in migrate_data or
+                    not hardware.get_vif_multiqueue_constraint(
+                        instance.flavor, instance.image_meta) or
+                    not any(queues.made_before(
+                        vif['type'], vif.get('details') or {})
+                        for vif in vifs)):
+                return
+            running = self._running_queues(get_guest(instance))
+            vifs = copy.deepcopy(vifs)
+            for vif in vifs:
+                count = running.get(vif['address'].lower())
+                if count is not None:
+                    vif['meta'][_QUEUES] = count
+            migrate_data.vifs = (
+                migrate_data_obj.VIFMigrateData.create_skeleton_migrate_vifs(
+                    vifs))
+        except Exception as e:
+            # The destination goes by its own options then, as it would
+            # without this.
+            LOG.warning('The queues of the running interfaces cannot be '
+                        'told to the destination: %s.', errors.clean(e),
+                        instance=instance)
+
+    @staticmethod
+    def _running_queues(guest: Any) -> dict[str, int]:
+        """How many queues each interface has, by MAC address."""
+        return {nic.mac.lower(): nic.queues
+                for nic in proof.nics(guest.get_xml_desc())}
+
     def before_migration(self, instance: Any, migrate_data: Any,
                          get_guest: Callable[..., Any]) -> None:
         """On the source: have each interface keep its number of queues.
@@ -359,8 +450,7 @@ class VhostNet:
         if not vifs:
             return
         try:
-            running = {nic.mac.lower(): nic.queues for nic in
-                       proof.nics(get_guest(instance).get_xml_desc())}
+            running = self._running_queues(get_guest(instance))
         except Exception as e:
             # Nova asks for the same XML next, and has its own ways when that
             # fails; before them, an exception would leave a migration behind.

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is done as root: open /dev/vhost-net and load its module.
+"""What is done as root: open /dev/vhost-net, load its module, read a log.
 
 Runs in Nova's own privileged daemon (oslo.privsep), so an operator has
 nothing to add to sudoers or rootwrap, whose filter allows that one context
@@ -31,12 +31,19 @@ from oslo_concurrency import processutils
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import facts
+from nova_kvm_ext.vhost import process
 
 
 @nova.privsep.sys_admin_pctxt.entrypoint
 def read_device(path: str) -> tuple[Any, ...]:
     """:func:`facts.read_device` as root: fields of model.DeviceFacts."""
     return dataclasses.astuple(facts.read_device(path))
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def read_fall_backs(domain: str) -> int | None:
+    """:func:`process.read_fall_backs` as root, whose QEMU's logs are."""
+    return process.read_fall_backs(domain)
 
 
 @nova.privsep.sys_admin_pctxt.entrypoint

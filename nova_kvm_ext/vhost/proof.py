@@ -29,6 +29,11 @@ from lxml import etree
 from nova_kvm_ext.host import model
 from nova_kvm_ext.vhost import policy
 
+# A vhost worker that has never moved a packet has waited this often at most:
+# it is woken to be put into control groups and to be flushed when QEMU's
+# attempt to start it fails.
+_IDLE_SWITCHES = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Nic:
@@ -47,6 +52,14 @@ class Nic:
     driver: str | None
     queues: int
     unfit: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A running domain, by the names that libvirt gives its process."""
+
+    uuid: str
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +103,13 @@ def nics(domain_xml: str) -> list[Nic]:
     return found
 
 
-def is_running(domain_xml: str) -> bool:
-    """Whether XML is a running domain's: only those have an id."""
-    return etree.fromstring(domain_xml).get('id') is not None
+def running(domain_xml: str) -> Running | None:
+    """Whose XML it is; None where the domain does not run."""
+    root = etree.fromstring(domain_xml)
+    # Only running ones have an id.
+    if root.get('id') is None:
+        return None
+    return Running(root.findtext('uuid', ''), root.findtext('name', ''))
 
 
 def judge(found: Sequence[Nic], kernel: model.VhostFacts) -> list[Verdict]:
@@ -136,6 +153,12 @@ def _verdict(nic: Nic, kernel: model.VhostFacts, served: int | None,
         return Verdict(nic, promised, None,
                        f'this user may not look into QEMU (PID {kernel.pid})')
     seen = _seen(kernel)
+    if served and kernel.fall_backs:
+        # QEMU tries again whenever the guest's driver starts, and says
+        # nothing when it succeeds. Nor does it name the card.
+        idle = (kernel.switches is not None and
+                kernel.switches <= served * _IDLE_SWITCHES)
+        return Verdict(nic, promised, False if idle else None, seen)
     if promised:
         if served >= named:
             return Verdict(nic, True, True, seen)
@@ -158,4 +181,10 @@ def _seen(kernel: model.VhostFacts) -> str:
                    else f'{kernel.descriptors} descriptor(s)')
     threads = ('threads not to be seen' if kernel.threads is None
                else f'{kernel.threads} thread(s)')
-    return f'vhost-net of QEMU (PID {kernel.pid}): {descriptors}, {threads}'
+    said = ''
+    if kernel.fall_backs:
+        said = (f'; QEMU\'s log has {kernel.fall_backs} times since its start '
+                f'"unable to start vhost net ... falling back on userspace '
+                f'virtio"')
+    return (f'vhost-net of QEMU (PID {kernel.pid}): {descriptors}, {threads}'
+            f'{said}')

@@ -17,8 +17,10 @@ or refuses a value that cannot work. It limits what Nova takes when multiqueue
 is enabled and never enables it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
+from typing import Any
 
 from nova_kvm_ext import errors
 from nova_kvm_ext import request
@@ -28,6 +30,10 @@ NAME = 'vhost_queues'
 # Linux include/linux/if_tap.h, MAX_TAP_QUEUES, since 4.0; tap and macvtap.
 KERNEL_LIMIT = 256
 
+# VIF types whose tap device Nova makes with one queue, whatever flavor and
+# image say (nova.virt.libvirt.vif, plug_midonet and plug_iovisor).
+ONE_QUEUE_TAPS = frozenset({'midonet', 'iovisor'})
+
 
 @dataclasses.dataclass(frozen=True)
 class QueueLimit:
@@ -35,6 +41,19 @@ class QueueLimit:
 
     limit: int
     reason: str
+
+
+def made_before(vif_type: str | None, details: Mapping[str, Any]) -> bool:
+    """Whether Nova or os-vif makes the tap device, and not libvirt.
+
+    Such a device has queues or has none, and an interface can only open it if
+    it has them or has none too (Linux drivers/net/tun.c, tun_set_iff).
+
+    :param vif_type: ``ovs`` and others, of the port's binding
+    :param details: of the port's binding
+    """
+    return vif_type == 'tap' or (
+        vif_type == 'ovs' and bool(details.get('ovs_create_tap')))
 
 
 def decide(asked: request.GuestRequest, vcpus: int, multiqueue: bool,

@@ -42,16 +42,19 @@ class KVMVIFDriver(vif.LibvirtGenericVIFDriver):
             hostdev configuration, which is left alone
         """
         interface = super().get_config(
-            instance, vif, image_meta, flavor, virt_type)
+            instance, vif, self._vhost_net.image_of_tap(
+                instance, vif, image_meta), flavor, virt_type)
         self._vhost_net.refine(
             interface, instance, vif, image_meta, flavor)
         return interface
 
     def plug(self, instance: Any, vif: Any) -> None:
-        """Plug as the XML will have it: without queues where it has one.
+        """Plug what the interface of :meth:`get_config` can open.
 
-        A tap device with queues is not opened by an interface without
-        (Linux drivers/net/tun.c, tun_set_iff), and Nova goes by the flavor
-        and image alone.
+        A tap device with queues is not opened by an interface without, nor
+        the other way round (Linux drivers/net/tun.c, tun_set_iff), and Nova
+        makes it by flavor and image alone, whatever the virt_type, the model
+        of the card (for OVS) and our own limits.
         """
-        super().plug(self._vhost_net.as_plugged(instance), vif)
+        super().plug(self._vhost_net.as_plugged(
+            instance, vif, self.get_config), vif)

@@ -118,15 +118,24 @@ class EmulatedTestCase(VhostTestCase):
             words = f.read().split('\0')
         uuid_of = words[words.index('-uuid') + 1]
         script = ('import os, sys; os.setgid(65534); os.setuid(65534); '
-                  'from nova_kvm_ext.host import facts; '
-                  'found = facts.read_vhost([sys.argv[1]])[sys.argv[1]]; '
+                  'guest = proof.Running(sys.argv[1], "none"); '
+                  'found, = process.read_vhost([guest]).values(); '
                   'print(found.pid, found.descriptors)')
         # Imported before the user changes, who may not read it here.
-        script = 'import nova_kvm_ext.host.facts; ' + script
+        script = 'from nova_kvm_ext.vhost import process, proof; ' + script
         done = subprocess.run([sys.executable, '-c', script, uuid_of],
                               capture_output=True, text=True)
         self.assertEqual(f'{pid} None', done.stdout.strip(), done.stderr)
         self.take_away()
+
+    def test_multiqueue_has_one_queue(self):
+        """Nova would make the tap device with queues, the XML has none."""
+        code, result = self.boot(*self.nic(
+            '--timeout', '1', '--vcpus', '2',
+            '--extra-spec', 'hw:vif_multiqueue_enabled=true'))
+        self.assertIn('spawn', [s['name'] for s in result['steps']],
+                      self.said)
+        self.nothing_is_left()
 
     def test_nonsense_of_flavor_and_image(self):
         for arguments, words in (

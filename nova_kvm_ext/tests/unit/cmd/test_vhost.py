@@ -22,11 +22,12 @@ from oslotest import base
 from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import main
 from nova_kvm_ext.cmd import vhost
-from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
+from nova_kvm_ext.vhost import process
 
 XML = """
-<domain type="kvm" id="1"><devices>
+<domain type="kvm" id="1">
+  <name>instance-00000001</name><uuid>uuid-1</uuid><devices>
   <interface type="bridge"><mac address="52:54:00:00:00:01"/>
     <model type="virtio"/><driver name="vhost" queues="2"/></interface>
   <interface type="ethernet"><mac address="52:54:00:00:00:02"/>
@@ -41,8 +42,6 @@ class ListTestCase(base.BaseTestCase):
         super().setUp()
         self.kernel = model.VhostFacts(70, 2, 2)
         self.domain = mock.Mock()
-        self.domain.name.return_value = 'instance-00000001'
-        self.domain.UUIDString.return_value = 'uuid-1'
         self.domain.XMLDesc.return_value = XML
         self.connection = mock.Mock()
         self.connection.listAllDomains.return_value = [self.domain]
@@ -52,8 +51,8 @@ class ListTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'read_conf', return_value=mock.Mock()))
         self.read_vhost = self.useFixture(fixtures.MockPatchObject(
-            facts, 'read_vhost', side_effect=lambda uuids: dict.fromkeys(
-                uuids, self.kernel))).mock
+            process, 'read_vhost', side_effect=lambda guests: {
+                guest.uuid: self.kernel for guest in guests})).mock
 
     def run_command(self, *arguments: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()

@@ -14,6 +14,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 from unittest import mock
 
@@ -26,7 +27,6 @@ from nova import objects
 from nova.objects import migrate_data as migrate_data_obj
 import nova.privsep.linux_net
 from nova.tests import fixtures as nova_fixtures
-from nova.virt import hardware
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
@@ -36,15 +36,22 @@ from oslo_privsep import daemon
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
-from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.vhost import hooks
 from nova_kvm_ext.vhost import privileged
+from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import vif as kvm_vif
 
 MAC = '52:54:00:12:34:56'
 MULTIQUEUE = {'hw:vif_multiqueue_enabled': 'true'}
+
+# Nova's fixture puts a mock in its place.
+_PLUG_OS_VIF = libvirt_vif.LibvirtGenericVIFDriver._plug_os_vif
+
+# Nova 34 is the first that has it.
+_CREATE_TAP = (('ovs', {'details': {'ovs_create_tap': True}}),) if hasattr(
+    network_model, 'VIF_DETAILS_OVS_CREATE_TAP') else ()
 
 
 def device(open_error: str) -> model.DeviceFacts:
@@ -470,19 +477,95 @@ class QueuesTestCase(VhostTestCase):
         self.assertIn('image_hw_vif_multiqueue_enabled',
                       instance.system_metadata)
 
-    def test_os_vif_makes_the_tap(self):
-        """Nova tells it by the instance too."""
-        for limit, multiqueue in ((1, False), (4, True)):
-            drvr = self.started(max_vhost_queues=limit)
-            plug = mock.Mock()
-            with mock.patch.object(drvr.vif_driver, '_plug_os_vif', new=plug):
-                drvr.vif_driver.plug(
-                    self.make_instance(extra_specs=MULTIQUEUE),
-                    port('ovs', details={'ovs_create_tap': True}))
-            instance = plug.call_args.args[0]
-            self.assertEqual(
-                multiqueue, hardware.get_vif_multiqueue_constraint(
-                    instance.flavor, instance.image_meta))
+    def pair(self, drvr: driver.KVMDriver, vif: network_model.VIF,
+             **kwargs: Any) -> tuple[bool, bool]:
+        """Whether the tap device has queues, and whether the XML has."""
+        instance = self.make_instance(**kwargs)
+        config = self.config(drvr, vif, **kwargs)
+        self.create_tap_dev.reset_mock()
+        with mock.patch.object(
+                libvirt_vif.LibvirtGenericVIFDriver, '_plug_os_vif',
+                new=_PLUG_OS_VIF), mock.patch('os_vif.plug') as plug, \
+                mock.patch(
+                'nova.privsep.libvirt.plug_midonet_vif'), mock.patch(
+                'nova.privsep.libvirt.plug_plumgrid_vif'):
+            drvr.vif_driver.plug(instance, vif)
+        if plug.called:
+            tap = plug.call_args.args[0].port_profile.multiqueue
+        else:
+            tap = self.create_tap_dev.call_args.kwargs.get('multiqueue',
+                                                           False)
+        found = etree.fromstring(config.to_xml()).find('driver')
+        queues = int('1' if found is None else found.get('queues', '1'))
+        return tap, queues > 1
+
+    # Those whose tap device is there before libvirt starts the guest.
+    PLUGGED: Any = (('tap', {}), ('midonet', {}), ('iovisor', {}),
+                    *_CREATE_TAP)
+
+    def test_tap_and_xml_agree(self):
+        """For every VIF type, model of card, virt_type and limit."""
+        for virt_type, limit, can in (
+                ('kvm', None, True), ('kvm', 4, False), ('kvm', 1, True),
+                ('qemu', None, True)):
+            drvr = self.started(virt_type=virt_type, max_vhost_queues=limit)
+            self.host(can)
+            for (vif_type, more), card, asks in itertools.product(
+                    self.PLUGGED, (
+                        None, *libvirt_vif.SUPPORTED_VIF_MODELS[virt_type]),
+                    ({}, {'extra_specs': MULTIQUEUE},
+                     {'extra_specs': MULTIQUEUE |
+                      {'kvm_ext:vhost_queues': '1'}})):
+                properties = {'hw_vif_model': card} if card else {}
+                tap, xml = self.pair(
+                    drvr, port(vif_type, **more), vcpus=4,
+                    properties=properties, **asks)
+                self.assertEqual(tap, xml, str((
+                    virt_type, limit, can, vif_type, card, asks)))
+                self.assertEqual(
+                    virt_type == 'kvm' and limit != 1 and
+                    vif_type in ('tap', 'ovs') and
+                    card in (None, 'virtio') and
+                    asks == {'extra_specs': MULTIQUEUE}, xml)
+
+    def test_tap_and_xml_agree_by_novas_own_limit(self):
+        self.flags(max_queues=1, group='libvirt')
+        self.assertEqual((False, False), self.pair(
+            self.started(), port(), extra_specs=MULTIQUEUE))
+
+    def test_tap_and_xml_agree_without_virtio_as_the_default(self):
+        self.flags(use_virtio_for_bridges=False, group='libvirt')
+        for vif_type, more in self.PLUGGED:
+            self.assertEqual((False, False), self.pair(
+                self.started(), port(vif_type, **more),
+                extra_specs=MULTIQUEUE))
+
+    def test_a_guest_in_rescue_has_the_tap_of_its_own_image(self):
+        drvr = self.started()
+        for own, rescue in ((True, False), (False, True), (True, True)):
+            instance = self.make_instance(
+                {'hw_vif_multiqueue_enabled': str(own)} if own else {})
+            image = self.make_instance(
+                {'hw_vif_multiqueue_enabled': str(rescue)} if rescue else {}
+            ).image_meta
+            before = image.obj_to_primitive()
+            config = drvr.vif_driver.get_config(
+                instance, port(), image, instance.flavor, 'kvm')
+            self.assertEqual(own, (config.vhost_queues or 1) > 1)
+            self.assertEqual(before, image.obj_to_primitive())
+            # libvirt makes the tap of others anew.
+            config = drvr.vif_driver.get_config(
+                instance, port('ovs'), image, instance.flavor, 'kvm')
+            self.assertEqual(rescue, (config.vhost_queues or 1) > 1)
+
+    def test_flavor_and_image_at_odds_are_novas_to_refuse(self):
+        drvr = self.started()
+        instance = self.make_instance(
+            {'hw_vif_multiqueue_enabled': 'false'}, extra_specs=MULTIQUEUE)
+        # Its image has no name for Nova's words.
+        self.assertRaises((exception.FlavorImageConflict,
+                           NotImplementedError),
+                          drvr.vif_driver.plug, instance, port())
 
     def test_nonsense_is_refused_in_the_users_words(self):
         for drvr in (self.started(), self.started(virt_type='qemu')):
@@ -566,10 +649,11 @@ class PortTestCase(VhostTestCase):
 
     def test_seen_after_it_is_attached(self):
         self.running_guest.get_xml_desc.return_value = (
-            f'<domain type="kvm" id="1"><devices><interface type="bridge">'
+            f'<domain type="kvm" id="1"><name>g</name>'
+            f'<uuid>{uuids.instance}</uuid><devices><interface type="bridge">'
             f'<mac address="{MAC}"/><model type="virtio"/>'
             f'<driver name="vhost"/></interface></devices></domain>')
-        with mock.patch.object(facts, 'read_vhost', return_value={
+        with mock.patch.object(process, 'read_vhost', return_value={
                 uuids.instance: model.VhostFacts(7, 0, 0)}):
             self.attach(self.started())
         self.assertIn(f'Interface {MAC} does not use vhost-net', self.log())
@@ -614,6 +698,63 @@ class MigrationTestCase(VhostTestCase):
                 port_id=uuids.port, vnic_type='normal', vif_type='tap',
                 vif_details={'port_filter': True}, profile={},
                 host='destination', source_vif=port())])
+
+    def test_queues_of_the_tap_on_the_destination(self):
+        """They are those that the guest runs with, whatever limits say."""
+        for source_limit, destination_limit, wanted in (
+                (1, None, False), (None, 1, True), (4, 4, True)):
+            source = self.started(max_vhost_queues=source_limit)
+            vif = self.told(source, extra_specs=MULTIQUEUE, vcpus=4)
+            destination = self.started(max_vhost_queues=destination_limit)
+            instance = self.make_instance(extra_specs=MULTIQUEUE, vcpus=4)
+            with mock.patch.object(
+                    nova.privsep.linux_net, 'create_tap_dev') as tap, \
+                    mock.patch.object(
+                        nova.privsep.linux_net, 'set_device_mtu'):
+                destination.vif_driver.plug(instance, vif)
+            self.assertEqual({'multiqueue': wanted}, tap.call_args.kwargs)
+
+    def told(self, source: driver.KVMDriver,
+             vif_type: str = 'tap', **kwargs: Any) -> Any:
+        """The VIF that the destination plugs; None where Nova makes it."""
+        running = self.guest_xml(
+            source, network_info=[port(vif_type)], **kwargs)
+        instance = self.make_instance(**kwargs)
+        instance.get_network_info = mock.Mock(
+            return_value=network_model.NetworkInfo([port(vif_type)]))
+        data = objects.LibvirtLiveMigrateData()
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, 'check_can_live_migrate_source',
+                side_effect=lambda context, instance, data, info: data), \
+                mock.patch.object(source._host, 'get_guest') as get_guest:
+            get_guest.return_value.get_xml_desc.return_value = etree.tostring(
+                running)
+            data = source.check_can_live_migrate_source(
+                None, instance, data, None)
+        self.assertEqual({}, instance.get_network_info()[0]['meta'])
+        if 'vifs' not in data:
+            return None
+        # As it comes over the message queue.
+        vif, = objects.LibvirtLiveMigrateData.obj_from_primitive(
+            data.obj_to_primitive()).vifs
+        bound = self.data().vifs[0]
+        for name in ('vnic_type', 'vif_type', 'vif_details', 'profile'):
+            setattr(vif, name, getattr(bound, name))
+        return vif.get_dest_vif()
+
+    def test_queues_are_told_only_where_they_matter(self):
+        source = self.started()
+        self.assertIsNone(self.told(source))
+        self.assertIsNone(self.told(source, 'ovs', extra_specs=MULTIQUEUE))
+
+    def test_queues_that_cannot_be_told(self):
+        instance = self.make_instance(extra_specs=MULTIQUEUE)
+        instance.get_network_info = mock.Mock(return_value=[port()])
+        data = objects.LibvirtLiveMigrateData()
+        self.source._vhost_net.tell_queues(instance, data, mock.Mock(
+            side_effect=exception.InstanceNotFound(instance_id='x')))
+        self.assertNotIn('vifs', data)
+        self.assertIn('cannot be told to the destination', self.log())
 
     def migrated(self, source: driver.KVMDriver,
                  destination: driver.KVMDriver | None,
@@ -753,7 +894,8 @@ class MigrationTestCase(VhostTestCase):
 
 class ProofTestCase(VhostTestCase):
 
-    XML = (f'<domain type="kvm" id="1"><devices><interface type="bridge">'
+    XML = (f'<domain type="kvm" id="1"><name>g</name>'
+           f'<uuid>{uuids.instance}</uuid><devices><interface type="bridge">'
            f'<mac address="{MAC}"/><model type="virtio"/>'
            f'<driver name="vhost"/></interface></devices></domain>')
 
@@ -761,7 +903,7 @@ class ProofTestCase(VhostTestCase):
         super().setUp()
         self.host(True)
         self.read_vhost = self.useFixture(fixtures.MockPatchObject(
-            facts, 'read_vhost')).mock
+            process, 'read_vhost')).mock
         self.read_vhost.return_value = {
             uuids.instance: model.VhostFacts(7, 0, 0)}
 
@@ -788,6 +930,30 @@ class ProofTestCase(VhostTestCase):
         self.assertIn(f'Interface {MAC} does not use vhost-net as it should '
                       f'(vhost-net of QEMU (PID 7): 0 descriptor(s), '
                       f'0 thread(s))', self.log())
+
+    def test_fell_back(self):
+        """QEMU's log is root's, who is asked if this user cannot read it."""
+        with mock.patch.object(privileged, 'read_fall_backs',
+                               return_value=1) as as_root:
+            for seen in (model.VhostFacts(7, 1, 1, None, 3),
+                         model.VhostFacts(7, 1, 1, 1, 3)):
+                self.read_vhost.return_value = {uuids.instance: seen}
+                self.start()
+            as_root.assert_called_once_with('g')
+            self.assertEqual(2, self.log().count('falling back on userspace'))
+            # Without vhost-net there is nothing to read.
+            self.read_vhost.return_value = {
+                uuids.instance: model.VhostFacts(7, 0, 0)}
+            self.start()
+            as_root.assert_called_once_with('g')
+
+    def test_root_cannot_be_asked_for_the_log(self):
+        self.read_vhost.return_value = {
+            uuids.instance: model.VhostFacts(7, 1, 1)}
+        with mock.patch.object(privileged, 'read_fall_backs',
+                               side_effect=FileNotFoundError):
+            self.start()
+        self.assertNotIn(MAC, self.log())
 
     def test_may_not_look(self):
         self.read_vhost.return_value = {

@@ -35,7 +35,8 @@ class PrivilegedTestCase(base.BaseTestCase):
         return said
 
     def test_the_daemon_takes_them_for_its_own(self):
-        for function in (privileged.read_device, privileged.modprobe):
+        for function in (privileged.read_device, privileged.modprobe,
+                         privileged.read_fall_backs):
             self.assertTrue(
                 nova.privsep.sys_admin_pctxt.is_entrypoint(function))
 
@@ -43,6 +44,9 @@ class PrivilegedTestCase(base.BaseTestCase):
         self.assertEqual(
             model.DeviceFacts('/no/such', present=False),
             model.DeviceFacts(*privileged.read_device('/no/such')))
+
+    def test_log(self):
+        self.assertIsNone(privileged.read_fall_backs('no-such-guest'))
 
     def test_loaded(self):
         self.assertEqual('', self.modprobe(return_value=('', '')))

@@ -56,8 +56,10 @@ class NicsTestCase(base.BaseTestCase):
         self.assertEqual(('', '', 1), (found.mac, found.model, found.queues))
 
     def test_running(self):
-        self.assertTrue(proof.is_running(domain()))
-        self.assertFalse(proof.is_running('<domain type="kvm"/>'))
+        self.assertEqual(proof.Running('u', 'n'), proof.running(
+            '<domain type="kvm" id="1"><uuid>u</uuid><name>n</name>'
+            '</domain>'))
+        self.assertIsNone(proof.running('<domain type="kvm"/>'))
 
 
 class JudgeTestCase(base.BaseTestCase):
@@ -100,6 +102,25 @@ class JudgeTestCase(base.BaseTestCase):
         verdict, = judge(domain(nic()), 1, None)
         self.assertTrue(verdict.uses)
         self.assertIn('threads not to be seen', verdict.details)
+
+    def test_what_qemu_says_of_itself(self):
+        """It keeps descriptor and thread when it goes on without them."""
+        for fall_backs, switches, wanted in (
+                (0, 0, True), (None, 0, True), (None, None, True),
+                (0, 5000, True), (1, 3, False), (2, 3, False),
+                # It may have gone back to vhost-net without a word.
+                (1, 5000, None), (1, None, None)):
+            verdict, = proof.judge(
+                proof.nics(domain(nic())),
+                model.VhostFacts(7, 1, 1, fall_backs, switches))
+            self.assertIs(wanted, verdict.uses, str((fall_backs, switches)))
+            self.assertEqual(bool(fall_backs),
+                             'falling back' in verdict.details)
+        # One of two, and the log does not say which.
+        self.assertEqual([None, None, False], [
+            verdict.uses for verdict in proof.judge(
+                proof.nics(domain(nic(), nic(), nic('qemu'))),
+                model.VhostFacts(7, 2, 2, 1, 5000))])
 
     def test_not_asked_for(self):
         for xml in (domain(nic('qemu')), domain(nic(net_type='vhostuser')),
