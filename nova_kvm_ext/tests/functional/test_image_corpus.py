@@ -12,6 +12,7 @@
 
 """Hostile images against the real qemu-img, with every open() traced."""
 
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from nova_kvm_ext.images import facts
 from nova_kvm_ext.images import qemu_img
 from nova_kvm_ext.images import verdict
 from nova_kvm_ext.tests.functional import libvirtd
+from nova_kvm_ext.tests.unit.images import corpus
 
 POLICY = verdict.Policy(
     max_virtual_size=1 << 40, force_raw=True, raw_only=False,
@@ -210,19 +212,32 @@ class CorpusTestCase(base.BaseTestCase):
                         'raw', '-b', '/etc/passwd', 'inner', '1M'],
                        cwd=self.directory, check=True)
         os.truncate(self.path('inner'), 1 << 20)
-        for disk_format in ('qed', 'vmdk', 'qcow2'):
-            subprocess.run(['qemu-img', 'convert', '-f', 'raw', '-O',
-                            disk_format, 'inner', 'outer'],
-                           cwd=self.directory, check=True)
-            with open(self.path('outer'), 'rb') as f:
-                decided = verdict.judge(
-                    facts.read(f, disk_format, LIMITS), disk_format, POLICY)
-                self.assertTrue(decided.accepted)
-                error = self.assertRaises(
-                    convert.ConversionError, convert.convert, f, decided,
-                    self.path('result'), LIMITS)
-                self.assertIn('image within an image', str(error))
-                self.assertFalse(os.path.exists(self.path('result')))
-                convert.convert(f, decided.into('qcow2'),
-                                self.path('result'), LIMITS)
-                os.unlink(self.path('result'))
+        with open(self.path('text'), 'wb') as f:
+            f.write(corpus.descriptor('monolithicFlat', 'RW 8 FLAT "raw" 0')
+                    .ljust(1 << 20, b'\0'))
+        for inner in ('inner', 'text'):
+            for disk_format in ('qed', 'vmdk', 'qcow2', 'vdi', 'vhdx'):
+                self.outer(inner, disk_format)
+
+    def outer(self, inner: str, disk_format: str) -> None:
+        subprocess.run(['qemu-img', 'convert', '-f', 'raw', '-O',
+                        disk_format, inner, 'outer'],
+                       cwd=self.directory, check=True)
+        with open(self.path('outer'), 'rb') as f:
+            found = facts.read(f, disk_format, LIMITS)
+            refused = verdict.judge(found, disk_format, dataclasses.replace(
+                POLICY, overlays=False))
+            self.assertEqual('inside', refused.check)
+            self.assertIn('image within an image', refused.said)
+            # As the base of an overlay it is what it says that it is.
+            decided = verdict.judge(found, disk_format, POLICY)
+            self.assertTrue(decided.accepted)
+            self.assertNotEqual('raw', decided.converted_to)
+            error = self.assertRaises(
+                convert.ConversionError, convert.convert, f,
+                decided.into('raw'), self.path('result'), LIMITS)
+            self.assertIn('image within an image', str(error))
+            self.assertFalse(os.path.exists(self.path('result')))
+            convert.convert(f, decided.into('qcow2'), self.path('result'),
+                            LIMITS)
+            os.unlink(self.path('result'))
