@@ -125,6 +125,52 @@ class VerdictTestCase(base.BaseTestCase):
             self.assertLessEqual(len(said(found, declared)[1]),
                                  verdict.FAULT_LENGTH)
 
+    def test_content(self):
+        """What the disk looks like decides what it is made into."""
+        unsound = verdict.Content(('gpt',), False, 'raw')
+        nested = verdict.Content(('qcow2',), True, 'qcow2')
+        for content, overlays, wanted in (
+                (verdict.Content(('gpt',), True, 'raw'), True, 'raw'),
+                (unsound, True, None), (unsound, False, 'raw'),
+                (nested, True, None), (nested, False, 'refused')):
+            policy = dataclasses.replace(
+                POLICY, force_raw=True, overlays=overlays)
+            decided = verdict.judge(dataclasses.replace(
+                SOUND, content=content), 'qcow2', policy)
+            self.assertEqual(wanted, decided.converted_to
+                             if decided.accepted else 'refused')
+            self.assertEqual(decided.accepted and overlays,
+                             decided.inspected)
+
+    def test_a_disk_that_cannot_be_read(self):
+        """Refused where it has to be read to be converted."""
+        found = dataclasses.replace(SOUND, content_error='Invalid argument')
+        self.assertEqual(
+            ('qemu-img', 'QEMU cannot read its disk: Invalid argument. Check '
+             'it: qemu-img check -f qcow2 OLD'),
+            said(found, 'qcow2', force_raw=True))
+        self.assertTrue(verdict.judge(found, 'qcow2', POLICY).accepted)
+
+    def test_encrypted(self):
+        for found, declared in (
+                (verdict.Facts(1, ('qcow2',), qcow=(3, 0, True)), 'qcow2'),
+                (verdict.Facts(1, ('qcow2',), qcow=(3, 0, True)), 'raw'),
+                (verdict.Facts(1, ('luks',)), 'luks'),
+                (verdict.Facts(1, ('luks',)), 'ami')):
+            check, words = said(found, declared)
+            self.assertEqual('encrypted', check)
+            self.assertTrue(words.endswith('with qemu-img convert.'), words)
+
+    def test_which_backends_make_overlays(self):
+        for images_type, use_cow, wanted in (
+                ('qcow2', False, True), ('default', True, True),
+                ('default', False, False), ('raw', True, False),
+                ('flat', True, False), ('lvm', True, False)):
+            nova = mock.MagicMock(use_cow_images=use_cow)
+            nova.libvirt.images_type = images_type
+            self.assertEqual(wanted, verdict.Policy.from_conf(
+                mock.MagicMock(), nova).overlays)
+
     def test_without_paths(self):
         self.assertEqual(
             "qemu-img: Could not open 'abc.part': No such file",
