@@ -100,7 +100,7 @@ ROWS: tuple[KnownError, ...] = (
         r'|more than \d+ vCPUs are only supported on q35',
         'The flavor has more vCPUs than the machine type takes.',
         'Give the image hw_machine_type=q35 (255 vCPUs; with hw_viommu_model='
-        'intel as many as QEMU\'s machine has, 288 and more), or use a '
+        'intel as many as the machine type has: 288 in QEMU 7.2), or use a '
         'smaller flavor.',
         'libvirt 9.0; the second from the source of 9.0 (src/qemu/'
         'qemu_validate.c)',

@@ -50,8 +50,8 @@ ROWS: tuple[KnownError, ...] = (
         'or kvm_amd module is not loaded, or the CPU lacks virtualization.',
         'Run modprobe kvm_intel (or kvm_amd) and restart libvirt if it keeps '
         'its old answer; or choose virt_type = qemu. ' + HOST_CHECK,
-        'libvirt 9.0; the last reported of 4.0 '
-        '(github.com/dmacvicar/terraform-provider-libvirt/issues/11)',
+        'libvirt 9.0; the last reported of 4.8 '
+        '(github.com/dmacvicar/terraform-provider-libvirt/issues/442)',
         ("unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64' "
          "does not support virt type 'kvm'",
          "invalid argument: the accel 'kvm' is not supported by "

@@ -13,7 +13,6 @@
 """Known errors: live migration."""
 
 from nova_kvm_ext.known_errors.row import CLOSED
-from nova_kvm_ext.known_errors.row import DIED
 from nova_kvm_ext.known_errors.row import KnownError
 
 ROWS: tuple[KnownError, ...] = (
@@ -29,8 +28,8 @@ ROWS: tuple[KnownError, ...] = (
          'use cache != none',)),
     KnownError(
         'migration-nested',
-        r'Nested (VMX|SVM) virtualization does not support live migration'
-        r'|(VMX|SVM) enabled, but no support for nested state',
+        r'Nested (VMX )?virtualization does not support live migration'
+        r'|required capabilities for nested virtualization migration',
         'The guest can run guests of its own (its CPU has vmx or svm), and '
         'the kernel or QEMU here cannot move the state of those.',
         'Use Linux 4.20 and QEMU 4.1 or later on both hosts; or take vmx and '
@@ -40,10 +39,9 @@ ROWS: tuple[KnownError, ...] = (
         'the second from the source of QEMU 4.1, target/i386/kvm.c)',
         ("internal error: unable to execute QEMU command 'migrate': Nested "
          'VMX virtualization does not support live migration yet',
-         'Requested operation is not valid: cannot migrate domain: Nested '
-         'VMX virtualization does not support live migration yet',
-         DIED + 'qemu-system-x86_64: VMX enabled, but no support for nested '
-         'state')),
+         "internal error: unable to execute QEMU command 'migrate': Kernel do "
+         'not provide required capabilities for nested virtualization '
+         'migration. (CAP_NESTED_STATE=0, CAP_EXCEPTION_PAYLOAD=0)')),
     KnownError(
         'migration-cpu-state',
         r"error while loading state for instance \w+ of device 'cpu",
