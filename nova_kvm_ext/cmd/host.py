@@ -143,6 +143,7 @@ class Check(base.HostCommand, lister.Lister):
             with contextlib.suppress(OSError):
                 os.makedirs(CACHE_DIR, exist_ok=True)
         found: list[model.HostFacts | BaseException] = []
+        answered = threading.Event()
 
         def look() -> None:
             try:
@@ -153,12 +154,14 @@ class Check(base.HostCommand, lister.Lister):
                         cache_dir=cache_dir, install=install))
             except BaseException as e:
                 found.append(e)  # for the thread that waits
+            answered.set()
 
         # A call of libvirt cannot be interrupted. A thread can be left alone,
-        # and ends with this process.
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        thread.join(args.timeout)
+        # and ends with this process. It is not joined: where eventlet has
+        # patched the threads of Python 3.13, join() with a limit raises
+        # eventlet's Timeout, a BaseException, at the limit.
+        threading.Thread(target=look, daemon=True).start()
+        answered.wait(args.timeout)
         if not found:
             host = facts.read_host(wanted, uri, install=install)
             host = dataclasses.replace(
