@@ -24,7 +24,8 @@ What libvirt does, as seen with 9.0 and read in its ``qemu_agent.c``:
 * After a command that was not answered in time, the next one is preceded by
   ``guest-sync``, and is not sent before that is answered. Late replies are
   dropped meanwhile. The wait for it is not part of a command's own time-out:
-  it is 5 s, or virDomainAgentSetResponseTimeout() where that is shorter.
+  it is 5 s, or virDomainAgentSetResponseTimeout() where that is shorter, and
+  with libvirt 11.3 the command's own where that is.
 * After a reply that is no JSON, has an object with two members of the same
   name, or is longer than 10 MiB, libvirt gives the channel up until something
   in the guest opens it anew, or libvirt is restarted.

@@ -14,11 +14,16 @@
 # which must come before anything else is imported.
 import nova.tests.unit  # noqa: F401
 
+import os
+
 import hypothesis
 
 from nova_kvm_ext.tests import policy_file
 
 policy_file.parse_once()
+# Where it starts tests, GNU readline in stestr's process sets them to 80 x 24.
+for name in 'COLUMNS', 'LINES':
+    os.environ.pop(name, None)
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile(
     'unit', deadline=None, database=None,
