@@ -58,6 +58,7 @@ class AgentFault(enum.Enum):
     """Why a guest agent did not do what it was asked."""
 
     NO_GUEST = 'the guest does not run'
+    PAUSED = 'the guest is paused'
     NO_CHANNEL = 'the guest has no agent channel'
     DISCONNECTED = 'no agent has the channel open'
     GIVEN_UP = 'libvirt has given up the channel'
@@ -93,7 +94,7 @@ class AgentError(KVMExtError):
         error that the agent reports does not rule it out: the guest writes it.
         """
         return self.fault not in (
-            AgentFault.NO_GUEST, AgentFault.NO_CHANNEL,
+            AgentFault.NO_GUEST, AgentFault.PAUSED, AgentFault.NO_CHANNEL,
             AgentFault.DISCONNECTED, AgentFault.GIVEN_UP, AgentFault.BUSY)
 
 

@@ -20,13 +20,17 @@ exit codes are those of oslo.upgradecheck:
 255 the check itself failed.
 """
 
+from collections.abc import Iterator
 import contextlib
 import functools
+import glob
 from importlib import metadata
 import json
 import os
+import re
 import subprocess
 import sys
+from typing import Any
 
 from nova import conf as nova_conf
 from oslo_config import cfg
@@ -35,6 +39,7 @@ from oslo_upgradecheck import upgradecheck
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import configuration
@@ -47,6 +52,10 @@ NOVA_RELEASES = (31, 34)
 
 _ERROR = 255
 _IMPORT_SECONDS = 120
+
+_MASAKARI_FILES = (
+    '/etc/masakari*/*monitors*.conf',
+    '/etc/kolla/masakari-*/*monitors*.conf')
 
 _INSTALLED = 'KVM401'
 _VERSIONS = ('KVM503', 'KVM504')
@@ -167,6 +176,36 @@ class Checks(upgradecheck.UpgradeCommands):
         return self._of_host(*(set(runner.codes()) - {
             _INSTALLED, _OPTIONS, *_VERSIONS}))
 
+    def _masakari(self) -> Result:
+        """Whether Masakari finds the guests that have an agent."""
+        remedy = (f'[introspectiveinstancemonitor] '
+                  f'qemu_guest_agent_sock_path = '
+                  f'{channel.MASAKARI_EXPRESSION}')
+        missed = []
+        seen = False
+        for file, sections in _masakari_files():
+            options = sections.get('introspectiveinstancemonitor')
+            if options is None:
+                # Other monitors are configured there, too.
+                continue
+            seen = True
+            expression = (options.get('qemu_guest_agent_sock_path') or
+                          [channel.MASAKARI_DEFAULT])[-1].strip('\'"')
+            try:
+                if channel.not_found_by(expression):
+                    missed.append(file)
+            except re.error:
+                missed.append(file)
+        if missed:
+            return Result(
+                Code.WARNING, f'Masakari\'s introspective instance monitor '
+                f'passes over guests whose agent socket has libvirt\'s own '
+                f'path, as those of this driver have: set {remedy} in '
+                f'{errors.clean(", ".join(missed))}.')
+        return Result(Code.SUCCESS, None if seen else (
+            f'Only if Masakari\'s introspective instance monitor runs for '
+            f'this host: it finds guests by {remedy}'))
+
     _upgrade_checks = (
         ('Nova release', _nova_release),
         ('Interface to Nova', _interface),
@@ -174,7 +213,21 @@ class Checks(upgradecheck.UpgradeCommands):
         ('Options of nova.conf', _options),
         ('Versions of libvirt and QEMU', _versions),
         ('Host checks', _guests),
+        ('Guest agents and Masakari', _masakari),
     )
+
+
+def _masakari_files() -> Iterator[tuple[str, Any]]:
+    """Configurations of Masakari's monitors on this host: path, sections."""
+    for pattern in _MASAKARI_FILES:
+        for file in sorted(glob.glob(pattern)):
+            sections: dict[str, dict[str, list[str]]] = {}
+            try:
+                cfg.ConfigParser(file, sections).parse()
+            except (cfg.Error, cfg.ParseError, OSError, UnicodeDecodeError):
+                # It is Masakari's to complain; we may not even read it.
+                continue
+            yield file, sections
 
 
 def _written(file: str) -> set[str]:

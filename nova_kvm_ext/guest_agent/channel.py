@@ -17,6 +17,7 @@ the configuration or libvirt.
 """
 
 import dataclasses
+import re
 
 from lxml import etree
 from oslo_utils import strutils
@@ -24,6 +25,37 @@ from oslo_utils import strutils
 # The name that qemu-ga looks for among the guest's virtio ports.
 # https://libvirt.org/formatdomain.html#channel
 TARGET_NAME = 'org.qemu.guest_agent.0'
+
+MASAKARI_DEFAULT = (r'/var/lib/libvirt/qemu/org\.qemu\.guest_agent\..*'
+                    r'\.instance-.*\.sock')
+"""Masakari's own default of [introspectiveinstancemonitor]
+qemu_guest_agent_sock_path: by this expression of a channel's socket its
+introspective instance monitor finds the guests that have an agent."""
+
+MASAKARI_EXPRESSION = (r'/(var/lib|var/run|run)/libvirt/qemu/.*'
+                       r'org\.qemu\.guest_agent\.0.*')
+"""One that finds them whoever chose the path of the socket."""
+
+SOCKETS = (
+    # Nova's own driver
+    '/var/lib/libvirt/qemu/org.qemu.guest_agent.0.instance-0000001a.sock',
+    # libvirt 9.0
+    '/var/lib/libvirt/qemu/channel/target/domain-1-instance-0000001a/'
+    'org.qemu.guest_agent.0',
+    # later ones; cfg->channelTargetDir in libvirt's src/qemu/qemu_conf.c
+    '/run/libvirt/qemu/channel/1-instance-0000001a/org.qemu.guest_agent.0',
+)
+"""Where the sockets of channels are."""
+
+
+def not_found_by(expression: str) -> list[str]:
+    """The sockets that Masakari does not take for a guest agent's.
+
+    :param expression: its qemu_guest_agent_sock_path
+    :raises re.error: it is no regular expression
+    """
+    # As Masakari does: from the beginning, not to the end.
+    return [path for path in SOCKETS if not re.match(expression, path)]
 
 
 @dataclasses.dataclass(frozen=True)

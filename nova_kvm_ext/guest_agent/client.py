@@ -74,6 +74,14 @@ _AGENT_COMMAND_FAILED = 113        # libvirt 11.2
 NO_ANSWER = (_AGENT_UNRESPONSIVE, _AGENT_UNSYNCED, _AGENT_COMMAND_TIMEOUT)
 _INTERNAL_ERROR = 1
 _SYSTEM_ERROR = 38
+# libvirt's virDomainState: what is said of the guest, and what to do.
+_STANDING_STILL = {
+    3: ('is paused',               # VIR_DOMAIN_PAUSED
+        'Resume it: openstack server unpause or resume; an error of its disk '
+        'or a migration pauses a guest, too.'),
+    7: ('sleeps (suspended by its own system)',   # VIR_DOMAIN_PMSUSPENDED
+        'Wake it: virsh dompmwakeup.'),
+}
 _FROM_RPC = 7                      # virErrorDomain: the connection to libvirt
 
 _REFUSALS = (errors.AgentFault.UNSUPPORTED, errors.AgentFault.REFUSED)
@@ -92,6 +100,7 @@ class AgentState(enum.Enum):
     DISCONNECTED = 'disconnected'
     CONNECTED = 'connected'
     NOT_ANSWERING = 'not answering'
+    PAUSED = 'paused'
     FROZEN = 'frozen'
 
 
@@ -155,8 +164,11 @@ class Agent:
             if not (hasattr(e, 'get_error_code') or
                     isinstance(e, SystemError | ValueError)):
                 raise
+            failure = _failure(e, name, seconds)
+            if failure.fault is errors.AgentFault.NO_GUEST:
+                failure = _standing_still(self._domain) or failure
             # Its text may have any part of the reply: no "from e".
-            raise _failure(e, name, seconds) from None
+            raise failure from None
         return parse(reply)
 
     def _send(self, request: str, seconds: float) -> Any:
@@ -204,7 +216,7 @@ class Agent:
                  time=nanoseconds)
 
     def fstrim(self, minimum: int = 0, timeout: float = TRIM_TIMEOUT
-               ) -> tuple[replies.Trimmed, ...]:
+               ) -> replies.Kept[replies.Trimmed]:
         """Have the guest give back the blocks that its filesystems left.
 
         :param minimum: bytes; shorter free ranges are left alone
@@ -321,16 +333,25 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
     def left() -> float:
         return until - time.monotonic()
 
+    found: dict[str, Any] = {}
+    version = problem = ''
+    # Agents that do not know one of the two, or of which it is blocked, are
+    # connected all the same.
     try:
         version = agent.info(left()).version
+    except errors.AgentError as e:
+        if e.fault not in _REFUSALS:
+            return _no_answer(e)
+        problem = str(e)
+    try:
         if agent.is_frozen(left()):
             # It would refuse to say more.
             return AgentFacts(AgentState.FROZEN,
                               'The filesystems are frozen.', version)
     except errors.AgentError as e:
-        return _no_answer(e)
-    found: dict[str, Any] = {}
-    problem = ''
+        if e.fault not in _REFUSALS:
+            return dataclasses.replace(_no_answer(e), version=version)
+        problem = problem or str(e)
     for name, request, parse in (
             ('os', 'guest-get-osinfo', replies.os_info),
             ('host_name', 'guest-get-host-name', replies.host_name),
@@ -353,7 +374,11 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
                 return dataclasses.replace(
                     _no_answer(e), version=version, **found)
             problem = problem or str(e)
-    return AgentFacts(AgentState.CONNECTED, problem, version, **found)
+    return AgentFacts(
+        AgentState.CONNECTED, ' '.join(filter(None, (
+            problem, replies.left_out(found.get('interfaces'),
+                                      found.get('filesystems'))))),
+        version, **found)
 
 
 def _channel(domain: Any) -> bool | None:
@@ -375,8 +400,35 @@ def _no_answer(error: errors.AgentError) -> AgentFacts:
     state = {
         errors.AgentFault.NO_CHANNEL: AgentState.NO_CHANNEL,
         errors.AgentFault.DISCONNECTED: AgentState.DISCONNECTED,
+        errors.AgentFault.PAUSED: AgentState.PAUSED,
     }.get(error.fault, AgentState.NOT_ANSWERING)
     return AgentFacts(state, str(error))
+
+
+def _standing_still(domain: Any) -> errors.AgentError | None:
+    """The error for a guest that is there and does not run now.
+
+    libvirt says of it, too, that it is not running.
+
+    :returns: None where the guest is off or gone
+    """
+    # What stands for libvirt in Nova's own tests may have no such call.
+    get_state = getattr(domain, 'state', None)
+    if get_state is None:
+        return None
+    try:
+        state, _ = get_state(0)
+    except Exception as e:
+        # Only libvirt's own: what else there is would be our defect.
+        if not hasattr(e, 'get_error_code'):
+            raise
+        return None
+    if state not in _STANDING_STILL:
+        return None
+    words, remedy = _STANDING_STILL[state]
+    return errors.AgentError(
+        f'The guest {words}, so its agent is not asked.', remedy,
+        fault=errors.AgentFault.PAUSED)
 
 
 def _failure(error: Exception, name: str, seconds: float
@@ -434,8 +486,10 @@ def _failure(error: Exception, name: str, seconds: float
     if code in (_INTERNAL_ERROR, _AGENT_COMMAND_FAILED) and refused in words:
         said = words.partition(refused)[2].partition("'")[2].lstrip(': ')
         return replies.refused(
-            name, said, unsupported='has not been found' in said or
-            'has been disabled' in said)
+            name, said, unsupported=any(words in said for words in (
+                'has not been found', 'has been disabled',
+                # QEMU's QERR_UNSUPPORTED: Windows without VSS, for example.
+                'not currently supported')))
     if code == _INTERNAL_ERROR and 'End of file from agent socket' in words:
         return errors.AgentError(
             f'The guest agent went away at {name}.',

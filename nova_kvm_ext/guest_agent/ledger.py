@@ -90,6 +90,7 @@ class Ledger:
 
     def __init__(self, state_path: str, service: str) -> None:
         # The prefix keeps a host of the name '..' inside.
+        self._state_path = state_path
         self._directory = os.path.join(
             state_path, 'kvm-ext-frozen',
             'of-' + urllib.parse.quote(service, safe=''))
@@ -105,6 +106,7 @@ class Ledger:
         entry = self._open(uuid, os.O_CREAT)
         assert entry is not None and entry._descriptor is not None
         try:
+            self._give_to_service(entry._descriptor)
             now = datetime.datetime.now(datetime.timezone.utc)
             text = f'{now:%Y-%m-%d %H:%M:%S} UTC, {why}\n'.encode()
             os.ftruncate(entry._descriptor, 0)
@@ -116,6 +118,42 @@ class Ledger:
                 entry.remove()
             raise
         return entry
+
+    def _give_to_service(self, descriptor: int) -> None:
+        """What root makes belongs to who owns the state directory.
+
+        A command runs as root and nova-compute does not; it must be able to
+        read and to remove what the command wrote, and to write more.
+        """
+        if os.geteuid() != 0:
+            return
+        owner = os.stat(self._state_path)
+        for target in (os.path.dirname(self._directory), self._directory,
+                       descriptor):
+            found = os.stat(target)
+            if found.st_uid == 0 != owner.st_uid:
+                os.chown(target, owner.st_uid, owner.st_gid)
+
+    def holder(self, uuid: str) -> str | None:
+        """What is written of a guest that somebody is at right now.
+
+        :returns: when and why it was entered; None where nobody holds it
+        :raises OSError: the ledger cannot be read
+        """
+        try:
+            entry = self.take(uuid)
+        except Held:
+            try:
+                descriptor = os.open(
+                    os.path.join(self._directory, uuid),
+                    _FLAGS & ~os.O_RDWR | os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, 'rb') as f:
+                return f.read(_TEXT_BYTES).decode('utf-8', 'replace').strip()
+        if entry is not None:
+            entry.release()
+        return None
 
     def left_behind(self) -> list[str]:
         """UUIDs that are written down, locked ones among them.

@@ -19,6 +19,9 @@ text is one harmless line (:func:`nova_kvm_ext.errors.clean`). None raises
 anything but :class:`nova_kvm_ext.errors.AgentError`, and none takes more than
 linear time. Pure: never asks an agent anything.
 
+Lists of interfaces, addresses, filesystems and disks that are longer than what
+is kept are cut, and say by how much.
+
 Members that are not known are passed over, as the protocol wants it. A known
 one that is wrong makes the whole reply nonsense: half the word of a liar is
 worth nothing.
@@ -33,6 +36,7 @@ import json
 import math
 import re
 from typing import Any
+from typing import TypeVar
 
 from nova_kvm_ext import errors
 
@@ -54,14 +58,15 @@ MAX_DIGITS = 24
 read a long one."""
 
 MAX_ITEMS = 1024
-"""Interfaces, filesystems or trimmed mount points. A host of containers has
-some hundred of them."""
+"""Interfaces, filesystems or trimmed mount points that are kept. A host of
+containers has some hundred of them."""
 
 MAX_ADDRESSES = 256
-"""Addresses of one interface."""
+"""Addresses of one interface that are kept. kube-ipvs0 of a Kubernetes node
+has one for each service."""
 
 MAX_DISKS = 64
-"""Disks below one filesystem."""
+"""Disks below one filesystem that are kept."""
 
 MAX_COMMANDS = 512
 """Commands that an agent knows. QEMU 10 has 50."""
@@ -81,6 +86,8 @@ or version is cut."""
 # Strings are passed over whole; one that does not end reaches to the end of
 # the reply, so that no character is looked at twice.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
+Item = TypeVar('Item')
+
 _COMMAND = re.compile(r'[A-Za-z0-9_.-]{1,64}')
 _MAC = re.compile(r'[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}')
 
@@ -126,11 +133,13 @@ class Interface:
 
     :ivar mac: in lower case, '' where it has none
     :ivar addresses: with prefix length: ``192.0.2.1/24``, ``fe80::1/64``
+    :ivar addresses_left_out: how many more it has
     """
 
     name: str
     mac: str
     addresses: tuple[str, ...]
+    addresses_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +148,7 @@ class Filesystem:
 
     :ivar used_bytes: None where the guest does not say
     :ivar disks: device nodes (Linux), or bus and address, of what is below
+    :ivar disks_left_out: how many more there are
     """
 
     name: str
@@ -147,6 +157,7 @@ class Filesystem:
     used_bytes: int | None
     total_bytes: int | None
     disks: tuple[str, ...]
+    disks_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,32 +224,74 @@ def host_name(reply: Any) -> str:
                    'guest-get-host-name').text('host-name')
 
 
-def interfaces(reply: Any) -> tuple[Interface, ...]:
+class Kept(tuple[Item, ...]):
+    """The items of a list that are kept.
+
+    :ivar left_out: how many more there were
+    """
+
+    left_out: int = 0
+
+
+def _keep(items: list['_Object'], most: int,
+          make: Callable[['_Object'], Item]) -> Kept[Item]:
+    kept = Kept(map(make, items[:most]))
+    kept.left_out = max(0, len(items) - most)
+    return kept
+
+
+def left_out(found_interfaces: tuple[Interface, ...] | None,
+             found_filesystems: tuple[Filesystem, ...] | None) -> str:
+    """What was cut of an agent's lists, in words; '' where nothing was."""
+    cut = [(found.left_out, f'the {len(found)} {name}')
+           for name, found in (('interfaces', found_interfaces),
+                               ('filesystems', found_filesystems))
+           if isinstance(found, Kept) and found.left_out]
+    cut += [(i.addresses_left_out,
+             f'the {len(i.addresses)} addresses of interface {i.name}')
+            for i in found_interfaces or () if i.addresses_left_out]
+    cut += [(f.disks_left_out,
+             f'the {len(f.disks)} disks of filesystem {f.mountpoint}')
+            for f in found_filesystems or () if f.disks_left_out]
+    if not cut:
+        return ''
+    more = f' (and so for {len(cut) - 3} more)' if len(cut) > 3 else ''
+    return 'Not shown: {}{}.'.format(', '.join(
+        f'{count} more than {what}' for count, what in cut[:3]), more)
+
+
+def interfaces(reply: Any) -> Kept[Interface]:
     """The reply of guest-network-get-interfaces."""
     command = 'guest-network-get-interfaces'
-    return tuple(
-        Interface(
+
+    def interface(item: _Object) -> Interface:
+        addresses = _keep(item.items('ip-addresses', optional=True),
+                          MAX_ADDRESSES, lambda i: _address(i, command))
+        return Interface(
             name=item.text('name'),
             mac=item.matching('hardware-address', _MAC, '').lower(),
-            addresses=tuple(
-                _address(address, command) for address in
-                item.items('ip-addresses', MAX_ADDRESSES, optional=True)))
-        for item in _items(returned(reply, command), command, MAX_ITEMS))
+            addresses=tuple(addresses),
+            addresses_left_out=addresses.left_out)
+
+    return _keep(_items(returned(reply, command), command), MAX_ITEMS,
+                 interface)
 
 
-def filesystems(reply: Any) -> tuple[Filesystem, ...]:
+def filesystems(reply: Any) -> Kept[Filesystem]:
     """The reply of guest-get-fsinfo."""
     command = 'guest-get-fsinfo'
-    return tuple(
-        Filesystem(
+
+    def filesystem(item: _Object) -> Filesystem:
+        disks = _keep(item.items('disk', optional=True), MAX_DISKS, _disk)
+        return Filesystem(
             name=item.text('name'), mountpoint=item.text('mountpoint'),
             type=item.text('type'),
             used_bytes=item.optional_number('used-bytes', MAX_BYTES),
             total_bytes=item.optional_number('total-bytes', MAX_BYTES),
-            disks=tuple(
-                _disk(disk) for disk in
-                item.items('disk', MAX_DISKS, optional=True)))
-        for item in _items(returned(reply, command), command, MAX_ITEMS))
+            disks=tuple(disks), disks_left_out=disks.left_out)
+
+    return _keep(_items(returned(reply, command), command), MAX_ITEMS,
+                 filesystem)
 
 
 def is_frozen(reply: Any) -> bool:
@@ -260,16 +313,15 @@ def thawed(reply: Any) -> int:
     return frozen(reply, 'guest-fsfreeze-thaw')
 
 
-def trimmed(reply: Any) -> tuple[Trimmed, ...]:
+def trimmed(reply: Any) -> Kept[Trimmed]:
     """The reply of guest-fstrim; none from an agent older than 2.4."""
     found = _Object(returned(reply, 'guest-fstrim'), 'guest-fstrim')
-    return tuple(
-        Trimmed(
+    return _keep(
+        found.items('paths', optional=True), MAX_ITEMS, lambda item: Trimmed(
             path=item.text('path'),
             trimmed_bytes=item.optional_number('trimmed', MAX_BYTES),
             minimum_bytes=item.optional_number('minimum', MAX_BYTES),
-            error=item.text('error', ''))
-        for item in found.items('paths', MAX_ITEMS, optional=True))
+            error=item.text('error', '')))
 
 
 def _nonsense(command: str, why: str) -> errors.AgentError:
@@ -301,6 +353,10 @@ def refused(command: str, said: Any, unsupported: bool = False
     if unsupported:
         return errors.AgentError(
             f'The guest agent does not do {command}. It says: {words}',
+            'A newer agent may; or allow the command in the guest (qemu-ga '
+            '--blacklist, --block-rpcs or --allow-rpcs). To freeze, Windows '
+            'needs the agent\'s VSS provider.'
+            if 'fsfreeze' in command else
             'A newer agent may; or allow the command in the guest (qemu-ga '
             '--blacklist, --block-rpcs or --allow-rpcs).',
             fault=errors.AgentFault.UNSUPPORTED)
@@ -426,13 +482,14 @@ class _Object:
         return (None if self._value.get(name) is None
                 else self.number(name, most))
 
-    def items(self, name: str, most: int,
+    def items(self, name: str, most: int = MAX_CONTAINERS,
               optional: bool = False) -> list['_Object']:
         return _items(self._get(name, list, [] if optional else None),
                       self._command, most)
 
 
-def _items(value: Any, command: str, most: int) -> list[_Object]:
+def _items(value: Any, command: str, most: int = MAX_CONTAINERS
+           ) -> list[_Object]:
     if not isinstance(value, list):
         raise _nonsense(command, 'what should be a list is none')
     if len(value) > most:

@@ -189,6 +189,11 @@ class AgentTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.libvirt = self.useFixture(libvirtd.PrivateLibvirt())
+        # The ledger is below state_path.
+        self.config = os.path.join(self.libvirt.instances_path, 'nova.conf')
+        with open(self.config, 'w') as f:
+            f.write(f'[DEFAULT]\nstate_path = '
+                    f'{self.libvirt.instances_path}\nhost = here\n')
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self.connection = libvirt.open(self.libvirt.uri)
         self.addCleanup(self.connection.close)
@@ -223,7 +228,8 @@ class AgentTestCase(base.BaseTestCase):
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, '-m', 'nova_kvm_ext.cmd.main', 'agent',
-                *arguments, '--connect', self.libvirt.uri, '-f', 'json']
+                *arguments, '--config-file', self.config,
+                '--connect', self.libvirt.uri, '-f', 'json']
 
     def run_command(self, *arguments: str) -> tuple[int, Any]:
         """Run ``agent ...``: exit code and the JSON it printed."""
@@ -322,6 +328,63 @@ class RealAgentTestCase(AgentTestCase):
             said = f.read()
         self.assertLess(said.index('@nke fsfreeze freeze'),
                         said.index('@nke fsfreeze thaw'))
+
+    def start_writing(self) -> None:
+        self.in_guest('/bin/sh', '-c', 'while :; do echo x > /data/x && sync; '
+                                       'echo @test wrote > /dev/console; '
+                                       'usleep 100000; done')
+        libvirtd.wait_for(lambda: self.writes() > 2, 'writing guest')
+
+    def frozen(self) -> bool:
+        return client.Agent(self.domain, 10).is_frozen()
+
+    def test_freeze_for(self):
+        """And all is well again."""
+        self.start_writing()
+        code, result = self.run_command('freeze', 'one', '--for', '3')
+        self.assertEqual((0, True, True), (
+            code, result['frozen_until_the_end'], result['thawed']),
+            self.said)
+        self.assertGreaterEqual(result['frozen_seconds'], 3)
+        self.assertFalse(self.frozen())
+        before = self.writes()
+        libvirtd.wait_for(lambda: self.writes() > before + 3,
+                          'guest that writes again')
+
+    def test_freeze_for_and_killed(self):
+        """SIGKILL: the guest is thawed all the same."""
+        self.start_writing()
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            process = subprocess.Popen(
+                self.command('freeze', 'one', '--for', '600'),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert process.stderr is not None
+            self.assertIn('frozen for 600 s', process.stderr.readline())
+            self.assertTrue(self.frozen())
+            # A snapshot needs it, as far as another command knows.
+            self.assertEqual(1, self.run_command('thaw', 'one')[0])
+            self.assertIn('--force', self.said)
+            started = time.monotonic()
+            process.send_signal(number)
+            libvirtd.wait_for(lambda: not self.frozen(), 'thaw')
+            process.communicate()
+            self.addDetail(f'thawed after signal {number}',
+                           content.text_content(
+                               f'{time.monotonic() - started:.2f} s'))
+            before = self.writes()
+            libvirtd.wait_for(lambda: self.writes() > before + 3,
+                              'guest that writes again')
+
+    def test_paused(self):
+        self.domain.suspend()
+        code, result = self.run_command('ping', 'one')
+        self.assertEqual((1, False), (code, result['answers']))
+        self.assertIn('The guest is paused', result['problem'])
+        code, rows = self.run_command('list')
+        self.assertEqual((0, [('one', 'paused')]), (
+            code, [(row['name'], row['state']) for row in rows]))
+        self.domain.resume()
+        self.assertEqual(0, self.run_command('ping', 'one')[0])
 
     def test_stopped(self):
         """SIGSTOP: libvirt was in sync, so nothing but the answer lacks."""

@@ -312,6 +312,22 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         self.assertLess(frozen, 5)
         self.report(frozen=frozen)
 
+    def test_three_snapshots_at_once(self):
+        """As of three volumes of a server: one freeze, one thaw."""
+        driver = self.boot()
+        self.write()
+        directory = os.path.join(self.libvirt.instances_path, 'snapshots')
+        os.mkdir(directory)
+        os.chmod(directory, 0o777)
+        seconds, problems = driver.do('snapshots_at_once', 3, directory)
+        self.assertEqual(['', '', ''], problems, self.said())
+        self.wait_for_tick()
+        self.thawed()
+        self.assertEqual(3, len(os.listdir(directory)))
+        self.assertEqual(1, self.console().count('@nke fsfreeze freeze'))
+        self.assertNotIn('Do not count', self.said())
+        self.report(all=seconds, frozen=self.frozen_seconds())
+
     def test_error_between_freeze_and_thaw(self):
         driver = self.boot()
         self.write()

@@ -54,7 +54,8 @@ READERS = {
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest',
-    'guest_agent.holds', 'guest_agent.ledger', 'images.convert'}
+    'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
+    'images.convert'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'departures',

@@ -27,6 +27,7 @@ from oslotest import base
 from testtools import content
 
 from nova_kvm_ext.cmd import agent
+from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.tests.unit.guest_agent import test_client
 from nova_kvm_ext.tests.unit.guest_agent import test_replies
 
@@ -45,6 +46,7 @@ class FakeDomain:
         self.replies: dict[str, Any] = dict(test_replies.HONEST)
         self.asked: list[str] = []
         self.seconds = 0.0
+        self.virstate = 1
 
     def name(self) -> str:
         return f'instance-{self._number:08x}'
@@ -54,6 +56,14 @@ class FakeDomain:
 
     def XMLDesc(self, flags: int) -> str:
         return self.xml
+
+    def state(self, flags: int) -> list[int]:
+        return [self.virstate, 0]
+
+    def pause(self) -> None:
+        self.virstate = 3
+        for name in self.replies:
+            self.replies[name] = libvirt_error(55, 'domain is not running')
 
 
 class FakeConnection:
@@ -89,8 +99,11 @@ class AgentTestCase(base.BaseTestCase):
         self.open = 0
         self.useFixture(fixtures.MonkeyPatch(
             'nova_kvm_ext.cmd.base.libvirt_connection', self.connect))
+        self.state_path = self.useFixture(fixtures.TempDir()).path
         self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.cmd.base.read_conf'))
+            'nova_kvm_ext.cmd.base.read_conf', return_value=mock.Mock(
+                state_path=self.state_path, host='host')))
+        self.ledger = ledger.Ledger(self.state_path, 'host')
         self.useFixture(fixtures.MockPatch(
             'libvirt_qemu.qemuAgentCommand', self.answer))
         self.useFixture(fixtures.MockPatchObject(agent.client, '_POLL', 0.01))
@@ -214,6 +227,89 @@ class OneGuestTestCase(AgentTestCase):
         self.assertEqual(1, self.run_command(agent.Show, 'instance-00000001'))
         self.assertIn('error: The guest does not run. Start it.', self.said)
 
+    def test_paused(self):
+        self.domains[0].pause()
+        for kind in (agent.Ping, agent.Show):
+            code, found = self.json(kind, 'instance-00000001')
+            self.assertEqual(1, code)
+            self.assertIn('The guest is paused', found['problem'])
+        self.assertEqual('paused', found['state'])
+        self.assertEqual(1, self.run_command(agent.Thaw, 'instance-00000001',
+                                             '--timeout', '1'))
+        self.assertIn('The guest is paused', self.said)
+        self.assertNotIn('Start it', self.said)
+
+    def test_agent_that_refuses_to_say_whether_it_is_frozen(self):
+        """Windows without VSS, small agents, a blocked command."""
+        for words in ('this feature or command is not currently supported',
+                      'The command guest-fsfreeze-status has been disabled '
+                      'for this instance', 'no'):
+            self.domains[0].replies['guest-fsfreeze-status'] = libvirt_error(
+                1, "internal error: unable to execute QEMU agent command "
+                f"'guest-fsfreeze-status': {words}")
+            code, found = self.json(agent.Show, 'instance-00000001')
+            self.assertEqual((0, 'connected', '7.2.22', 'one'), (
+                code, found['state'], found['version'], found['host_name']))
+            self.assertIn('guest-fsfreeze-status', found['problem'])
+            self.assertEqual(0, self.run_command(agent.List))
+            self.assertEqual(0, self.run_command(agent.Freeze,
+                                                 'instance-00000001'))
+            self.assertEqual(0, self.run_command(agent.Thaw,
+                                                 'instance-00000001'))
+
+    def test_agent_without_a_version(self):
+        self.domains[0].replies['guest-info'] = libvirt_error(
+            1, "internal error: unable to execute QEMU agent command "
+            "'guest-info': The command guest-info has not been found")
+        code, found = self.json(agent.Show, 'instance-00000001')
+        self.assertEqual((0, 'connected', '', 'one'), (
+            code, found['state'], found['version'], found['host_name']))
+
+    def test_hundreds_of_addresses(self):
+        """kube-ipvs0 of a Kubernetes node has one for each service."""
+        self.domains[0].replies['guest-network-get-interfaces'] = [
+            {'name': 'kube-ipvs0', 'ip-addresses': [
+                {'ip-address': f'10.96.{n // 256}.{n % 256}', 'prefix': 32,
+                 'ip-address-type': 'ipv4'} for n in range(700)]}]
+        code, found = self.json(agent.Show, 'instance-00000001')
+        self.assertEqual((0, 'connected'), (code, found['state']))
+        card, = found['interfaces']
+        self.assertEqual((256, 444), (len(card['addresses']),
+                                      card['addresses_left_out']))
+        self.assertIn('444 more', found['problem'])
+        self.run_command(agent.Show, 'instance-00000001')
+        self.assertIn('444 more', ' '.join(
+            self.stdout.getvalue().replace('|', ' ').split()))
+
+    def test_thaw_in_the_middle_of_a_snapshot(self):
+        entry = self.ledger.enter(self.domains[0].UUIDString(), 'snapshot')
+        for name in ('instance-00000001', self.domains[0].UUIDString()):
+            self.assertEqual(1, self.run_command(agent.Thaw, name))
+            self.assertIn('UTC, snapshot', self.said)
+            self.assertIn('--force', self.said)
+            self.assertNotIn('guest-fsfreeze-thaw', self.domains[0].asked)
+        self.assertEqual(1, self.run_command(agent.Freeze,
+                                             'instance-00000001'))
+        self.assertEqual([], self.domains[0].asked)
+        self.assertEqual(0, self.run_command(
+            agent.Thaw, 'instance-00000001', '--force'))
+        self.assertIn('guest-fsfreeze-thaw', self.domains[0].asked)
+        # It is the snapshot's, which finds out.
+        self.assertRaises(ledger.Held, self.ledger.take, entry.uuid)
+
+    def test_thaw_of_one_that_was_left_behind(self):
+        self.ledger.enter(self.domains[0].UUIDString(), 'snapshot').release()
+        self.assertEqual(0, self.run_command(agent.Thaw, 'instance-00000001'))
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_thaw_where_the_ledger_cannot_be_read(self):
+        """A warning: what is not known refuses nothing."""
+        with mock.patch.object(ledger.os, 'open',
+                               side_effect=PermissionError(13, 'no')):
+            self.assertEqual(0, self.run_command(agent.Thaw,
+                                                 'instance-00000001'))
+        self.assertIn('is not known', self.said)
+
     def test_trim(self):
         code, found = self.json(agent.Trim, 'instance-00000001')
         self.assertEqual(1, code)   # one of the two could not
@@ -305,7 +401,201 @@ class FreezeTestCase(AgentTestCase):
         self.assertFalse(self.frozen())
 
 
+class FakeWatchdog:
+    """Remembers what it was told."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = arguments
+        self.told: list[Any] = []
+
+    def __enter__(self) -> 'FakeWatchdog':
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.told.append('end')
+
+    def watch(self, uuid: str, seconds: float) -> None:
+        self.told.append(uuid)
+
+    def done(self) -> None:
+        self.told.append('done')
+
+
+class SeveralGuestsTestCase(AgentTestCase):
+
+    NAMES = ['instance-00000001', 'instance-00000002', 'instance-00000003']
+
+    def setUp(self):
+        super().setUp()
+        self.domains = [FakeDomain(n) for n in (1, 2, 3)]
+        self.order: list[tuple[str, str]] = []
+        for domain in self.domains:
+            for name in ('guest-fsfreeze-freeze', 'guest-fsfreeze-thaw'):
+                domain.replies[name] = self.reply(domain, name)
+        self.watchdogs: list[FakeWatchdog] = []
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_kvm_ext.guest_agent.watchdog.Watchdog', self.watchdog))
+
+    def watchdog(self, *arguments: str) -> FakeWatchdog:
+        self.watchdogs.append(FakeWatchdog(*arguments))
+        return self.watchdogs[-1]
+
+    def reply(self, domain: FakeDomain, name: str) -> Any:
+        def reply() -> int:
+            self.order.append((name.rpartition('-')[2], domain.name()))
+            domain.replies['guest-fsfreeze-status'] = (
+                'frozen' if name.endswith('freeze') else 'thawed')
+            return 2
+
+        return reply
+
+    def done(self, what: str) -> list[str]:
+        return [name for command, name in self.order if command == what]
+
+    def test_in_order_and_stay_frozen(self):
+        order = [self.NAMES[n] for n in (1, 0, 2)]
+        code, found = self.json(agent.Freeze, *order)
+        self.assertEqual(0, code)
+        self.assertEqual(order, [row['name'] for row in found])
+        self.assertEqual(order, self.done('freeze'))
+        self.assertEqual([], self.done('thaw'))
+        self.assertIn('3 guests stay frozen until: nova-kvm-ext agent thaw '
+                      + ' '.join(order), self.said)
+        self.assertEqual([], self.watchdogs)
+        code, found = self.json(agent.Thaw, *order)
+        self.assertEqual((0, order), (code, [row['name'] for row in found]))
+        self.assertEqual(order, self.done('thaw'))
+
+    def test_named_twice(self):
+        self.assertEqual(0, self.run_command(
+            agent.Freeze, self.NAMES[0], self.domains[0].UUIDString()))
+        self.assertEqual(self.NAMES[:1], self.done('freeze'))
+
+    def test_one_that_cannot_be_frozen(self):
+        """All or none."""
+        for limit in ((), ('--for', '60')):
+            self.order.clear()
+            self.domains[2].replies['guest-fsfreeze-freeze'] = libvirt_error(
+                1, "internal error: unable to execute QEMU agent command "
+                "'guest-fsfreeze-freeze': no")
+            self.assertEqual(1, self.run_command(
+                agent.Freeze, *self.NAMES, *limit))
+            self.assertEqual(self.NAMES[:2], self.done('freeze'))
+            self.assertEqual(self.NAMES[:2],
+                             self.done('thaw')[-2:])
+            self.assertIn('instance-00000003: ', self.said)
+            self.assertEqual([], self.ledger.left_behind())
+
+    def test_one_that_another_has_frozen(self):
+        """It is not thawed, by nobody here."""
+        self.domains[1].replies['guest-fsfreeze-status'] = 'frozen'
+        self.assertEqual(1, self.run_command(
+            agent.Freeze, *self.NAMES, '--for', '60'))
+        self.assertEqual([self.NAMES[0]], self.done('thaw'))
+        self.assertEqual('done', self.watchdogs[0].told[-2])
+
+    def test_for(self):
+        def backup(*args: Any) -> None:
+            self.assertEqual(self.NAMES, self.done('freeze'))
+            self.assertEqual([], self.done('thaw'))
+            uuids = [domain.UUIDString() for domain in self.domains]
+            self.assertEqual(uuids, self.ledger.left_behind())
+            for uuid_ in uuids:
+                self.assertIn('agent freeze --for 1',
+                              self.ledger.holder(uuid_) or '')
+
+        with mock.patch.object(agent.Freeze, '_wait', side_effect=backup):
+            code, found = self.json(agent.Freeze, *self.NAMES, '--for', '1')
+        self.assertEqual(0, code)
+        self.assertEqual(self.NAMES, self.done('thaw'))
+        self.assertEqual([(True, True)] * 3, [
+            (row['frozen_until_the_end'], row['thawed']) for row in found])
+        self.assertEqual([], self.ledger.left_behind())
+        watchdog, = self.watchdogs
+        self.assertEqual([*(d.UUIDString() for d in self.domains),
+                          'done', 'end'], watchdog.told)
+
+    def test_for_waits(self):
+        started = time.monotonic()
+        code, found = self.json(agent.Freeze, self.NAMES[0], '--for', '1')
+        self.assertEqual(0, code)
+        self.assertGreaterEqual(time.monotonic() - started, 1)
+        self.assertGreaterEqual(found['frozen_seconds'], 1)
+
+    def test_for_and_interrupted(self):
+        def interrupt(*args: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+        with mock.patch.object(agent.Freeze, '_wait', side_effect=interrupt):
+            code = self.run_command(agent.Freeze, *self.NAMES, '--for', '60')
+        self.assertEqual(128 + signal.SIGTERM, code)
+        self.assertEqual(self.NAMES, self.done('thaw'))
+
+    def test_thawed_before_the_end(self):
+        def thaw(*args: Any) -> None:
+            self.domains[1].replies['guest-fsfreeze-status'] = 'thawed'
+
+        with mock.patch.object(agent.Freeze, '_wait', side_effect=thaw):
+            code, found = self.json(agent.Freeze, *self.NAMES, '--for', '1')
+        self.assertEqual(1, code)
+        self.assertEqual([True, False, True], [
+            row['frozen_until_the_end'] for row in found])
+
+    def test_one_that_cannot_be_thawed(self):
+        """The others are, and the watchdog goes on with that one."""
+        def hang(*args: Any) -> None:
+            self.domains[0].replies['guest-fsfreeze-thaw'] = libvirt_error(
+                *test_client.TIMED_OUT)
+
+        self.useFixture(fixtures.MockPatchObject(
+            agent.client, 'FREEZE_TIMEOUT', 0))
+        with mock.patch.object(agent.Freeze, '_wait', side_effect=hang):
+            code, found = self.json(agent.Freeze, *self.NAMES, '--for', '1')
+        self.assertEqual(1, code)
+        self.assertEqual(self.NAMES[1:], self.done('thaw'))
+        self.assertEqual([False, True, True],
+                         [row['thawed'] for row in found])
+        self.assertNotIn('done', self.watchdogs[0].told)
+        # For nova-compute, should the watchdog not succeed either.
+        self.assertEqual([self.domains[0].UUIDString()],
+                         self.ledger.left_behind())
+        self.assertIsNone(self.ledger.holder(self.domains[0].UUIDString()))
+
+    def test_one_that_cannot_be_thawed_by_hand(self):
+        self.domains[0].replies['guest-fsfreeze-thaw'] = libvirt_error(
+            *test_client.TIMED_OUT)
+        code, found = self.json(agent.Thaw, *self.NAMES, '--timeout', '1')
+        self.assertEqual(1, code)
+        self.assertEqual([None, 2, 2], [row['thawed'] for row in found])
+
+    def test_not_written_down(self):
+        """nova-compute may have its files elsewhere."""
+        with mock.patch.object(ledger.os, 'makedirs',
+                               side_effect=PermissionError(13, 'no')):
+            code = self.run_command(agent.Freeze, self.NAMES[0], '--for', '1')
+        self.assertEqual(0, code)
+        self.assertIn('is not written down', self.said)
+
+    def test_formats(self):
+        self.assertEqual(2, self.run_command(
+            agent.Freeze, *self.NAMES, '-f', 'shell'))
+        self.assertEqual([], self.order)
+        self.assertEqual(0, self.run_command(
+            agent.Freeze, self.NAMES[0], '-f', 'shell'))
+        self.assertIn('frozen="2"', self.stdout.getvalue())
+
+
 class ListTestCase(AgentTestCase):
+
+    def test_paused(self):
+        """The row stays, and nothing is wrong."""
+        self.domains = [FakeDomain(1), FakeDomain(2)]
+        self.domains[1].pause()
+        code, found = self.json(agent.List)
+        self.assertEqual((0, ['connected', 'paused']), (
+            code, [row['state'] for row in found]))
+        self.assertIn('paused', found[1]['problem'])
 
     def test_states(self):
         self.domains = [FakeDomain(1), FakeDomain(2, 'disconnected'),

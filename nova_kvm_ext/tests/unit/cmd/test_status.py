@@ -29,6 +29,7 @@ from oslotest import base
 from nova_kvm_ext.cmd import status
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
@@ -112,6 +113,9 @@ class StatusTestCase(base.BaseTestCase):
     def test_nothing_to_do(self):
         code, found = self.check()
         self.assertEqual(0, code)
+        # The one piece of information that needs no action.
+        self.assertIn(channel.MASAKARI_EXPRESSION,
+                      found.pop('Guest agents and Masakari')[1])
         self.assertEqual({(0, None)}, set(found.values()))
 
     def test_table(self):
@@ -198,6 +202,41 @@ class StatusTestCase(base.BaseTestCase):
             self.assertEqual(1, [
                 check(commands).code for _, check in
                 commands._upgrade_checks].count(upgradecheck.Code.FAILURE))
+
+    def masakari(self, text: str | None) -> tuple[Any, str]:
+        directory = self.useFixture(fixtures.TempDir()).path
+        if text is not None:
+            with open(f'{directory}/masakarimonitors.conf', 'w') as f:
+                f.write(textwrap.dedent(text))
+        self.useFixture(fixtures.MockPatchObject(
+            status, '_MASAKARI_FILES', (f'{directory}/*monitors*.conf',)))
+        found = status.Checks()._masakari()
+        return found.code, found.details
+
+    def test_masakari(self):
+        section = '[introspectiveinstancemonitor]\n'
+        option = f'{section}qemu_guest_agent_sock_path = '
+        for text, code in (
+                # Not seen: information, no warning that never goes away.
+                (None, upgradecheck.Code.SUCCESS),
+                ('[host]\ndisable_ipmi_check = true\n',
+                 upgradecheck.Code.SUCCESS),
+                ('no configuration at all', upgradecheck.Code.SUCCESS),
+                (section, upgradecheck.Code.WARNING),
+                (f'{option}{channel.MASAKARI_DEFAULT}\n',
+                 upgradecheck.Code.WARNING),
+                # Half of the paths.
+                (f'{option}/var/lib/libvirt/qemu/.*guest_agent.*\n',
+                 upgradecheck.Code.WARNING),
+                (f'{option}(\n', upgradecheck.Code.WARNING),
+                (f'{option}{channel.MASAKARI_EXPRESSION}\n',
+                 upgradecheck.Code.SUCCESS)):
+            found, details = self.masakari(text)
+            self.assertEqual(code, found, text)
+            if text != f'{option}{channel.MASAKARI_EXPRESSION}\n':
+                self.assertIn(channel.MASAKARI_EXPRESSION, details)
+            else:
+                self.assertIsNone(details, text)
 
     def test_no_such_file(self):
         said = io.StringIO()

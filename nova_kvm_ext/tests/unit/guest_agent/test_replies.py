@@ -277,19 +277,37 @@ class HostileTestCase(RepliesTestCase):
                           reply([filesystem | {'used-bytes': size}]))
 
     def test_counts(self):
-        interface = {'name': 'x'}
-        self.nonsense('guest-network-get-interfaces',
-                      reply([interface] * 1025))
-        address = {'ip-address': '::1', 'prefix': 1}
-        self.nonsense('guest-network-get-interfaces', reply(
-            [interface | {'ip-addresses': [address] * 257}]))
-        self.nonsense('guest-get-fsinfo', reply(
-            [HONEST['guest-get-fsinfo'][0] | {'disk': [{}] * 65}]))
         self.nonsense('guest-info', reply({
             'version': 'x', 'supported_commands':
             [{'name': f'a{i}', 'enabled': True} for i in range(513)]}))
-        self.nonsense('guest-fstrim', reply(
-            {'paths': [{'path': '/'}] * 1025}))
+
+    def test_long_lists_are_cut(self):
+        interface = {'name': 'x'}
+        address = {'ip-address': '::1', 'prefix': 1}
+        found = replies.interfaces(reply([interface] * 1030))
+        self.assertEqual((1024, 6), (len(found), found.left_out))
+        self.assertEqual('Not shown: 6 more than the 1024 interfaces.',
+                         replies.left_out(found, None))
+        found = replies.interfaces(reply(
+            [interface | {'ip-addresses': [address] * 5000}]))
+        self.assertEqual((256, 4744), (len(found[0].addresses),
+                                       found[0].addresses_left_out))
+        self.assertIn('4744 more than the 256 addresses of interface x',
+                      replies.left_out(found, None))
+        disks = replies.filesystems(reply(
+            [HONEST['guest-get-fsinfo'][0] | {'disk': [{}] * 65}]))
+        self.assertEqual((64, 1), (len(disks[0].disks),
+                                   disks[0].disks_left_out))
+        self.assertIn('1 more than the 64 disks of filesystem /',
+                      replies.left_out(None, disks))
+        trimmed = replies.trimmed(reply({'paths': [{'path': '/'}] * 1025}))
+        self.assertEqual((1024, 1), (len(trimmed), trimmed.left_out))
+        self.assertEqual('', replies.left_out(
+            replies.interfaces(reply([interface])), None))
+        # Many cards of that kind are one short line.
+        found = replies.interfaces(reply(
+            [interface | {'ip-addresses': [address] * 300}] * 40))
+        self.assertIn('and so for 37 more', replies.left_out(found, None))
 
     def test_addresses(self):
         for address, prefix in (('::g', 1), ('1.2.3', 8), ('', 8), (1, 8),
