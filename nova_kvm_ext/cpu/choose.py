@@ -255,7 +255,7 @@ def choose(settings: conf.Settings, host: usable.Host) -> CPUChoice:
                 f'{refused.problem}.', refused.remedy)
     for model in choice.models:
         refused = usable.check_model(model, host, features)
-        if refused is not None:
+        if refused is not None and not usable.starts_with_less(model, host):
             raise errors.InvalidOption(
                 f'{settings.cpu_models_option} = {model}: {refused.problem}.',
                 refused.remedy)
@@ -291,6 +291,11 @@ def _warnings(settings: conf.Settings, features: tuple[tuple[str, str], ...],
         if found is not None and found.deprecated:
             yield (f'{settings.cpu_models_option} = {found.name}: QEMU calls '
                    f'this model deprecated and will drop it.')
+        refused = usable.check_model(model, host, features)
+        if refused is not None:
+            yield (f'{settings.cpu_models_option} = {model}: '
+                   f'{refused.problem}. libvirt starts emulated guests all '
+                   f'the same, without what is missing. {refused.remedy}')
         said = usable.doubt(model, host, features)
         if said is not None:
             yield f'{settings.cpu_models_option} = {model}: {said}'
@@ -304,7 +309,8 @@ def _warnings(settings: conf.Settings, features: tuple[tuple[str, str], ...],
     if available is not None and settings.cpu_mode != 'none':
         surely, _ = unshown.given(
             (name for name, _ in features), host.caps.host_model.vendor
-            if host.caps.host_model else None, host.virt_type)
+            if host.caps.host_model else None, host.virt_type,
+            host.caps.machine)
         absent = [name for name, policy in features if policy == 'require' and
                   name not in available and name not in surely]
         if absent:
@@ -484,7 +490,8 @@ class _GuestChooser:
         Extra flags count. Traits that say nothing about CPU features, and
         models of which nothing is known, are left to the scheduler.
         """
-        features = usable.model_features(model, self._host)
+        features = usable.given_features(
+            model, self._host, self._choice.features)
         if features is None:
             return frozenset()
         added = {n for n, policy in self._choice.features
@@ -524,8 +531,9 @@ def features_of(mode: str, model: str | None,
     if mode == 'none':
         return ()
     level = levels.find(model) if model else None
+    extra = tuple(extra)
     expansion = (host.shown if model is None else
-                 usable.model_features(model, host))
+                 usable.given_features(model, host, extra))
     if expansion is None:
         return ()
     if level is not None:

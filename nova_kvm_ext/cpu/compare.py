@@ -244,7 +244,7 @@ def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
     if cpu.is_hosts:
         return _of_a_host(missing - unshown.HOST_ONLY)
     surely, perhaps = unshown.given(
-        missing, host.host_model.vendor, host.virt_type)
+        missing, host.host_model.vendor, host.virt_type, host.machine)
     missing -= surely
     if missing - perhaps:
         return Comparison(

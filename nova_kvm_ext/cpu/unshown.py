@@ -19,6 +19,7 @@ gets. Pure tables.
 
 from collections.abc import Iterable
 import dataclasses
+import re
 import types
 
 
@@ -29,11 +30,14 @@ class Given:
     :ivar vendors: of the host's CPU; empty for all
     :ivar virt_types: ``kvm``, ``qemu``
     :ivar sure: False where the host's kernel decides, and nothing tells
+    :ivar since: version of QEMU; an older one shows it with host-model, or
+        does not give it
     """
 
     vendors: frozenset[str] = frozenset()
     virt_types: frozenset[str] = frozenset({'kvm'})
     sure: bool = True
+    since: tuple[int, int] = (0, 0)
 
 
 _AMD = frozenset({'AMD', 'Hygon'})
@@ -41,7 +45,7 @@ _ANY = frozenset({'kvm', 'qemu'})
 
 # QEMU target/i386/cpu.c, feature_word_info: no_autoenable_flags are what
 # -cpu host does not have by itself; topoext "is always allowed" under KVM,
-# ht since 10.0 is set for each guest that has more than one CPU.
+# ht is set since 10.0 for each guest that has more than one CPU.
 # x86_cpu_load_model() gives hypervisor to each guest.
 #
 # arch-capabilities: KVM emulates the register on AMD too (Linux
@@ -50,18 +54,19 @@ _ANY = frozenset({'kvm', 'qemu'})
 # that asks gets it.
 _GIVEN = types.MappingProxyType({
     'topoext': Given(),
-    'ht': Given(virt_types=_ANY),
+    'ht': Given(virt_types=_ANY, since=(10, 0)),
     'hypervisor': Given(virt_types=_ANY),
-    'arch-capabilities': Given(vendors=_AMD),
-    'rdctl-no': Given(vendors=_AMD),
-    'mds-no': Given(vendors=_AMD),
-    'pschange-mc-no': Given(vendors=_AMD),
-    'skip-l1dfl-vmentry': Given(vendors=_AMD),
+    'arch-capabilities': Given(vendors=_AMD, since=(10, 1)),
+    'rdctl-no': Given(vendors=_AMD, since=(10, 1)),
+    'mds-no': Given(vendors=_AMD, since=(10, 1)),
+    'pschange-mc-no': Given(vendors=_AMD, since=(10, 1)),
+    'skip-l1dfl-vmentry': Given(vendors=_AMD, since=(10, 1)),
     # Kernels of 6.9 and later, or older ones that were patched.
-    'gds-no': Given(vendors=_AMD, sure=False),
-    'rfds-no': Given(vendors=_AMD, sure=False),
-    'its-no': Given(vendors=_AMD, sure=False),
+    'gds-no': Given(vendors=_AMD, sure=False, since=(10, 1)),
+    'rfds-no': Given(vendors=_AMD, sure=False, since=(10, 1)),
+    'its-no': Given(vendors=_AMD, sure=False, since=(10, 1)),
 })
+NAMES = frozenset(_GIVEN)
 
 HOST_ONLY = frozenset({
     'acpi', 'cmt', 'dca', 'ds', 'ds_cpl', 'dtes64', 'est', 'extapic', 'ht',
@@ -82,17 +87,31 @@ QEMU target/i386/cpu.c, unmigratable_flags.
 """
 
 
+def _qemu(machine: str | None) -> tuple[int, int] | None:
+    """The version of QEMU by its newest machine type, as pc-q35-10.1.
+
+    Distributions have names of their own, which do not tell.
+    """
+    found = re.fullmatch(r'pc-(?:q35|i440fx)-(\d+)\.(\d+)', machine or '')
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def given(features: Iterable[str], vendor: str | None,
-          virt_type: str | None) -> tuple[frozenset[str], frozenset[str]]:
+          virt_type: str | None, machine: str | None
+          ) -> tuple[frozenset[str], frozenset[str]]:
     """Those features that guests get though host-model does not show them.
 
     :param vendor: of the CPU that host-model gives
+    :param machine: machine type of domain capabilities, which is the newest
+        that this QEMU has
     :returns: those that they surely get, and those that they perhaps get
     """
+    qemu = _qemu(machine)
     found = {
         name: row for name in features
         if (row := _GIVEN.get(name)) is not None and
         virt_type in (None, *row.virt_types) and
+        (qemu is None or qemu >= row.since) and
         (not row.vendors or vendor in row.vendors)}
     return (frozenset(n for n, row in found.items() if row.sure),
             frozenset(n for n, row in found.items() if not row.sure))

@@ -204,21 +204,46 @@ def check_model(model: str, host: Host, flags: Flags = ()) -> Refusal | None:
         _instead(found, host, missing), missing)
 
 
+def starts_with_less(model: str, host: Host) -> bool:
+    """Whether libvirt starts guests with a model that the host lacks.
+
+    libvirt compares no CPU of a guest that is emulated
+    (src/qemu/qemu_domain.c: check='none' is the default under TCG); the guest
+    does without what QEMU's emulation lacks.
+    """
+    return (host.virt_type == 'qemu' and levels.find(model) is None and
+            host.caps.model(model) is not None)
+
+
+def given_features(model: str, host: Host,
+                   flags: Flags) -> frozenset[str] | None:
+    """Every feature of a model or level that guests here really get.
+
+    Before the flags; None where not known.
+    """
+    found = model_features(model, host)
+    if found is None or not starts_with_less(model, host):
+        return found
+    refused = check_model(model, host, flags)
+    return found if refused is None else found.difference(refused.missing)
+
+
 def doubt(model: str, host: Host, flags: Flags = ()) -> str | None:
     """What is to be said of a model that is not refused, or nothing."""
     found = host.caps.model(model)
     if found is None:
         return None
     verdict, missing = _verdict(found, host, tuple(flags))
-    if verdict is False or verdict and not missing:
+    if verdict is False:
         return None
-    if not missing and found.usable != 'no':
+    if not missing and (found.usable != 'no' or found.blockers):
+        # Nothing is missing, or the flags have taken what was.
         return None
     lacks = (f'this host lacks {some(missing)}' if missing else
              'QEMU calls this model unusable here')
     if verdict:
         return (f'{lacks}, says QEMU, and libvirt starts guests with this '
-                f'model without it.{_less(missing)}')
+                f'model all the same.{_less(missing)}')
     return (f'{lacks}, and whether libvirt starts guests with this model is '
             f'not known.{_less(missing)}')
 

@@ -140,11 +140,14 @@ class CheckedTestCase(base.BaseTestCase):
         self.assertIsNone(self.chosen('').mode)
 
     def test_model(self):
-        text = self.refused(
-            '[kvm_ext]\ncpu_mode = custom\ncpu_model = haswell\n',
-            documents.NEW_TCG)
+        settings = '[kvm_ext]\ncpu_mode = custom\ncpu_model = haswell\n'
+        text = self.refused(settings, documents.AMD)
         self.assertIn('[kvm_ext] cpu_model = Haswell', text)
+        self.assertIn('hle, invpcid, pcid, rtm', text)
+        # libvirt compares no CPU of an emulated guest.
+        text, = self.chosen(settings, documents.NEW_TCG).warnings
         self.assertIn('lacks hle, invpcid, pcid, rtm, tsc-deadline', text)
+        self.assertIn('without what is missing', text)
         self.assertIn('Westmere', text)
 
     def test_model_made_usable_by_extra_flags(self):

@@ -102,6 +102,49 @@ class StartTestCase(CPUHooksTestCase):
         self.flags(cpu_model_extra_flags=['popcn'], group='libvirt')
         self.assertIn('popcnt', self.refused())
 
+    def test_libvirt_is_asked_about_a_model_that_qemu_calls_unusable(self):
+        """Where libvirt starts it, the service starts."""
+        self.be_host(lacks=('sha-ni',))
+        self.refused(cpu_mode='custom', cpu_model='EPYC')
+        compared = mock.Mock(return_value=2)
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.compareHypervisorCPU',
+            compared))
+        drvr = self.started(cpu_mode='custom', cpu_model='EPYC')
+        self.assertIn('starts guests with this model all the same',
+                      self.stdlog.logger.output)
+        self.assertIn('CUSTOM_KVM_EXT_CPU_MODEL_EPYC', drvr._our_traits())
+        # A flavor may ask for it too, and libvirt is asked once.
+        compared.reset_mock()
+        for _ in range(2):
+            self.assertEqual('EPYC', self.cpu(drvr, self.make_instance(
+                extra_specs={'kvm_ext:cpu_model': 'epyc'})
+            ).findtext('model'))
+        compared.assert_not_called()
+
+    def test_emulated_guests_do_without_what_the_model_lacks(self):
+        drvr = self.started(
+            virt_type='qemu', cpu_mode='custom', cpu_model='Skylake-Server')
+        self.assertIn('starts emulated guests all the same',
+                      self.stdlog.logger.output)
+        true = {name for name, has in
+                drvr._get_cpu_feature_traits().items() if has}
+        self.assertIn(os_traits.HW_CPU_X86_AVX2, true)
+        self.assertNotIn(os_traits.HW_CPU_X86_AVX512F, true)
+
+    def test_what_is_odd_in_the_document_is_said_once(self):
+        text = hosts.capabilities().replace(
+            "<mode name='custom' supported='yes'>",
+            "<mode name='custom' supported='yes'><model>&#155;31m</model>")
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.getDomainCapabilities',
+            lambda *args: text))
+        with mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host'):
+            self.started()
+        said = self.stdlog.logger.output
+        self.assertEqual(1, said.count('does not understand'))
+        self.assertNotIn('\x9b', said)
+
     def test_warnings_are_logged(self):
         self.started(cpu_mode='none')
         self.assertIn('x86-64-v2', self.stdlog.logger.output)
@@ -376,6 +419,43 @@ class KeptTestCase(CPUHooksTestCase):
                    domain("<cpu mode='host-passthrough'/>", dom_id=''))
         self.assertIsNone(hooks.kept_cpu(instance))
 
+    def test_what_is_defined_without_a_start_forgets(self):
+        """A stopped server that was resized gets its new flavor's CPU."""
+        self.be_host(model='Westmere')
+        drvr = self.started(keep_guest_cpu=True)
+        instance = self.make_instance(
+            vcpu_model=hooks._vcpu_model(EXACT),
+            extra_specs={'kvm_ext:cpu_model': 'penryn'})
+        guest = domain("<cpu mode='custom'><model>Penryn</model></cpu>",
+                       dom_id='')
+        with mock.patch.object(libvirt_driver.LibvirtDriver, '_create_guest',
+                               return_value=guest):
+            drvr._create_guest(None, '<domain/>', instance, power_on=False)
+        self.assertIsNone(hooks.kept_cpu(instance))
+        self.save.assert_called_once_with()
+        # The start, which is Nova's hard reboot.
+        found = []
+        with mock.patch.object(
+                libvirt_driver.LibvirtDriver, '_hard_reboot',
+                side_effect=lambda *args: found.append(
+                    self.cpu(drvr, instance))):
+            drvr._hard_reboot(None, instance, 'network', 'shares')
+        self.assertEqual('Penryn', found[0].findtext('model'))
+
+    def test_nothing_to_forget_is_not_saved(self):
+        instance = self.make_instance(vcpu_model=configured('Penryn'))
+        self.start(self.started(), instance, domain('', dom_id=''))
+        self.save.assert_not_called()
+        self.assertEqual('Penryn', instance.vcpu_model.model)
+
+    def test_of_another_architecture_nothing_is_kept(self):
+        instance = self.make_instance()
+        self.start(self.started(), instance, domain(
+            "<os><type arch='aarch64'>hvm</type></os>"
+            "<cpu mode='custom' match='exact' check='full'>"
+            "<model>cortex-a57</model></cpu>"))
+        self.assertIsNone(hooks.kept_cpu(instance))
+
     def test_passthrough_and_maximum_by_what_can_be_named(self):
         for mode in ('host-passthrough', 'maximum'):
             instance = self.make_instance()
@@ -566,6 +646,38 @@ class MigrationTestCase(CPUHooksTestCase):
         self.assertIn('avx512f', self.refusal(hooks._vcpu_model(
             definition.CPU(mode='custom', match='exact',
                            model='Skylake-Server')), error))
+
+    def test_features_that_libvirt_misses(self):
+        """A guest that runs on its own host is not refused there."""
+        self.be_host(model='EPYC')
+        drvr = self.started()
+        incompatible = fakelibvirt.make_libvirtError(
+            fakelibvirt.libvirtError, 'topoext', error_code=91)
+        compared = mock.Mock(side_effect=[incompatible, 2])
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.compareHypervisorCPU',
+            compared))
+        self.assertTrue(drvr._cpu.check_guest(
+            hooks._vcpu_model(definition.CPU(
+                mode='custom', match='exact', model='EPYC', vendor='AMD',
+                features=(('topoext', 'require'),))), None, None))
+        self.assertEqual(2, compared.call_count)
+
+    def test_what_nobody_knows_moves_with_a_warning(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_kvm_ext.cpu.reader.read_map', lambda root='/': None))
+        self.check(
+            hooks._vcpu_model(EXACT), fakelibvirt.make_libvirtError(
+                fakelibvirt.libvirtError, 'no', error_code=3))
+        self.assertIn('is not known', self.stdlog.logger.output)
+
+    def test_emulated_guests_are_novas(self):
+        self.useFixture(fixtures.MockPatchObject(
+            hooks.CPUHooks, '_cannot_give', side_effect=AssertionError))
+        drvr = self.started(virt_type='qemu')
+        instance = self.make_instance(
+            {'hw_emulation_architecture': 'aarch64'})
+        drvr._compare_cpu(configured('cortex-a57'), None, instance)
 
     def test_named_model_of_plain_libvirt_driver(self):
         compared = self.check(configured('Penryn'))
