@@ -131,12 +131,13 @@ class KVMDriver(driver.LibvirtDriver):
         models = (connection.getCPUModelNames(arch)
                   if settings.cpu_models else ())
 
-        def probe_kvm() -> tuple[bool, str]:
+        def probe_kvm() -> tuple[bool | None, str]:
             return virt_type.probe(
                 connection, arch, choose.as_configured(settings, models),
                 cache_file=os.path.join(
                     CONF.state_path, 'kvm-ext-probe.json'),
-                directory=CONF.instances_path)
+                places=virt_type.directories(
+                    CONF.instances_path, CONF.state_path))
 
         resolved = virt_type.resolve(settings, probe_kvm)
         choice = self._cpu.settle(settings, resolved.value)

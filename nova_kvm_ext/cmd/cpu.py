@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import os
 import stat
 import sys
-import tempfile
 from typing import Any
 
 from cliff import lister
@@ -89,16 +88,15 @@ def _resolve(nova: cfg.ConfigOpts, settings: conf.Settings,
     """The virt_type as the driver would settle it, by its kept answer."""
     arch = os.uname().machine
 
-    def probe_kvm() -> tuple[bool, str]:
-        directory = nova.instances_path
+    def probe_kvm() -> tuple[bool | None, str]:
         return virt_type.probe(
             connection, arch,
             choose.as_configured(
                 settings, connection.getCPUModelNames(arch)
                 if settings.cpu_models else ()),
             cache_file=os.path.join(nova.state_path, 'kvm-ext-probe.json'),
-            directory=directory if os.path.isdir(directory) else
-            tempfile.gettempdir())
+            places=virt_type.directories(nova.instances_path,
+                                         nova.state_path))
 
     return virt_type.resolve(settings, probe_kvm)
 

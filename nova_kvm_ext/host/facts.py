@@ -33,16 +33,20 @@ import subprocess
 import sys
 from typing import Any
 
+from oslo_utils import uuidutils
+
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import distribution
 from nova_kvm_ext.host import kernel_facts
 from nova_kvm_ext.host import libvirt_facts
+from nova_kvm_ext.host import libvirt_place
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import probe
 from nova_kvm_ext.host import user_facts
+from nova_kvm_ext.host import virt_type as virt_type_
 
 _PROGRAM_SECONDS = 10
 
@@ -168,10 +172,15 @@ def read_program(name: str, root: str = '/') -> model.ProgramFacts:
 
 
 def read_emulator(found: distribution.Distribution, arch: str,
-                  root: str = '/') -> model.EmulatorFacts:
-    """The QEMU program where this distribution has it, and what it can."""
-    for pattern in found.emulators:
-        path = pattern.format(arch=_QEMU_ARCHS.get(arch, arch))
+                  root: str = '/', named: str = '') -> model.EmulatorFacts:
+    """The QEMU program and what it can.
+
+    :param named: the program that libvirt names; '' for where this
+        distribution has it
+    """
+    for path in (named,) if named else [
+            pattern.format(arch=_QEMU_ARCHS.get(arch, arch))
+            for pattern in found.emulators]:
         program = os.path.join(root, path.lstrip('/'))
         if os.path.exists(program):
             break
@@ -243,49 +252,83 @@ def _directories(settings: options.HostOptions, user: model.UserFacts,
         _CHANNELS[-1])
     found = [read_directory(channels, 'libvirt\'s channels', user, root)]
     if settings.files:
-        found.insert(0, read_directory(
-            settings.instances_path, '[DEFAULT] instances_path', user, root))
+        path = settings.instances_path
+        guests, disks = _read_guests_directories(
+            os.path.join(root, path.lstrip('/')))
+        found.insert(0, dataclasses.replace(
+            read_directory(path, '[DEFAULT] instances_path', user, root),
+            guests=guests, disks=disks))
     return tuple(found)
 
 
-def _read_libvirt(
-        settings: options.HostOptions, uri: str,
-        connect: Callable[[], Any] | None, cache_dir: str | None, arch: str,
-        use: model.UseFacts) -> tuple[model.LibvirtFacts, model.ProbeFacts]:
-    """What libvirt says, and what it does with the probe guest."""
+def _read_guests_directories(path: str) -> tuple[int | None, int | None]:
+    """How many guests have a directory in Nova's, and how many a disk there.
+
+    A guest whose root disk is a volume has a directory without the file
+    ``disk``.
+    """
+    guests = disks = 0
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if uuidutils.is_uuid_like(entry.name):
+                    guests += 1
+                    disks += os.path.lexists(os.path.join(entry, 'disk'))
+    except OSError:
+        return None, None
+    return guests, disks
+
+
+def _connect(uri: str, connect: Callable[[], Any] | None
+             ) -> tuple[Any, model.LibvirtFacts]:
+    """A connection, or None and what is known without one."""
+    if connect is None:
+        return None, model.LibvirtFacts(uri, unasked='libvirt was not asked')
+    try:
+        return connect(), model.LibvirtFacts(uri)
+    except Exception as e:
+        # A connection that is refused comes as libvirt's own error, as
+        # Nova's, or as our HostError about libvirt's. This reader never
+        # raises, and the checks say what it was.
+        return None, model.LibvirtFacts(
+            uri, error=errors.clean(e.__cause__ or e))
+
+
+def _read_place(uri: str, connection: Any, arch: str,
+                root: str) -> model.LibvirtPlace:
+    """Whether libvirt sees the files that this process sees."""
+    place = libvirt_place.read(uri, root)
+    if place.here is None and connection is not None:
+        return libvirt_place.ask(connection, arch, place, root)
+    return place
+
+
+def _read_guests(
+        settings: options.HostOptions, found: model.LibvirtFacts,
+        connection: Any, cache_dir: str | None, arch: str,
+        use: model.UseFacts, proved: bool
+) -> tuple[model.LibvirtFacts, model.ProbeFacts]:
+    """What libvirt does with the probe guest, and what guests can have.
+
+    :param proved: whether ``use`` is QEMU's own
+    """
     wanted = settings.settings.virt_type if settings.settings else 'kvm'
     virt_type = 'kvm' if wanted == 'auto' else wanted
 
     def untried(reason: str) -> model.ProbeFacts:
         return model.ProbeFacts(virt_type, None, reason)
 
-    if connect is None:
-        return (model.LibvirtFacts(uri, unasked='libvirt was not asked'),
-                untried('libvirt was not asked'))
-    # Seen with libvirt 9.0: while root may open /dev/kvm and QEMU's user may
-    # not, every question about QEMU takes 45 s, in which libvirtd waits for a
-    # QEMU that has hung.
-    unasked = ('libvirt was not asked about QEMU: while QEMU\'s user may not '
-               'open /dev/kvm it takes a minute over each answer'
-               if use.error in ('EACCES', 'EPERM') else '')
-    try:
-        connection = connect()
-        found = libvirt_facts.read(connection, uri, arch, unasked)
-    except Exception as e:
-        # A connection that is refused comes as libvirt's own error, as
-        # Nova's, or as our HostError about libvirt's. This reader never
-        # raises, and the checks say what it was.
-        said = errors.clean(e.__cause__ or e)
-        return (model.LibvirtFacts(uri, error=said),
-                untried('libvirt cannot be reached'))
-    if unasked or found.error:
-        return found, untried(unasked or 'libvirt gave no capabilities')
+    if connection is None:
+        return found, untried(found.unasked or 'libvirt cannot be reached')
+    if found.unasked or found.error:
+        return found, untried(found.unasked or
+                              'libvirt gave no capabilities')
     tried = untried('the probe guest was not asked for')
     if settings.settings is None:
         tried = untried('nova.conf cannot be used')
     elif not probe.supported(arch):
         tried = untried(f'there is no probe guest for {arch}')
-    elif virt_type == 'kvm' and not use.works:
+    elif virt_type == 'kvm' and not use.works and proved:
         tried = untried('QEMU\'s user cannot open /dev/kvm')
     elif cache_dir is not None:
         tried = _probe(connection, settings, virt_type, found.models,
@@ -306,16 +349,17 @@ def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
         result = probe.cached_run(
             connection, virt_type=virt_type, cpu_xml=choice.to_xml(),
             cache_file=os.path.join(cache_dir, 'kvm-ext-probe.json'),
-            directory=settings.instances_path if settings.files else
-            '/var/tmp')
-    except (errors.KVMExtError, OSError) as e:
+            directories=virt_type_.directories(
+                settings.instances_path, settings.state_path)
+            if settings.files else ('/var/tmp', '/dev/shm'))
+    except errors.KVMExtError as e:
         return model.ProbeFacts(virt_type, None, errors.clean(e))
-    return model.ProbeFacts(virt_type, result.runs, result.reason)
+    return model.ProbeFacts(virt_type, result.runs, result.reason, True)
 
 
 def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
               connect: Callable[[], Any] | None = None, *,
-              cache_dir: str | None = None,
+              cache_dir: str | None = None, service: bool = False,
               install: model.InstallFacts | None = None,
               root: str = '/') -> model.HostFacts:
     """Everything that the checks look at.
@@ -325,12 +369,13 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     :param settings: nova.conf, as far as it matters
     :param uri: what ``connect`` connects to, for the report
     :param connect: gives an open connection that may write, or a proxy of
-        one; called at most once, after everything else has been read. It may
-        raise what it likes. None not to ask libvirt at all
+        one; called at most once. It may raise what it likes. None not to ask
+        libvirt at all
     :param cache_dir: where the probe guest's answer is kept, a directory that
         only trusted users can write to; None not to start that guest
     :param install: what the Python of nova-compute finds; None where that is
         the Python of this process
+    :param service: whether this process is nova-compute
     :param root: directory below which files are looked up
     :returns: always something: what could not be read says so
     """
@@ -341,29 +386,51 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     kernel = kernel_facts.read_kernel(
         cpu.vendor, arch, kernel_facts.read(
             '/proc/sys/kernel/osrelease', root).strip(), root)
-    user = user_facts.read_qemu_user(distro, known, root)
+    configured = user_facts.read_qemu_user(distro, known, root)
+    connection, libvirt = _connect(uri, connect)
+    place = _read_place(uri, connection, arch, root)
+    use = user_facts.read_use('/dev/kvm', configured, root)
+    # Seen with libvirt 9.0: while root may open /dev/kvm and QEMU's user may
+    # not, every question about QEMU takes 45 s, in which libvirtd waits for a
+    # QEMU that has hung. Only where that user and that device are known to be
+    # QEMU's: else libvirt alone can tell.
+    unasked = ('libvirt was not asked about QEMU: while QEMU\'s user may not '
+               'open /dev/kvm it takes a minute over each answer'
+               if use.error in ('EACCES', 'EPERM') and configured.known and
+               place.here else '')
+    if connection is not None:
+        try:
+            libvirt = libvirt_facts.read(connection, uri, arch, unasked)
+        except Exception as e:
+            # As Nova's proxy raises where it has lost its connection.
+            libvirt = model.LibvirtFacts(
+                uri, error=errors.clean(e.__cause__ or e))
+    user = user_facts.corrected(configured, libvirt.user, known)
+    if user.uid != configured.uid or user.gid != configured.gid:
+        use = user_facts.read_use('/dev/kvm', user, root)
     devices = {path: read_device(path, root)
                for path in ('/dev/kvm', '/dev/vhost-net')}
-    use = user_facts.read_use('/dev/kvm', user, root)
     udev = kernel_facts.read_udev(root)
     install = install or read_install()
     directories = _directories(settings, user, root)
     groups = {device.group for device in devices.values()} | {
         directory.group for directory in directories} | set(user.groups)
-    libvirt, tried = _read_libvirt(settings, uri, connect, cache_dir, arch,
-                                   use)
+    libvirt, tried = _read_guests(
+        settings, libvirt, connection, cache_dir, arch, use,
+        user.known and bool(place.here))
     return model.HostFacts(
         options=settings, distribution=distro,
         # sd_booted(3)
         systemd=os.path.isdir(os.path.join(root, 'run/systemd/system')),
-        cpu=cpu, kernel=kernel, qemu_user=user, devices=devices, kvm_use=use,
+        cpu=cpu, kernel=kernel, qemu_user=user, configured_user=configured,
+        devices=devices, kvm_use=use, place=place, service=service,
         udev=udev, install=install, nova=read_nova(install),
         privsep=tuple(
             read_program(word, root) for number, word in
             enumerate(settings.helper) if number == 0 or os.path.basename(
                 word) in ('nova-rootwrap', 'privsep-helper')),
         directories=directories,
-        emulator=read_emulator(distro, arch, root),
+        emulator=read_emulator(distro, arch, root, libvirt.emulator),
         libvirt=libvirt, probe=tried,
         group_names={gid: name for gid in sorted(groups)
                      if (name := known.group_name(gid))},
@@ -384,7 +451,11 @@ def read_again(known: model.HostFacts, root: str = '/') -> model.HostFacts:
     groups = {device.group for device in devices.values()} | {
         directory.group for directory in directories} | set(known.group_names)
     return dataclasses.replace(
-        known, devices=devices, directories=directories,
+        # A guest that ran when the service started is no proof of today.
+        known, probe=known.probe if not known.probe.runs else
+        dataclasses.replace(known.probe, runs=None, tried=False,
+                            reason='the probe guest ran at the start'),
+        devices=devices, directories=directories,
         kernel=kernel_facts.read_kernel(
             known.cpu.vendor, known.cpu.arch, known.kernel.release, root),
         kvm_use=user_facts.read_use('/dev/kvm', known.qemu_user, root),

@@ -77,6 +77,7 @@ def read(connection: Any, uri: str, arch: str,
         facts, qemu=_version(qemu) if qemu else None,
         user=(int(uid), int(gid))
         if uid.isdecimal() and gid.isdecimal() else None,
+        emulator='' if guest is None else guest.findtext('emulator', ''),
         offers_kvm=guest is not None and
         guest.find('domain[@type="kvm"]') is not None,
         machines=() if guest is None else tuple(dict.fromkeys(

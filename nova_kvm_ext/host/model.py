@@ -178,7 +178,10 @@ class UserFacts:
     :ivar uid: None where the user does not exist
     :ivar gid: None where the group does not exist
     :ivar groups: every gid of the process, the primary one among them
-    :ivar error: why qemu.conf could not be read, or ''
+    :ivar error: why qemu.conf could not be read, or is nonsense, or ''
+    :ivar unreadable: whether ``error`` is that this process may not read it
+    :ivar by_libvirt: whether user and group are the running libvirt's own
+        answer
     """
 
     user: str
@@ -188,6 +191,13 @@ class UserFacts:
     gid: int | None
     groups: tuple[int, ...] = ()
     error: str = ''
+    unreadable: bool = False
+    by_libvirt: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether this is QEMU's user, and not one that is assumed."""
+        return self.by_libvirt or not self.error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +263,9 @@ class DirectoryFacts:
     :ivar total: bytes of the file system
     :ivar free_files: inodes left, None where there is no such limit
     :ivar read_only: whether it is mounted read-only
+    :ivar disks: how many guests have a disk in it, of Nova's directory of
+        instances; None where that is not known
+    :ivar guests: how many guests have a directory in it, likewise
     """
 
     path: str
@@ -267,6 +280,8 @@ class DirectoryFacts:
     total: int = 0
     free_files: int | None = None
     read_only: bool = False
+    disks: int | None = None
+    guests: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +332,21 @@ class NovaFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class LibvirtPlace:
+    """Where libvirt runs (:mod:`nova_kvm_ext.host.libvirt_place`).
+
+    :ivar here: whether it sees the same files as the process that asks;
+        None where that is not known
+    :ivar reason: how that is known, or why it is not
+    :ivar remote: whether its URI goes by a network
+    """
+
+    here: bool | None = None
+    reason: str = 'it was not looked at'
+    remote: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class LibvirtFacts:
     """What libvirt answered.
 
@@ -333,6 +363,8 @@ class LibvirtFacts:
     :ivar qemu: QEMU's as libvirt sees it, or None
     :ivar user: (uid, gid) that this libvirtd gives QEMU (security label
         ``dac``), or None
+    :ivar emulator: QEMU's program for this architecture, as its
+        capabilities name it, or ''
     :ivar offers_kvm: whether its capabilities list the domain type kvm for
         this architecture; None where not asked
     :ivar refuses: by virt_type asked for, why libvirt gives no domain
@@ -350,6 +382,7 @@ class LibvirtFacts:
     version: tuple[int, int, int] | None = None
     qemu: tuple[int, int, int] | None = None
     user: tuple[int, int] | None = None
+    emulator: str = ''
     offers_kvm: bool | None = None
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     machines: tuple[str, ...] = ()
@@ -363,14 +396,15 @@ class ProbeFacts:
     """What became of the probe guest (:mod:`nova_kvm_ext.host.probe`).
 
     :ivar virt_type: ``kvm`` or ``qemu``
-    :ivar runs: whether it counted to the end in 64-bit mode; None where it
-        was not started
+    :ivar runs: whether a 64-bit guest runs; None where that is not known
     :ivar reason: what happened, or why it was not started
+    :ivar tried: whether it was started, or was to be and libvirt could not
     """
 
     virt_type: str
     runs: bool | None
     reason: str
+    tried: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,6 +412,8 @@ class HostFacts:
     """Everything that the checks look at.
 
     :ivar devices: ``/dev/kvm`` and ``/dev/vhost-net`` by path
+    :ivar qemu_user: QEMU's user: libvirt's own answer, else qemu.conf's
+    :ivar configured_user: qemu.conf's, or the distribution's default
     :ivar kvm_use: opening /dev/kvm as QEMU's user
     :ivar group_names: group name by gid, as far as needed
     :ivar root: whether the facts were read by root, who alone can try what
@@ -385,6 +421,9 @@ class HostFacts:
     :ivar privsep: the programs that start privsep's helper, in the order in
         which they run one another
     :ivar cpu_map: libvirt's CPU map of x86, None where it is not installed
+    :ivar place: whether libvirt sees the files that were read
+    :ivar service: whether nova-compute itself has read them, as its user and
+        in its file system
     """
 
     options: options.HostOptions
@@ -393,6 +432,7 @@ class HostFacts:
     cpu: CPUFacts
     kernel: KernelFacts
     qemu_user: UserFacts
+    configured_user: UserFacts
     devices: Mapping[str, DeviceFacts]
     kvm_use: UseFacts
     udev: UdevFacts
@@ -406,6 +446,21 @@ class HostFacts:
     group_names: Mapping[int, str]
     root: bool
     cpu_map: cpu_map.CPUMap | None
+    place: LibvirtPlace = LibvirtPlace()
+    service: bool = False
+
+    @property
+    def has_kvm(self) -> bool:
+        """Whether the running kernel has KVM, by either sign of it."""
+        device = self.devices['/dev/kvm']
+        return 'kvm' in self.kernel.misc or (
+            device.present and device.open_error is None and
+            device.number == '10:232')
+
+    @property
+    def runs_kvm(self) -> bool:
+        """Whether a guest under KVM has just run: proof against all else."""
+        return self.probe.virt_type == 'kvm' and self.probe.runs is True
 
     @property
     def virt_type(self) -> str:

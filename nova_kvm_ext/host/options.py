@@ -47,6 +47,7 @@ class HostOptions:
     :ivar helper: the words that start privsep's helper
     :ivar helper_option: the option that says so
     :ivar reserved_disk_mb: ``[DEFAULT] reserved_host_disk_mb``
+    :ivar images_type: ``[libvirt] images_type``
     """
 
     files: tuple[str, ...]
@@ -62,6 +63,16 @@ class HostOptions:
     helper: tuple[str, ...] = ()
     helper_option: str = ''
     reserved_disk_mb: int = 0
+    images_type: str = 'default'
+
+    @property
+    def local_disks(self) -> bool:
+        """Whether Nova makes guests' disks as files in instances_path.
+
+        Not of those that boot from a volume. With rbd they are in Ceph, with
+        lvm in a volume group.
+        """
+        return self.images_type not in ('rbd', 'lvm')
 
     @classmethod
     def from_conf(cls, nova: cfg.ConfigOpts,
@@ -107,6 +118,7 @@ class HostOptions:
             machine_types=tuple(machines), helper=helper,
             helper_option=helper_option,
             reserved_disk_mb=value('', 'reserved_host_disk_mb', 0),
+            images_type=value('libvirt', 'images_type', 'default'),
             problem=problems[0].problem if problems else '',
             remedy=problems[0].remedy if problems else '')
 

@@ -44,12 +44,15 @@ the domain, which is where QEMU's last words are.
 import base64
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 import time
@@ -60,6 +63,7 @@ from lxml import etree
 from oslo_log import log as logging
 
 from nova_kvm_ext import errors
+from nova_kvm_ext.host import kvm_proof
 
 LOG = logging.getLogger(__name__)
 
@@ -103,6 +107,29 @@ _POLL_SECONDS = 0.05
 _OWN_FAULT = 0.5
 
 _REASON_CHARACTERS = 300
+_SAID_CHARACTERS = 8192
+
+_NAME = 'nova-kvm-ext-probe'
+_NAMES = (_NAME, *(f'{_NAME}-{number}' for number in range(2, 5)))
+"""One name, so that libvirt writes one log; the others for guests that are
+probed at the same time by other services or commands on this libvirt."""
+
+# libvirt, src/conf/virdomainobjlist.c: virDomainObjListAddObjLocked and
+# virDomainObjListAddLocked.
+_NAME_TAKEN = re.compile(
+    r'already (exists with uuid|active|being started)')
+
+# The disk, not KVM, is what failed: libvirt or QEMU's user cannot reach it.
+_DISK = re.compile(r'Cannot access storage file|Could not open '
+                   r'|cannot access directory|No space left on device')
+# Nor is it KVM that refuses a CPU that nova.conf asks for: libvirt compares
+# it with what QEMU and the host have (src/cpu/cpu_x86.c).
+_CPU = re.compile(r"guest CPU doesn't match|CPU is incompatible"
+                  r'|CPU (mode|model)\b.*(not supported|[Uu]nknown)'
+                  r'|[Uu]nknown CPU model', re.DOTALL)
+
+_PAUSES = (1.0, 3.0)
+"""Seconds before the second and the third attempt."""
 
 _CACHE_BYTES = 64 * 1024
 _CACHE_KEYS = 8
@@ -114,19 +141,25 @@ _XML_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 class ProbeResult:
     """What became of the probe guest.
 
-    :ivar runs: whether it counted to the end in 64-bit mode
-    :ivar reason: one sentence for an operator, printable, at most 300
+    :ivar runs: whether a 64-bit guest runs; None where that is not known,
+        because libvirt or the host was too busy to tell
+    :ivar reason: one sentence for an operator, printable, at most 600
         characters
     :ivar seconds: how long it ran, 0.0 where it was never started
     :ivar lasting: whether to expect the same until the host changes. False
         for what may pass or is quick to ask again: errors of libvirt, a QEMU
         that died, a guest that got no CPU time
+    :ivar suspect: whether the guest was started and then died, hung or was
+        paused. The same guest in software tells whether KVM is to blame
+    :ivar said: libvirt's own words where it did not start the guest
     """
 
-    runs: bool
+    runs: bool | None
     reason: str
     seconds: float
     lasting: bool = False
+    suspect: bool = False
+    said: str = ''
 
 
 def supported(arch: str) -> bool:
@@ -157,13 +190,86 @@ def run(conn: Any, *, virt_type: str = 'kvm', cpu_xml: str | None = None,
     :raises OSError: the boot sector's file cannot be written
     :raises ValueError: ``cpu_xml`` is not a ``<cpu>`` element
     """
-    guest_uuid = str(uuid.uuid4())
-    name = f'nova-kvm-ext-probe-{guest_uuid[:8]}'
-    with (_sector_file(directory) as path,
-          _destroyed_afterwards(conn, guest_uuid, name)):
-        xml = _domain_xml(name, guest_uuid, path, virt_type, cpu_xml,
-                          emulator, machine)
-        return _start_and_watch(conn, xml, name, virt_type.upper(), timeout)
+    with _sector_file(directory) as path:
+        for name in _NAMES:
+            guest_uuid = str(uuid.uuid4())
+            xml = _domain_xml(name, guest_uuid, path, virt_type, cpu_xml,
+                              emulator, machine)
+            with _destroyed_afterwards(conn, guest_uuid, name):
+                result = _start_and_watch(conn, xml, name, virt_type.upper(),
+                                          timeout)
+            if not _NAME_TAKEN.search(result.said):
+                break
+        return result
+
+
+def settled_run(conn: Any, *, virt_type: str = 'kvm',
+                directories: Sequence[str] = (),
+                cpu_xml: str | None = None, **options: Any) -> ProbeResult:
+    """Like :func:`run`, tried again as long as nothing is proved.
+
+    A guest that died, hung or was paused twice is compared with the same
+    guest in software: where that one runs, it is KVM that does not. Where it
+    does not run either, the host or libvirt is in trouble, and nothing is
+    known of KVM. Takes a minute at most, and what libvirt needs to start
+    five guests.
+
+    :param directories: where the boot sector's file can go, the best first;
+        the next one where QEMU or libvirt does not reach it or it is full
+    :param options: of :func:`run`
+    """
+    suspects = 0
+    places: list[str | None] = [*directories] or [None]
+    for pause in (0.0, *_PAUSES):
+        time.sleep(pause)
+        result, places = _run_somewhere(
+            conn, places, virt_type=virt_type, cpu_xml=cpu_xml, **options)
+        if result.runs is None and cpu_xml and _CPU.search(result.said):
+            refused = result.reason
+            cpu_xml = None
+            result, places = _run_somewhere(
+                conn, places, virt_type=virt_type, **options)
+            result = dataclasses.replace(
+                result, lasting=False, reason=_shorten(
+                    f'{result.reason}, with QEMU\'s default CPU: {refused}'))
+        if result.runs is not None:
+            return result
+        suspects += result.suspect
+        if suspects == 2 and virt_type == 'kvm':
+            return _compared(conn, result, places, options)
+    return result
+
+
+def _compared(conn: Any, result: ProbeResult, places: list[Any],
+              options: dict[str, Any]) -> ProbeResult:
+    """Whether it is KVM that a suspect guest failed by."""
+    control, _ = _run_somewhere(conn, places, virt_type='qemu', **options)
+    if control.runs:
+        return dataclasses.replace(
+            result, runs=False, lasting=True, reason=_shorten(
+                f'{result.reason}; twice so, while the same guest ran in '
+                f'software within {control.seconds:.1f} s'))
+    return dataclasses.replace(result, reason=_shorten(
+        f'{result.reason}; nor did the same guest run in software'))
+
+
+def _run_somewhere(conn: Any, places: list[Any], **options: Any
+                   ) -> tuple[ProbeResult, list[Any]]:
+    """:func:`run` in the first directory that serves, and those left."""
+    said = []
+    for number, place in enumerate(places):
+        try:
+            result = run(conn, directory=place, **options)
+        except OSError as e:
+            said.append(f'{place}: {e.strerror}')
+            continue
+        if result.runs is None and _DISK.search(result.said):
+            said.append(result.reason)
+            continue
+        return result, places[number:]
+    return ProbeResult(None, _shorten(
+        f'no directory for the disk of the test guest: {"; ".join(said)}'),
+        0.0), places
 
 
 def _start_and_watch(conn: Any, xml: str, name: str, label: str,
@@ -193,13 +299,14 @@ def _start_and_watch(conn: Any, xml: str, name: str, label: str,
             raise
         if started is None:
             return ProbeResult(
-                False,
+                # Anything else may pass: no memory, a lock, a restart.
+                None if kvm_proof.find(str(e)) is None else False,
                 _shorten(f'libvirt did not start a guest under {label}: {e}'),
-                seconds)
+                seconds, said=str(e)[-_SAID_CHARACTERS:])
         if errors.libvirt_error_code(e) == _NO_DOMAIN:
             return _died(name, label, seconds)
         return ProbeResult(
-            False,
+            None,
             _shorten(f'libvirt lost sight of a guest under {label} after '
                      f'{seconds:.1f} s: {e}'),
             seconds)
@@ -207,16 +314,18 @@ def _start_and_watch(conn: Any, xml: str, name: str, label: str,
 
 def _died(name: str, label: str, seconds: float) -> ProbeResult:
     return ProbeResult(
-        False,
+        # Or something killed it, such as the kernel for its memory.
+        None,
         f'QEMU died or the guest reset after {seconds:.1f} s under {label}, '
         'before a 64-bit guest had counted to 50 million; QEMU\'s words are '
         f'in libvirt\'s log of {name}',
-        seconds)
+        seconds, suspect=True)
 
 
 def _late(label: str, state: int, why: int, seconds: float,
           cpu_seconds: float) -> ProbeResult:
-    lasting = state != _PAUSED and cpu_seconds >= _OWN_FAULT * seconds
+    lasting = (label == 'KVM' and state != _PAUSED and
+               cpu_seconds >= _OWN_FAULT * seconds)
     if state == _PAUSED:
         verdict = f'QEMU stopped it (paused, libvirt\'s reason {why})'
     elif lasting:
@@ -224,10 +333,11 @@ def _late(label: str, state: int, why: int, seconds: float,
     else:
         verdict = 'it hangs or the host is too busy to tell'
     return ProbeResult(
-        False,
+        # Half the time on a CPU, for what takes software 0.2 s.
+        False if lasting else None,
         f'a 64-bit guest under {label} did not count to 50 million within '
         f'{seconds:.1f} s ({cpu_seconds:.1f} s of CPU time): {verdict}',
-        seconds, lasting)
+        seconds, lasting, suspect=not lasting)
 
 
 def _shorten(text: str) -> str:
@@ -380,15 +490,17 @@ def read_facts(conn: Any, emulator: str | None = None,
 def cached_run(conn: Any, *, cache_file: str,
                key_facts: Mapping[str, str] | None = None,
                virt_type: str = 'kvm', cpu_xml: str | None = None,
-               directory: str | None = None, emulator: str | None = None,
+               directories: Sequence[str] = (), emulator: str | None = None,
                machine: str | None = None,
                timeout: float = 10.0) -> ProbeResult:
-    """Like :func:`run`, but a lasting answer is kept for the next start.
+    """Like :func:`settled_run`, but a lasting answer is kept.
 
-    Kept are successes and time-outs of a guest that had the CPU, the two
-    that take long and don't pass by themselves. What libvirt refused and a
-    QEMU that died are quick to try again, so that what has been mended is
-    noticed at the next start. No answer outlives a boot of the host.
+    Kept are successes, time-outs of a guest that had the CPU, and failures
+    beside a guest in software that ran. What libvirt or QEMU refused is quick
+    to try again, so that what has been mended is noticed at the next start.
+    A kept answer stands for as long as all that it depends on is the same,
+    the boot of the host among it. Where nothing is known now, the last
+    answer of this host is given all the same, and said to be that.
 
     A cache file that cannot be read or written, or holds nonsense, means
     probing again and nothing worse. Of two processes that write it at once
@@ -398,12 +510,13 @@ def cached_run(conn: Any, *, cache_file: str,
         users can write to
     :param key_facts: what the answer depends on; None to read it
         (:func:`read_facts`)
-    :raises OSError: the boot sector's file cannot be written
     :raises ValueError: ``cpu_xml`` is not a ``<cpu>`` element
     """
     options: dict[str, Any] = {
         'virt_type': virt_type, 'cpu_xml': cpu_xml, 'emulator': emulator,
         'machine': machine, 'timeout': timeout}
+    kept = _load(cache_file)
+    key = None
     if key_facts is None:
         try:
             key_facts = read_facts(conn, emulator)
@@ -411,24 +524,59 @@ def cached_run(conn: Any, *, cache_file: str,
             if not _is_libvirt_error(e):
                 raise
             LOG.debug('Probing without the cache: %s', errors.clean(e))
-            return run(conn, directory=directory, **options)
-    key = hashlib.sha256(json.dumps(
-        [sorted(key_facts.items()), sorted(options.items()), SECTOR.hex()],
-    ).encode()).hexdigest()
-
-    kept = _load(cache_file)
+    if key_facts is not None:
+        key = hashlib.sha256(json.dumps(
+            [sorted(key_facts.items()), sorted(options.items()),
+             SECTOR.hex()]).encode()).hexdigest()
     if key in kept:
         LOG.debug('The probe\'s answer is kept in %s', cache_file)
-        return dataclasses.replace(kept[key], reason=errors.clean(
-            f'{kept[key].reason} (answer kept in {cache_file})'))
-    result = run(conn, directory=directory, **options)
-    if result.lasting:
-        kept[key] = result
+        return kept[key].result(f'answer kept in {cache_file}')
+    result = settled_run(conn, directories=directories, **options)
+    if result.lasting and key is not None and key_facts is not None:
+        kept[key] = _Kept(
+            bool(result.runs), result.reason, result.seconds, virt_type,
+            os.uname().nodename, datetime.datetime.now(
+                datetime.timezone.utc).isoformat(timespec='seconds'),
+            dict(key_facts))
         _store(cache_file, dict(list(kept.items())[-_CACHE_KEYS:]))
+    if result.runs is None:
+        last = next((answer for answer in reversed(kept.values())
+                     if answer.virt_type == virt_type and
+                     answer.host == os.uname().nodename), None)
+        if last is not None:
+            return last.result(last.said_again(
+                result.reason, key_facts or {}, cache_file))
     return result
 
 
-def _load(cache_file: str) -> dict[str, ProbeResult]:
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """A lasting answer, and of what host and when it was."""
+
+    runs: bool
+    reason: str
+    seconds: float
+    virt_type: str = ''
+    host: str = ''
+    when: str = ''
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def result(self, source: str) -> ProbeResult:
+        return ProbeResult(
+            self.runs, errors.clean(f'{self.reason} ({source})', 600),
+            self.seconds, lasting=True)
+
+    def said_again(self, doubt: str, now: Mapping[str, str],
+                   cache_file: str) -> str:
+        """Where this answer is from, where there is none of today."""
+        changed = [name for name in now if self.facts.get(name) != now[name]]
+        since = (f', before a change of {", ".join(changed)}' if changed
+                 else '')
+        return (f'answer of {self.when}{since}, kept in {cache_file}; now it '
+                f'is not known: {doubt}')
+
+
+def _load(cache_file: str) -> dict[str | None, _Kept]:
     """The kept answers by key, oldest first, without what is no answer."""
     try:
         # Opening a named pipe in the file's place would block.
@@ -444,9 +592,22 @@ def _load(cache_file: str) -> dict[str, ProbeResult]:
         LOG.debug('The probe\'s kept answers are ignored: %s',
                   errors.clean(e))
         return {}
-    return {key: ProbeResult(answer['runs'], errors.clean(answer['reason']),
-                             answer['seconds'], lasting=True)
-            for key, answer in answers.items() if _is_answer(answer)}
+    return {key: _kept(answer) for key, answer in answers.items()
+            if _is_answer(answer)}
+
+
+def _kept(answer: Mapping[str, Any]) -> _Kept:
+    """An answer as the file has it; other words are made fit to show."""
+    def text(name: str) -> str:
+        value = answer.get(name)
+        return errors.clean(value) if isinstance(value, str) else ''
+
+    facts = answer.get('facts')
+    return _Kept(
+        answer['runs'], text('reason'), answer['seconds'], text('virt_type'),
+        text('host'), text('when'), {
+            str(name): str(value) for name, value in facts.items()}
+        if isinstance(facts, dict) else {})
 
 
 def _is_answer(answer: Any) -> bool:
@@ -457,15 +618,14 @@ def _is_answer(answer: Any) -> bool:
             math.isfinite(answer['seconds']))
 
 
-def _store(cache_file: str, answers: Mapping[str, ProbeResult]) -> None:
+def _store(cache_file: str, answers: Mapping[str | None, _Kept]) -> None:
     temporary = None
     try:
         # mkstemp gives the file the mode 0600.
         descriptor, temporary = tempfile.mkstemp(
             prefix='.kvm-ext-probe-', dir=os.path.dirname(cache_file) or '.')
         with open(descriptor, 'w') as file:
-            json.dump({key: {'runs': answer.runs, 'reason': answer.reason,
-                             'seconds': answer.seconds}
+            json.dump({key: dataclasses.asdict(answer)
                        for key, answer in answers.items()}, file, indent=1)
         os.replace(temporary, cache_file)
     except OSError as e:

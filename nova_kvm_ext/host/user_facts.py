@@ -16,6 +16,7 @@ Facts in, frozen data out; no decision is made here. Paths are taken below a
 root that tests can replace.
 """
 
+import dataclasses
 import errno
 import grp
 import os
@@ -89,6 +90,10 @@ class _FileAccounts:
             number for _, number, members in self._groups
             if name in members}))
 
+    def user_name(self, uid: int) -> str | None:
+        return next((user for user, number, _ in self._users
+                     if number == uid), None)
+
 
 class _SystemAccounts:
     """Users and groups of this host, wherever NSS has them from."""
@@ -119,6 +124,12 @@ class _SystemAccounts:
         return tuple(sorted({gid} | set(
             os.getgrouplist(user.pw_name, user.pw_gid))))
 
+    def user_name(self, uid: int) -> str | None:
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return None
+
 
 Accounts = _FileAccounts | _SystemAccounts
 
@@ -137,7 +148,7 @@ def read_qemu_user(found: distribution.Distribution, known: Accounts,
     src/util/virutil.c).
     """
     path = os.path.join(root, 'etc/libvirt/qemu.conf')
-    settings, error = {}, ''
+    settings, error, unreadable = {}, '', False
     try:
         with open(path, errors='replace') as f:
             settings = qemu_conf.parse(f.read())
@@ -145,6 +156,7 @@ def read_qemu_user(found: distribution.Distribution, known: Accounts,
         pass
     except OSError as e:
         error = f'/etc/libvirt/qemu.conf cannot be read: {e.strerror}'
+        unreadable = True
     except ValueError as e:
         error = f'/etc/libvirt/qemu.conf, {errors.clean(e)}'
     user = settings.get('user', found.qemu_user)
@@ -161,7 +173,29 @@ def read_qemu_user(found: distribution.Distribution, known: Accounts,
     return model.UserFacts(
         errors.clean(user), errors.clean(group), source, uid, gid,
         known.groups(uid, gid) if uid is not None and gid is not None else (),
-        error)
+        error, unreadable)
+
+
+def corrected(user: model.UserFacts, label: tuple[int, int] | None,
+              known: Accounts) -> model.UserFacts:
+    """QEMU's user as the running libvirt has it, where libvirt tells.
+
+    qemu.conf is 0600 as packaged, so a service cannot read it; in another
+    container it is another file; and libvirt reads it at its start only. The
+    names and groups are this file system's for these numbers, if any.
+
+    :param label: (uid, gid) of libvirt's security label ``dac``
+    """
+    if label is None:
+        return user
+    uid, gid = label
+    if label == (user.uid, user.gid):
+        return dataclasses.replace(user, by_libvirt=True)
+    return dataclasses.replace(
+        user, user=known.user_name(uid) or f'+{uid}',
+        group=known.group_name(gid) or f'+{gid}',
+        source='by libvirt\'s own label', uid=uid, gid=gid,
+        groups=known.groups(uid, gid), by_libvirt=True)
 
 
 def read_permissions(path: str) -> access.Permissions:

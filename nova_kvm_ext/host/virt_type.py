@@ -18,12 +18,14 @@ know for that, with a connection to libvirt that it is handed.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext import errors
+from nova_kvm_ext.host import kvm_proof
 from nova_kvm_ext.host import probe as probe_guest
 
 SUPPORTED = ('kvm', 'qemu')
@@ -38,17 +40,25 @@ class VirtType:
 
 
 def resolve(settings: conf.Settings,
-            probe: Callable[[], tuple[bool, str]]) -> VirtType:
+            probe: Callable[[], tuple[bool | None, str]]) -> VirtType:
     """The type of this host's guests.
 
-    :param probe: tells whether a guest really runs under KVM, and a sentence
-        that says how it is known; called for ``auto`` only, as it costs
-        seconds
+    :param probe: tells whether a guest really runs under KVM, None where
+        that is not known, and a sentence that says why; called for ``auto``
+        only, as it costs seconds
     :raises errors.InvalidOption: a type that is neither KVM nor QEMU
+    :raises errors.HostError: ``auto``, and whether KVM runs is not known.
+        Either choice could be wrong for every guest of this host
     """
     said = f'{settings.virt_type_option} = {settings.virt_type}'
     if settings.virt_type == 'auto':
         runs, reason = probe()
+        if runs is None:
+            raise errors.HostError(
+                f'{said} cannot be decided: whether KVM runs guests here is '
+                f'not known: {reason}.',
+                'Start the service again when libvirt and the host are less '
+                'busy, or set [kvm_ext] virt_type to kvm or qemu.')
         return VirtType('kvm' if runs else 'qemu', f'{said}: {reason}')
     if settings.virt_type not in SUPPORTED:
         raise errors.InvalidOption(
@@ -59,32 +69,40 @@ def resolve(settings: conf.Settings,
     return VirtType(settings.virt_type, said)
 
 
+def directories(instances_path: str, state_path: str) -> tuple[str, ...]:
+    """Where the test guest's disk can be, the best first.
+
+    instances_path is a directory that libvirt sees too, and QEMU's user can
+    enter. It may be full. The others serve where libvirt and nova-compute
+    share them.
+    """
+    return (instances_path, state_path, '/var/tmp', '/dev/shm')
+
+
 def probe(connection: Any, arch: str, choice: choose.CPUChoice,
-          cache_file: str, directory: str) -> tuple[bool, str]:
+          cache_file: str, places: Sequence[str]
+          ) -> tuple[bool | None, str]:
     """Whether a guest with this CPU really runs under KVM on this host.
 
     :param connection: libvirt.virConnect, or Nova's proxy of one
     :param arch: the host's architecture, as uname says it
     :param cache_file: where the answer is kept
-    :param directory: a directory that QEMU's user can traverse
-    :returns: the answer and a sentence that says how it is known
-    :raises errors.HostError: the test guest's disk cannot be written
+    :param places: see :func:`directories`
+    :returns: the answer, None where it is not known, and a sentence that
+        says how it is known, or why not
     """
     if probe_guest.supported(arch):
-        try:
-            result = probe_guest.cached_run(
-                connection, cache_file=cache_file, cpu_xml=choice.to_xml(),
-                directory=directory)
-        except OSError as e:
-            raise errors.HostError(
-                f'The test guest for virt_type = auto cannot be written to '
-                f'{directory} ([DEFAULT] instances_path): {e.strerror}.',
-                'Make that directory writable for this service.') from e
+        result = probe_guest.cached_run(
+            connection, cache_file=cache_file, cpu_xml=choice.to_xml(),
+            directories=places)
         return result.runs, result.reason
     try:
         connection.getDomainCapabilities(None, arch, None, 'kvm')
     except Exception as e:
         if errors.libvirt_error_code(e) is None:
             raise
-        return False, f'libvirt offers no KVM: {errors.clean(e)}'
+        said = errors.clean(e)
+        if kvm_proof.find(str(e)) is None:
+            return None, f'libvirt does not tell: {said}'
+        return False, f'libvirt offers no KVM: {said}'
     return True, f'libvirt offers KVM; there is no test guest for {arch}'

@@ -27,17 +27,25 @@ NUMBERS = {'/dev/kvm': '10:232', '/dev/vhost-net': '10:238'}
 
 
 def no_kvm(facts: model.HostFacts, details: str, remedy: str = '',
-           fix: tuple[str, ...] = (), slow: bool = False) -> verdict.Said:
+           fix: tuple[str, ...] = (), slow: bool = False,
+           files: bool = False) -> verdict.Said:
     """Something that keeps guests from KVM, as grave as nova.conf makes it.
 
     :param slow: whether it also makes libvirt wait over each look at QEMU,
         so that guests in software have to do with it too
+    :param files: whether it was seen in this file system, which may not be
+        libvirt's; else it is of the running kernel
     """
     settings = facts.options.settings
     wanted = settings.virt_type if settings else 'kvm'
+    if facts.runs_kvm and wanted != 'qemu' and (
+            facts.place.here or not files):
+        return verdict.warn(f'{details}; yet a guest under KVM runs (KVM508)',
+                            remedy, fix)
     if wanted == 'auto':
-        return verdict.warn(f'{details}; virt_type = auto: guests run in '
+        said = verdict.warn(f'{details}; virt_type = auto: guests run in '
                             f'software', remedy, fix)
+        return weigh(facts, said) if files else said
     if wanted == 'qemu' and slow:
         return verdict.warn(f'{details}; virt_type = qemu needs no KVM, but '
                             f'libvirt takes a minute over each look at QEMU',
@@ -45,16 +53,51 @@ def no_kvm(facts: model.HostFacts, details: str, remedy: str = '',
     if wanted == 'qemu':
         return verdict.skip(f'{details}; of no importance, because '
                             f'virt_type = qemu needs no KVM')
-    return verdict.fail(details, remedy, fix)
+    said = verdict.fail(details, remedy, fix)
+    if files or facts.place.remote:
+        return weigh(facts, said)
+    return said
+
+
+def weigh(facts: model.HostFacts, said: verdict.Said) -> verdict.Said:
+    """What was seen in this file system, as grave as libvirt's place makes it.
+
+    Only where libvirt has the same files it proves anything of its guests.
+    Where libvirt does not answer nobody can tell, and it stays a hint.
+    """
+    if facts.place.here or said.result not in (verdict.WARN, verdict.FAIL):
+        return said
+    doubt = elsewhere(facts)
+    if facts.libvirt.version is None and not facts.place.remote and (
+            facts.place.here is None):
+        return verdict.warn(f'{said.details}; {doubt}', said.remedy, said.fix)
+    return verdict.skip(f'{said.details}; {doubt}')
+
+
+def elsewhere(facts: model.HostFacts) -> str:
+    """How libvirt's file system is related to this one, in words."""
+    reason = facts.place.reason
+    if facts.place.here:
+        return f'libvirt sees this file system ({reason})'
+    if facts.place.here is False:
+        return f'libvirt runs in another file system ({reason})'
+    return f'whether libvirt sees this file system is not known ({reason})'
 
 
 def restart_libvirt(facts: model.HostFacts) -> str:
+    if facts.place.remote or facts.place.here is False or (
+            not facts.place.here and facts.libvirt.version is not None):
+        return 'Restart libvirt where it runs.'
     if facts.systemd:
         return f'systemctl restart {facts.distribution.libvirt_service}'
     return 'kill $(cat /run/libvirtd.pid) && libvirtd -d'
 
 
 def start_libvirt(facts: model.HostFacts) -> str:
+    if facts.place.remote or facts.place.here is False:
+        return (f'Start libvirt where it runs, with the socket that '
+                f'{facts.libvirt.uri} needs, or correct [libvirt] '
+                f'connection_uri.')
     if facts.systemd:
         return f'systemctl start {facts.distribution.libvirt_service}'
     return 'virtlogd -d; libvirtd -d'

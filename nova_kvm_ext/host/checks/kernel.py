@@ -21,8 +21,12 @@ from nova_kvm_ext.host import model
 
 GROUP = verdict.Group()
 
+_NO_KVM = ('The running kernel has no KVM: the misc device kvm is not '
+           'registered, /dev/kvm does not open, and no guest has run under '
+           'KVM. virt_type = kvm is set, and libvirt is on this machine.')
 
-@GROUP.check('KVM101', 'CPU virtualization')
+
+@GROUP.check('KVM101', 'CPU virtualization', proof=_NO_KVM)
 def _cpu(facts: model.HostFacts) -> verdict.Said:
     cpu = facts.cpu
     if cpu.arch not in ('x86_64', 'i686'):
@@ -31,7 +35,7 @@ def _cpu(facts: model.HostFacts) -> verdict.Said:
     if cpu.virtualization:
         return verdict.passed(f'{cpu.vendor}{where}: {cpu.virtualization}')
     shown = f'the CPU{where} ({cpu.vendor}) shows neither vmx nor svm'
-    if 'kvm' in facts.kernel.misc:
+    if facts.has_kvm:
         others = ', '.join(name for name, module in
                            facts.kernel.modules.items() if module.there and
                            name.startswith('kvm_'))
@@ -57,9 +61,11 @@ _FIRMWARE = ('Enable virtualization (Intel VT-x, AMD SVM) in the firmware '
              'set-up, then switch the machine off and on.')
 
 
-@GROUP.check('KVM102', 'Firmware')
+@GROUP.check('KVM102', 'Firmware', proof=_NO_KVM)
 def _firmware(facts: model.HostFacts) -> verdict.Said:
     cpu = facts.cpu
+    if facts.has_kvm:
+        return verdict.passed('virtualization is not locked: KVM has started')
     if cpu.locked:
         return causes.no_kvm(
             facts, f'the firmware has switched virtualization off '
@@ -67,29 +73,27 @@ def _firmware(facts: model.HostFacts) -> verdict.Said:
     if cpu.locked is False:
         return verdict.passed(f'virtualization is not locked '
                               f'({cpu.locked_source})')
-    if cpu.virtualization and 'kvm' in facts.kernel.misc:
-        return verdict.passed('virtualization is not locked: KVM has started')
     return verdict.skip(f'cannot be known: {cpu.locked_source}')
 
 
-@GROUP.check('KVM103', 'Module kvm')
+@GROUP.check('KVM103', 'Module kvm', proof=_NO_KVM)
 def _kvm_module(facts: model.HostFacts) -> verdict.Said:
     module = facts.kernel.modules['kvm']
     if module.there:
         return verdict.passed(causes.state(module))
-    if 'kvm' in facts.kernel.misc:
+    if facts.has_kvm:
         return verdict.passed('the kernel has KVM')
     if module.state == 'loadable':
         return causes.no_kvm(facts, *causes.load(facts, module))
     return causes.no_kvm(facts, *causes.missing_module(facts, module))
 
 
-@GROUP.check('KVM104', 'Module of the CPU')
+@GROUP.check('KVM104', 'Module of the CPU', proof=_NO_KVM)
 def _cpu_module(facts: model.HostFacts) -> verdict.Said:
     own = [module for name, module in facts.kernel.modules.items()
            if name.startswith('kvm_')]
     there = [module for module in own if module.there]
-    if 'kvm' in facts.kernel.misc:
+    if facts.has_kvm:
         return verdict.passed(', '.join(map(causes.state, there)) or
                               'the kernel has KVM')
     if facts.cpu.arch not in ('x86_64', 'i686'):
@@ -111,7 +115,7 @@ def _cpu_module(facts: model.HostFacts) -> verdict.Said:
     return causes.no_kvm(facts, *causes.load(facts, module))
 
 
-@GROUP.check('KVM105', 'Nested virtualization')
+@GROUP.check('KVM105', 'Nested virtualization', proof='')
 def _nested(facts: model.HostFacts) -> verdict.Said:
     for name, module in facts.kernel.modules.items():
         if module.nested is not None:

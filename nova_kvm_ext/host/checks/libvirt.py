@@ -15,8 +15,6 @@
 Codes KVM5xx. Pure.
 """
 
-import os
-
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import usable
@@ -24,54 +22,93 @@ from nova_kvm_ext.cpu import vulnerabilities
 from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import causes
 from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import kvm_proof
 from nova_kvm_ext.host import model
 
 GROUP = verdict.Group()
 
+_TOO_OLD = ('Nova itself does not start with it (MIN_LIBVIRT_VERSION and '
+            'MIN_QEMU_VERSION of nova.virt.libvirt.driver).')
 
-@GROUP.check('KVM501', 'QEMU')
+
+def _asked(facts: model.HostFacts) -> bool:
+    """Whether libvirt has told what emulators it has."""
+    return facts.libvirt.offers_kvm is not None
+
+
+@GROUP.check('KVM501', 'QEMU', proof=(
+    'libvirt knows no emulator for this architecture, or the one that it '
+    'knows, seen in the same file system, has not the accelerator that '
+    'virt_type needs.'))
 def _emulator(facts: model.HostFacts) -> verdict.Said:
     emulator = facts.emulator
     package = facts.distribution.qemu_package(facts.cpu.arch)
-    if emulator.path is None:
+    install = causes.install(facts, package)
+    if _asked(facts) and not facts.libvirt.emulator:
         return verdict.fail(
-            f'{facts.distribution.name} has it in '
-            f'{" or ".join(facts.distribution.emulators)}, where it is not'
-            .format(arch=facts.cpu.arch), causes.install(facts, package))
+            f'libvirt knows no QEMU for {facts.cpu.arch}',
+            f'{install} && {causes.restart_libvirt(facts)}'
+            if facts.place.here else
+            'Install QEMU where libvirt runs, and restart libvirt.')
+    if _asked(facts) and not facts.place.here:
+        version = '.'.join(map(str, facts.libvirt.qemu or ()))
+        return verdict.passed(
+            f'{facts.libvirt.emulator} {version}, as libvirt says; '
+            f'{causes.elsewhere(facts)}')
+    if emulator.path is None or (_asked(facts) and emulator.error):
+        return verdict.warn(
+            f'{facts.libvirt.emulator} of libvirt cannot be run by this '
+            f'process: {emulator.error or "it is not there"}'
+            if _asked(facts) else
+            f'it is not in {" or ".join(facts.distribution.emulators)}, where '
+            f'{facts.distribution.name} has it, and libvirt did not say where '
+            f'it is'.format(arch=facts.cpu.arch), install)
     again = f'{facts.distribution.reinstall} {package}'
     if emulator.error:
-        return verdict.fail(f'{emulator.path} does not run: {emulator.error}',
+        return verdict.warn(f'{emulator.path} does not run: {emulator.error}',
                             again)
     if not emulator.accelerators:
-        return verdict.fail(f'{emulator.path} does not list its accelerators '
+        return verdict.warn(f'{emulator.path} does not list its accelerators '
                             f'(-accel help)', again)
     version = '.'.join(map(str, emulator.version or ())) or 'unknown version'
     said = (f'{emulator.path} {version}, accelerators '
             f'{", ".join(emulator.accelerators)}')
     if facts.virt_type == 'qemu' and 'tcg' not in emulator.accelerators:
-        return verdict.fail(f'{said}: virt_type = qemu needs tcg',
-                            'Set [kvm_ext] virt_type = kvm.')
+        return causes.weigh(facts, verdict.fail(
+            f'{said}: virt_type = qemu needs tcg',
+            'Set [kvm_ext] virt_type = kvm.'))
     if 'kvm' not in emulator.accelerators:
         return causes.no_kvm(facts, f'{said}: it is built without kvm',
-                             causes.install(facts, package))
+                             install, files=True)
     return verdict.passed(said)
 
 
-@GROUP.check('KVM502', 'libvirt')
+@GROUP.check('KVM502', 'libvirt', proof=(
+    'libvirt does not let this process in, or nothing listens where '
+    'connection_uri points. An answer that does not come in time, or a '
+    'refusal of an ordinary user who asks, proves nothing.'))
 def _libvirt(facts: model.HostFacts) -> verdict.Said:
     libvirt = facts.libvirt
     if libvirt.error:
+        said = f'{libvirt.uri}: {libvirt.error}'
         known = errors.explain(libvirt.error)
         if libvirt.hangs:
-            return verdict.fail(f'{libvirt.uri}: {libvirt.error}',
+            return verdict.warn(f'{said}: busy, or it hangs',
+                                causes.restart_libvirt(facts))
+        if libvirt.version is not None:
+            return verdict.warn(f'{libvirt.uri} answers, but tells nothing '
+                                f'of QEMU: {libvirt.error}',
                                 causes.restart_libvirt(facts))
         denied = 'denied' in libvirt.error or 'authentic' in libvirt.error
-        return verdict.fail(f'{libvirt.uri}: {libvirt.error}',
-                            known.remedy if known and denied else
-                            causes.start_libvirt(facts))
+        remedy = (known.remedy if known and denied else
+                  causes.start_libvirt(facts))
+        if denied and not facts.root and not facts.service:
+            return verdict.warn(f'{said}: this user may not look', remedy)
+        return verdict.fail(said, remedy)
     if libvirt.version is None:
         return verdict.skip(libvirt.unasked)
-    return verdict.passed(f'{libvirt.uri} answers')
+    return verdict.passed(f'{libvirt.uri} answers; '
+                          f'{causes.elsewhere(facts)}')
 
 
 def _version(facts: model.HostFacts, what: str,
@@ -99,17 +136,18 @@ def _version(facts: model.HostFacts, what: str,
     return verdict.passed(f'{what} {said}')
 
 
-@GROUP.check('KVM503', 'Version of libvirt')
+@GROUP.check('KVM503', 'Version of libvirt', proof=_TOO_OLD)
 def _libvirt_version(facts: model.HostFacts) -> verdict.Said:
     return _version(facts, 'libvirt', facts.libvirt.version,
                     facts.nova.libvirt, facts.nova.next_libvirt)
 
 
-@GROUP.check('KVM504', 'Version of QEMU')
+@GROUP.check('KVM504', 'Version of QEMU', proof=_TOO_OLD)
 def _qemu_version(facts: model.HostFacts) -> verdict.Said:
-    return _version(facts, 'QEMU',
+    said = _version(facts, 'QEMU',
                     facts.libvirt.qemu or facts.emulator.version,
                     facts.nova.qemu, facts.nova.next_qemu)
+    return said if facts.libvirt.qemu else causes.weigh(facts, said)
 
 
 def _unasked(facts: model.HostFacts) -> str:
@@ -121,7 +159,8 @@ def _unasked(facts: model.HostFacts) -> str:
     return facts.libvirt.unasked
 
 
-@GROUP.check('KVM505', 'Machine types')
+@GROUP.check('KVM505', 'Machine types', proof=(
+    'libvirt\'s capabilities have no machine type for this architecture.'))
 def _machines(facts: model.HostFacts) -> verdict.Said:
     unasked = _unasked(facts)
     if unasked:
@@ -129,22 +168,27 @@ def _machines(facts: model.HostFacts) -> verdict.Said:
     arch, machines = facts.cpu.arch, facts.libvirt.machines
     if not machines:
         package = facts.distribution.qemu_package(arch)
-        return verdict.fail(f'libvirt knows no machine type for {arch}',
-                            f'{causes.install(facts, package)} && '
-                            f'{causes.restart_libvirt(facts)}')
+        return verdict.fail(
+            f'libvirt knows no machine type for {arch}',
+            f'{causes.install(facts, package)} && '
+            f'{causes.restart_libvirt(facts)}' if facts.place.here else
+            'Install QEMU where libvirt runs, and restart libvirt.')
     for wanted, machine in facts.options.machine_types:
         if wanted == arch and machine not in machines:
-            return verdict.fail(
+            return verdict.warn(
                 f'[libvirt] hw_machine_type has {arch}={machine}, which QEMU '
-                f'on this host does not know',
-                f'Choose one of {facts.emulator.path} -machine help, or '
+                f'on this host does not know: only guests whose image names '
+                f'another start',
+                f'Choose one of {facts.libvirt.emulator} -machine help, or '
                 f'remove the option.')
     said = dict(facts.options.machine_types).get(arch)
     return verdict.passed(f'{len(machines)} for {arch}' + (
         f', {said} of hw_machine_type among them' if said else ''))
 
 
-@GROUP.check('KVM506', 'KVM in libvirt\'s eyes')
+@GROUP.check('KVM506', 'KVM in libvirt\'s eyes', proof=(
+    'libvirt refuses guests of the type kvm in words of the table below, or '
+    'KVM205 or KVM508 has its proof.'))
 def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
     unasked = _unasked(facts)
     if unasked:
@@ -152,11 +196,11 @@ def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
     refused = facts.libvirt.refuses.get('kvm')
     offers = bool(facts.libvirt.offers_kvm) and refused is None
     words = f': {refused}' if refused else ''
-    if offers and not facts.kvm_use.works:
+    if offers and facts.place.here and not facts.kvm_use.works:
         return causes.no_kvm(
             facts, f'libvirt offers KVM, which is wrong or out of date: '
             f'QEMU\'s user cannot open /dev/kvm ({facts.kvm_use.error})',
-            causes.restart_libvirt(facts))
+            causes.restart_libvirt(facts), files=True)
     if offers and facts.probe.virt_type == 'kvm' and (
             facts.probe.runs is False):
         return causes.no_kvm(
@@ -164,6 +208,13 @@ def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
             'under it (KVM508)', _SOFTWARE)
     if offers:
         return verdict.passed('libvirt offers KVM')
+    if refused and kvm_proof.find(refused) is None:
+        return verdict.warn(f'libvirt does not say whether it offers '
+                            f'KVM{words}', causes.restart_libvirt(facts))
+    if facts.kvm_use.works and refused is None:
+        return verdict.warn(
+            'libvirt\'s capabilities list no KVM, and its domain '
+            'capabilities have it', causes.restart_libvirt(facts))
     if facts.kvm_use.works:
         return causes.no_kvm(
             facts, f'libvirt offers no KVM, though QEMU\'s user can open '
@@ -175,7 +226,9 @@ def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
 _SOFTWARE = 'Set [kvm_ext] virt_type = qemu or auto.'
 
 
-@GROUP.check('KVM507', 'CPU of guests')
+@GROUP.check('KVM507', 'CPU of guests', proof=(
+    'libvirt\'s domain capabilities say that guests cannot have the CPU that '
+    'nova.conf gives to every guest.'))
 def _guest_cpu(facts: model.HostFacts) -> verdict.Said:
     unasked = _unasked(facts)
     if unasked:
@@ -199,20 +252,29 @@ def _guest_cpu(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(said)
 
 
-@GROUP.check('KVM508', '64-bit guest')
+@GROUP.check('KVM508', '64-bit guest', proof=(
+    'A guest was started and did not run, in words of the table below; or it '
+    'had seconds of CPU time and did not get through what takes hundredths '
+    'of one; or it died twice while the same guest ran in software.'))
 def _probe(facts: model.HostFacts) -> verdict.Said:
     probe = facts.probe
-    if probe.runs is None:
-        return verdict.skip(probe.reason)
     if probe.runs:
         return verdict.passed(probe.reason)
+    if probe.runs is None:
+        return (verdict.warn(
+            f'not known: {probe.reason}', 'nova-kvm-ext host check, when '
+            'libvirt and the host are less busy')
+            if probe.tried else verdict.skip(probe.reason))
     if probe.virt_type == 'qemu':
-        log = os.path.join('/var/log/libvirt/qemu', 'nova-kvm-ext-probe-*')
-        return verdict.fail(probe.reason, f'Read {log}')
+        return verdict.fail(probe.reason, f'Read {_LOG}')
     return causes.no_kvm(facts, probe.reason, _SOFTWARE)
 
 
-@GROUP.check('KVM509', 'CPU flaws and guests')
+# Of libvirt; a second probe at the same time has the number 2.
+_LOG = '/var/log/libvirt/qemu/nova-kvm-ext-probe.log'
+
+
+@GROUP.check('KVM509', 'CPU flaws and guests', proof='')
 def _vulnerabilities(facts: model.HostFacts) -> verdict.Said:
     unasked = _unasked(facts)
     if unasked:

@@ -28,8 +28,7 @@ from nova_kvm_ext.host import model
 GROUP = verdict.Group()
 
 _MIB = 1024 ** 2
-# Below the first no image fits, not even a test's; below the second it is
-# time to look.
+# Below the first scheduling stops; below the second it is time to look.
 _NO_SPACE, _LITTLE_SPACE = 100 * _MIB, 2048 * _MIB
 # Sockets, logs and a domain's files are small.
 _NO_CHANNEL_SPACE = 8 * _MIB
@@ -39,7 +38,9 @@ _DRIVER = 'kvm_ext.KVMDriver'
 _SET_DRIVER = f'Set [DEFAULT] compute_driver = {_DRIVER}.'
 
 
-@GROUP.check('KVM401', 'Driver beside Nova')
+@GROUP.check('KVM401', 'Driver beside Nova', proof=(
+    'nova-compute\'s Python does not find nova.virt.kvm_ext, so that '
+    'nova-compute ends; or compute_driver names another driver.'))
 def _driver(facts: model.HostFacts) -> verdict.Said:
     """FAIL: nova-compute ends, or runs another driver, on every host."""
     options = facts.options
@@ -77,7 +78,8 @@ def _files(facts: model.HostFacts) -> str:
         f' ({facts.options.how})' if files and facts.options.how else '')
 
 
-@GROUP.check('KVM402', 'nova.conf')
+@GROUP.check('KVM402', 'nova.conf', proof=(
+    'The driver refuses these options at its start, by the same function.'))
 def _conf(facts: model.HostFacts) -> verdict.Said:
     """FAIL: the driver refuses to start with these options on any host."""
     settings = facts.options.settings
@@ -106,7 +108,10 @@ def _conf(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(f'{_files(facts)}: {said}')
 
 
-@GROUP.check('KVM403', 'Helper of privsep')
+@GROUP.check('KVM403', 'Helper of privsep', proof=(
+    'The first program of the command that oslo.privsep runs is not '
+    'installed. Nova needs it for each guest, as for the owner of its disks '
+    'and its network.'))
 def _privsep(facts: model.HostFacts) -> verdict.Said:
     command = ' '.join(facts.options.helper)
     said = f'{command} ({facts.options.helper_option})'
@@ -117,65 +122,101 @@ def _privsep(facts: model.HostFacts) -> verdict.Said:
                if program.path is None]
     if not missing:
         return verdict.passed(said)
-    return verdict.fail(
-        f'{", ".join(missing)} of {said} is not installed or cannot be '
-        f'run: nova-compute can do nothing that needs root',
-        causes.install(facts, 'sudo') if missing == ['sudo'] else
-        'Install Nova whole, or correct [nova_sys_admin] helper_command.')
+    remedy = (causes.install(facts, 'sudo') if missing == ['sudo'] else
+              'Install Nova whole, or correct [nova_sys_admin] '
+              'helper_command.')
+    if facts.privsep[0].path is None:
+        return verdict.fail(
+            f'{", ".join(missing)} of {said} is not installed or cannot be '
+            f'run: nova-compute can do nothing that needs root', remedy)
+    # sudo and nova-rootwrap look in directories of their own.
+    return verdict.warn(
+        f'{", ".join(missing)} of {said} is not found or cannot be run; '
+        f'without it nova-compute can do nothing that needs root', remedy)
 
 
-@GROUP.check('KVM404', 'Directory of instances')
+def _instances_directory(facts: model.HostFacts
+                         ) -> model.DirectoryFacts | None:
+    return next((d for d in facts.directories if 'instances' in d.what),
+                None)
+
+
+def _disks_elsewhere(facts: model.HostFacts) -> str:
+    """Why guests' disks are no files in instances_path, or ''."""
+    if not facts.options.local_disks:
+        return f'[libvirt] images_type = {facts.options.images_type}'
+    directory = _instances_directory(facts)
+    if directory and directory.guests and directory.disks == 0:
+        return 'every guest here boots from a volume'
+    return ''
+
+
+@GROUP.check('KVM404', 'Directory of instances', proof=(
+    'Nova makes a directory for each guest in instances_path, whatever its '
+    'disks are. Its file system is read-only, or it is not there and Nova '
+    'reports no disk space, or nova-compute itself cannot write to it. '
+    'Disables scheduling; the service starts.'))
 def _instances(facts: model.HostFacts) -> verdict.Said:
-    directory = next((d for d in facts.directories if 'instances' in d.what),
-                     None)
+    directory = _instances_directory(facts)
     if directory is None:
         return verdict.skip('no nova.conf says where it is')
-    return _fit(facts, directory, 'nova')
-
-
-def _fit(facts: model.HostFacts, directory: model.DirectoryFacts,
-         owner: str) -> verdict.Said:
     path = shlex.quote(directory.path)
     said = f'{directory.path} ({directory.what})'
+    # What this process may not do, only the service itself has proved.
+    judge = verdict.fail if facts.service else verdict.warn
     if directory.error == 'ENOENT':
-        return verdict.fail(f'{said} does not exist',
-                            f'install -d -o {owner} -g {owner} {path}')
+        remedy = f'install -d -o nova -g nova {path}'
+        if not facts.options.local_disks:
+            return verdict.warn(f'{said} does not exist; Nova makes it with '
+                                f'the first guest if it may', remedy)
+        return verdict.fail(f'{said} does not exist', remedy)
     if directory.error:
-        return verdict.fail(f'{said} cannot be looked at: {directory.error}',
-                            f'ls -ld {path}')
+        return judge(f'{said} cannot be looked at: {directory.error}',
+                     f'ls -ld {path}')
     if directory.read_only:
-        return verdict.fail(f'{said} is on a file system that is mounted '
-                            f'read-only',
-                            f'mount -o remount,rw "$(findmnt -n -o TARGET -T '
-                            f'{path})"')
-    if directory.barrier:
         return verdict.fail(
-            f'{said}: QEMU\'s user {facts.qemu_user.user} may not enter '
-            f'{directory.barrier}',
-            f'chmod o+x {shlex.quote(directory.barrier)}')
+            f'{said} is on a file system that is mounted read-only',
+            f'mount -o remount,rw "$(findmnt -n -o TARGET -T {path})"')
     if not directory.writable:
-        return verdict.fail(f'{said} cannot be written to by this process',
-                            f'chown {owner} {path}')
-    return verdict.passed(f'{said}: owner '
-                          f'{causes.owner(facts, directory.owner)}, group '
-                          f'{causes.names(facts, (directory.group,))}, mode '
-                          f'{directory.mode:04o}')
+        return judge(f'{said} cannot be written to by this process',
+                     f'chown nova {path}')
+    mode = (f'{said}: owner {causes.owner(facts, directory.owner)}, group '
+            f'{causes.names(facts, (directory.group,))}, mode '
+            f'{directory.mode:04o}')
+    elsewhere = _disks_elsewhere(facts)
+    if directory.barrier and not elsewhere and not facts.runs_kvm and (
+            facts.qemu_user.known):
+        return causes.weigh(facts, verdict.warn(
+            f'{said}: QEMU\'s user {facts.qemu_user.user} may not enter '
+            f'{directory.barrier}: only guests that boot from a volume start',
+            f'chmod o+x {shlex.quote(directory.barrier)}'))
+    return verdict.passed(f'{mode}; {elsewhere}' if elsewhere else mode)
 
 
-@GROUP.check('KVM405', 'Space for instances')
+@GROUP.check('KVM405', 'Space for instances', proof=(
+    'Guests\' disks are files in instances_path, and its file system has '
+    'less than 100 MiB or no inode left: what there is belongs to the disks '
+    'of the guests that run. Disables scheduling; the service starts.'))
 def _space(facts: model.HostFacts) -> verdict.Said:
-    directory = next((d for d in facts.directories if 'instances' in d.what),
-                     None)
+    directory = _instances_directory(facts)
     if directory is None or directory.error:
         return verdict.skip('there is no directory to look at (KVM404)')
     said = (f'{directory.path}: {directory.free / 1024 ** 3:.1f} GiB of '
             f'{directory.total / 1024 ** 3:.1f} GiB are free')
     remedy = (f'Remove what is not needed below {directory.path}, or give it '
               f'a larger file system.')
-    if directory.free < _NO_SPACE:
-        return verdict.fail(f'{said}: no image fits', remedy)
-    if directory.free_files == 0:
-        return verdict.fail(f'{said}, but no inode', remedy)
+    elsewhere = _disks_elsewhere(facts)
+    full = directory.free < _NO_SPACE or directory.free_files == 0
+    if elsewhere:
+        said = f'{said}; {elsewhere}'
+        # Nova's own small files are there all the same.
+        return (verdict.warn(said, remedy)
+                if directory.free == 0 or directory.free_files == 0 else
+                verdict.passed(said))
+    if full:
+        return verdict.fail(
+            f'{said}, but no inode' if directory.free >= _NO_SPACE else
+            f'{said}: there is no room for another guest', remedy)
     reserved = facts.options.reserved_disk_mb * _MIB
     if directory.free < max(_LITTLE_SPACE, reserved):
         return verdict.warn(said + (
@@ -185,20 +226,39 @@ def _space(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(said)
 
 
-@GROUP.check('KVM406', 'Directory of channels')
+@GROUP.check('KVM406', 'Directory of channels', proof='')
 def _channels(facts: model.HostFacts) -> verdict.Said:
+    return causes.weigh(facts, _channels_here(facts))
+
+
+def _channels_here(facts: model.HostFacts) -> verdict.Said:
     directory = next(d for d in facts.directories
                      if 'instances' not in d.what)
+    path = shlex.quote(directory.path)
+    said = f'{directory.path} ({directory.what})'
     if directory.error == 'ENOENT':
         return verdict.warn(f'{directory.path} does not exist: libvirt has '
                             f'not run here yet', causes.start_libvirt(facts))
-    if not facts.root and directory.error is None and (
-            not directory.writable):
+    if not facts.root and (directory.error == 'EACCES' or (
+            directory.error is None and not directory.writable)):
         return verdict.skip(f'{directory.path}: only root can look into it')
-    if directory.error == 'EACCES':
-        return verdict.skip(f'{directory.path}: only root can look into it')
-    if directory.error is None and directory.free < _NO_CHANNEL_SPACE:
-        return verdict.fail(f'{directory.path}: its file system is full',
+    if directory.error:
+        return verdict.warn(f'{said} cannot be looked at: {directory.error}',
+                            f'ls -ld {path}')
+    if directory.free < _NO_CHANNEL_SPACE:
+        return verdict.warn(f'{directory.path}: its file system is full',
                             'Remove what is not needed there: '
-                            f'du -x {shlex.quote(directory.path)}')
-    return _fit(facts, directory, facts.qemu_user.user)
+                            f'du -x {path}')
+    if directory.read_only:
+        return verdict.warn(
+            f'{said} is on a file system that is mounted read-only',
+            f'mount -o remount,rw "$(findmnt -n -o TARGET -T {path})"')
+    if directory.barrier:
+        return verdict.warn(
+            f'{said}: QEMU\'s user {facts.qemu_user.user} may not enter '
+            f'{directory.barrier}',
+            f'chmod o+x {shlex.quote(directory.barrier)}')
+    return verdict.passed(
+        f'{said}: owner {causes.owner(facts, directory.owner)}, group '
+        f'{causes.names(facts, (directory.group,))}, mode '
+        f'{directory.mode:04o}')

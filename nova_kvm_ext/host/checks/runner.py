@@ -31,13 +31,19 @@ from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host.checks import vhost
 from nova_kvm_ext.host import model
 
-_CHECKS = [check for module in (kernel, device, vhost, nova, libvirt)
-           for check in module.GROUP.checks]
+_GROUPS = [module.GROUP for module in (kernel, device, vhost, nova, libvirt)]
+_CHECKS = [check for group in _GROUPS for check in group.checks]
 
 
 def codes() -> dict[str, str]:
     """The title of each check by its code, in their order."""
     return {code: title for code, title, _ in _CHECKS}
+
+
+def proofs() -> dict[str, str]:
+    """What proves the FAIL of each check, '' for one that has none."""
+    return {code: proof for group in _GROUPS
+            for code, proof in group.proofs.items()}
 
 
 def run(facts: model.HostFacts) -> list[verdict.CheckResult]:

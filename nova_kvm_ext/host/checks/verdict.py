@@ -83,15 +83,23 @@ class Group:
     """The checks whose codes begin alike, in the order of the source.
 
     :ivar checks: code, title and function of each
+    :ivar proofs: by code, what proves its FAIL
     """
 
     def __init__(self) -> None:
         self.checks: list[tuple[str, str, Check]] = []
+        self.proofs: dict[str, str] = {}
 
-    def check(self, code: str, title: str) -> Callable[[Check], Check]:
-        """Add a function to the checks."""
+    def check(self, code: str, title: str, *, proof: str
+              ) -> Callable[[Check], Check]:
+        """Add a function to the checks.
+
+        :param proof: what proves that no guest runs as nova.conf asks, where
+            the function says FAIL; '' for one that never does
+        """
         def add(function: Check) -> Check:
             self.checks.append((code, title, function))
+            self.proofs[code] = proof
             return function
         return add
 

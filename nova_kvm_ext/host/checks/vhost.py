@@ -21,6 +21,9 @@ from nova_kvm_ext.host import model
 
 GROUP = verdict.Group()
 
+_REQUIRED = ('[kvm_ext] vhost_net = require is set: this driver refuses every '
+             'guest that has a network card.')
+
 
 def _no_vhost(facts: model.HostFacts, details: str, remedy: str,
               fix: tuple[str, ...] = ()) -> verdict.Said:
@@ -35,11 +38,12 @@ def _no_vhost(facts: model.HostFacts, details: str, remedy: str,
     if wanted == 'require':
         return verdict.fail(f'{details}, and [kvm_ext] vhost_net = require',
                             remedy, fix)
-    return verdict.warn(f'{details}: network cards go without vhost-net, '
-                        f'slower', remedy, fix)
+    return causes.weigh(facts, verdict.warn(
+        f'{details}: network cards go without vhost-net, slower', remedy,
+        fix))
 
 
-@GROUP.check('KVM301', 'Module vhost_net')
+@GROUP.check('KVM301', 'Module vhost_net', proof=_REQUIRED)
 def _vhost_module(facts: model.HostFacts) -> verdict.Said:
     module = facts.kernel.modules['vhost_net']
     device = facts.devices['/dev/vhost-net']
@@ -65,7 +69,7 @@ def _vhost_remedy(facts: model.HostFacts) -> tuple[str, tuple[str, ...]]:
     return causes.missing_module(facts, module)[1], ()
 
 
-@GROUP.check('KVM302', '/dev/vhost-net')
+@GROUP.check('KVM302', '/dev/vhost-net', proof=_REQUIRED)
 def _vhost_node(facts: model.HostFacts) -> verdict.Said:
     device = facts.devices['/dev/vhost-net']
     file, _, _ = causes.rule(facts, 'vhost-net')
@@ -88,7 +92,7 @@ def _vhost_node(facts: model.HostFacts) -> verdict.Said:
                           f'{causes.permissions(facts, device)}{ruled}')
 
 
-@GROUP.check('KVM303', 'Use of /dev/vhost-net')
+@GROUP.check('KVM303', 'Use of /dev/vhost-net', proof=_REQUIRED)
 def _vhost_use(facts: model.HostFacts) -> verdict.Said:
     device = facts.devices['/dev/vhost-net']
     if not device.present:

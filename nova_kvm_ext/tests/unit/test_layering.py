@@ -35,8 +35,8 @@ PURE = {
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
-    'host.distribution', 'host.install', 'host.model', 'host.options',
-    'host.qemu_conf', 'images.qed', 'images.signatures',
+    'host.distribution', 'host.install', 'host.kvm_proof', 'host.model',
+    'host.options', 'host.qemu_conf', 'images.qed', 'images.signatures',
     'images.verdict', 'images.vmdk',
     'known_errors.__init__', 'known_errors.connection', 'known_errors.cpu',
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
@@ -48,8 +48,9 @@ PURE = {
 READERS = {
     'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.configuration',
     'host.facts', 'host.install_facts', 'host.kernel_facts',
-    'host.libvirt_facts', 'host.probe', 'host.service', 'host.user_facts',
-    'host.virt_type', 'images.answers', 'images.facts', 'images.qemu_img',
+    'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
+    'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
+    'images.qemu_img',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {

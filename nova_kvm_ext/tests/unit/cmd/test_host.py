@@ -182,7 +182,7 @@ class HostCheckTestCase(base.BaseTestCase):
 
         self.read.side_effect = look
         code, out = self.check('--timeout', '1', '-f', 'json')
-        self.assertEqual(2, code)
+        self.assertEqual(1, code)
         [found] = [r for r in json.loads(out) if r['code'] == 'KVM502']
         self.assertIn('no answer within 1 s', found['details'])
 

@@ -56,6 +56,7 @@ class StatusTestCase(base.BaseTestCase):
              cfg.ListOpt('cpu_models', default=[]),
              cfg.ListOpt('cpu_model_extra_flags', default=[]),
              cfg.ListOpt('hw_machine_type'),
+             cfg.StrOpt('images_type', default='default'),
              cfg.StrOpt('connection_uri', default='')], group='libvirt')
         for name in ('compute_driver', 'instances_path', 'state_path',
                      'rootwrap_config'):

@@ -52,7 +52,7 @@ CAPABILITIES = """\
   <host><secmodel><model>dac</model><doi>0</doi>
     <baselabel type='kvm'>+{uid}:+{gid}</baselabel></secmodel></host>
   <guest><os_type>hvm</os_type><arch name='x86_64'>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    {emulator}
     <machine maxCpus='255'>pc-i440fx-8.2</machine>
     <machine canonical='pc-i440fx-8.2' maxCpus='255'>pc</machine>
     <machine maxCpus='255'>q35</machine>
@@ -87,6 +87,8 @@ class FakeConnection:
 
     :ivar kvm: whether it offers KVM
     :ivar user: (uid, gid) that it says it gives QEMU
+    :ivar emulator: the QEMU that it has found, or ''
+    :ivar here: whether it sees the files of this host
     :ivar asked: the calls that made it look at QEMU
     """
 
@@ -95,6 +97,8 @@ class FakeConnection:
         self.version = 10_000_000
         self.qemu = 8_002_002
         self.user = (QEMU_UID, KVM_GID)
+        self.emulator = '/usr/bin/qemu-system-x86_64'
+        self.here = True
         self.asked: list[str] = []
 
     def getLibVersion(self) -> int:
@@ -108,6 +112,8 @@ class FakeConnection:
         self.asked.append('getCapabilities')
         return CAPABILITIES.format(
             uid=self.user[0], gid=self.user[1],
+            emulator=f'<emulator>{self.emulator}</emulator>'
+            if self.emulator else '',
             kvm="<domain type='kvm'/>" if self.kvm else '')
 
     def getCPUModelNames(self, arch: str) -> list[str]:
@@ -116,6 +122,11 @@ class FakeConnection:
     def getDomainCapabilities(self, emulator: str | None, arch: str,
                               machine: str | None, virt_type: str,
                               flags: int = 0) -> str:
+        if emulator is not None:
+            raise FakeLibvirtError(
+                f'QEMU binary {emulator} is not executable: Permission '
+                f'denied' if self.here else f'Cannot check QEMU binary '
+                f'{emulator}: No such file or directory')
         if virt_type == 'kvm' and not self.kvm:
             raise FakeLibvirtError('invalid argument: the accel \'kvm\' is '
                                    'not supported')
@@ -137,7 +148,8 @@ class FakeHost(fixtures.Fixture):
         self.root = self.useFixture(fixtures.TempDir()).path
         self.nodes: dict[str, os.stat_result] = {}
         self.connection: Any = FakeConnection()
-        self.runs = True
+        self.runs: bool | None = True
+        self.uri, self.service = 'qemu:///system', False
         self.settings: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
         self.install = model.InstallFacts(('/site/nova/virt',), '/site/x',
@@ -169,8 +181,11 @@ class FakeHost(fixtures.Fixture):
                          f'Accelerators supported:\n{accelerators}')
 
     def _probe(self, connection: Any, **kwargs: Any) -> probe.ProbeResult:
-        return probe.ProbeResult(self.runs, 'the guest ran' if self.runs else
-                                 'the guest did not run', 1.0)
+        if not connection.kvm:
+            return probe.ProbeResult(False, 'the guest did not run', 0.0)
+        return probe.ProbeResult(self.runs, {
+            True: 'the guest ran', False: 'the guest did not run',
+            None: 'libvirt was too busy'}[self.runs], 1.0)
 
     def path(self, path: str) -> str:
         return os.path.join(self.root, path.lstrip('/'))
@@ -233,7 +248,8 @@ class FakeHost(fixtures.Fixture):
         self.write('/usr/share/libvirt/cpu_map/x86_Nehalem.xml', CPU_MAP)
         self.node('/dev/kvm')
         self.node('/dev/vhost-net', number=(10, 238))
-        for path in ('/var/lib/nova/instances', '/run/libvirt/qemu/channel'):
+        for path in ('/var/lib/nova/instances', '/run/libvirt/qemu/channel',
+                     '/var/tmp'):
             os.makedirs(self.path(path))
         for path in ('/', '/var', '/run'):
             os.chmod(self.path(path), 0o755)
@@ -290,6 +306,6 @@ class FakeHost(fixtures.Fixture):
                        'privsep-helper'),
             'helper_option': '[DEFAULT] rootwrap_config'} | self.options
         return facts.read_host(
-            options.HostOptions(**wanted), 'qemu:///system',
+            options.HostOptions(**wanted), self.uri,
             connection if connect is not None else None,
-            cache_dir='/nowhere', root=self.root)
+            cache_dir='/nowhere', service=self.service, root=self.root)

@@ -166,16 +166,7 @@ class HostTestCase(base.BaseTestCase):
         self.assertTrue(host.facts().probe.runs)
         said = asked.call_args.kwargs
         self.assertEqual('/nowhere/kvm-ext-probe.json', said['cache_file'])
-        self.assertEqual('/var/lib/nova/instances', said['directory'])
-
-    def test_a_guest_that_cannot_be_written(self):
-        host = self.useFixture(fake_host.FakeHost())
-        self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.host.probe.cached_run',
-            side_effect=PermissionError(13, 'Permission denied')))
-        found = host.facts().probe
-        self.assertIsNone(found.runs)
-        self.assertIn('Permission denied', found.reason)
+        self.assertEqual('/var/lib/nova/instances', said['directories'][0])
 
     def test_a_connection_that_is_refused(self):
         host = self.useFixture(fake_host.FakeHost())
@@ -229,6 +220,13 @@ class EmulatorTestCase(base.BaseTestCase):
         self.assertEqual(
             model.EmulatorFacts('/usr/libexec/qemu-kvm', (8, 2, 2), ('kvm',)),
             facts.read_emulator(rhel, 'x86_64', root))
+        # Where libvirt names it, wherever that is.
+        os.makedirs(os.path.join(root, 'opt/q{x}'))
+        os.rename(path, os.path.join(root, 'opt/q{x}/qemu'))
+        self.assertIsNone(
+            facts.read_emulator(rhel, 'x86_64', root).path)
+        self.assertEqual('/opt/q{x}/qemu', facts.read_emulator(
+            rhel, 'x86_64', root, '/opt/q{x}/qemu').path)
         self.assertIsNone(facts.read_emulator(
             facts.distribution.from_os_release('ID=debian'), 'x86_64',
             root).path)

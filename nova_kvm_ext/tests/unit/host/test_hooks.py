@@ -14,6 +14,7 @@
 
 import contextlib
 import queue
+import subprocess
 import sys
 import threading
 import traceback
@@ -62,6 +63,34 @@ def libvirt_error(text: str, code: int = 1) -> Any:
         module.libvirtError, text, error_code=code)
 
 
+# A service whose driver refuses. atexit shows that the interpreter ends as it
+# should, its handlers included.
+_REFUSED = """
+import nova.cmd.compute
+import atexit, inspect, sys
+from nova import service
+from nova.virt.libvirt import host
+from oslo_service import service as oslo_service
+from nova_kvm_ext.host import hooks
+service.CONF([], project='nova', default_config_files=[])
+
+class Refusing(oslo_service.Service):
+    def start(self):
+        with hooks.process_ends_unless_started(object()):
+            raise ValueError('refused')
+
+def main():
+    atexit.register(print, 'ended by main')
+    # As nova.cmd.compute has it: on threads in this very process.
+    options = {'no_fork': True} if 'no_fork' in inspect.signature(
+        service.serve).parameters else {}
+    service.serve(Refusing(), workers=1, **options)
+    service.wait()
+
+sys.exit(main())
+"""
+
+
 class ProcessEndsTestCase(driver_base.DriverTestCase):
     """With the loop of Nova's own Host object, in a thread like Nova's."""
 
@@ -102,6 +131,14 @@ class ProcessEndsTestCase(driver_base.DriverTestCase):
 
     def test_goes_on_with_eventlet(self):
         self.assertFalse(self._loop_ends(on_threads=False, failing=True))
+
+    def test_exit_code(self):
+        """As nova-compute's entry script, with Nova's own launcher."""
+        done = subprocess.run(
+            [sys.executable, '-c', _REFUSED], capture_output=True, text=True,
+            timeout=120)
+        self.assertIn('ended by main', done.stdout, done.stderr)
+        self.assertEqual(1, done.returncode, done.stderr)
 
     def test_driver_uses_it(self):
         self.useFixture(fixtures.MockPatchObject(

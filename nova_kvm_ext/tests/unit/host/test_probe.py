@@ -12,6 +12,7 @@
 
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import fixtures
 from lxml import etree
 from oslotest import base
 
+from nova_kvm_ext.host import kvm_proof
 from nova_kvm_ext.host import probe
 
 RUNNING = [1, 1]
@@ -226,8 +228,7 @@ class TestDomain(ProbeTestCase):
         (domain, flags), = conn.created
         self.assertEqual(2, flags)
         self.assertEqual('kvm', domain.get('type'))
-        self.assertRegex(domain.findtext('name'),
-                         '^nova-kvm-ext-probe-[0-9a-f]{8}$')
+        self.assertEqual('nova-kvm-ext-probe', domain.findtext('name'))
         self.assertEqual('preserve', domain.findtext('on_crash'))
         self.assertEqual('destroy', domain.findtext('on_reboot'))
         self.assertEqual('isa', domain.find('devices/panic').get('model'))
@@ -265,8 +266,27 @@ class TestDomain(ProbeTestCase):
         conn.domain = Domain(PANICKED)
         self.run_probe(conn)
         first, second = (domain for domain, _ in conn.created)
-        for tag in ('name', 'uuid'):
-            self.assertNotEqual(first.findtext(tag), second.findtext(tag))
+        self.assertNotEqual(first.findtext('uuid'), second.findtext('uuid'))
+        # One name is one log.
+        self.assertEqual(first.findtext('name'), second.findtext('name'))
+
+    def test_two_at_once(self) -> None:
+        conn = Connection(starts=False)
+
+        def create(xml: str, flags: int) -> Domain:
+            name = etree.fromstring(xml).findtext('name')
+            names.append(name)
+            if len(names) < 3:
+                raise LibvirtError(
+                    f"operation failed: domain '{name}' already exists with "
+                    f"uuid 6ad0a7f5-1da1-4ac1-bd5e-5ae0b5d5c5f3", 9)
+            return Domain(PANICKED)
+
+        names: list[str] = []
+        with mock.patch.object(conn, 'createXML', create):
+            self.assertTrue(self.run_probe(conn).runs)
+        self.assertEqual(['nova-kvm-ext-probe', 'nova-kvm-ext-probe-2',
+                          'nova-kvm-ext-probe-3'], names)
 
     def test_cpu_that_is_none(self) -> None:
         for cpu_xml in ('<cpu', '', '<devices/>',
@@ -306,7 +326,7 @@ class TestOutcomes(ProbeTestCase):
     def test_late_on_a_busy_host(self) -> None:
         result = self.run_probe(
             Connection(Domain(RUNNING, cpu_time=900_000_000)), timeout=3.0)
-        self.assertFalse(result.runs)
+        self.assertIsNone(result.runs)
         self.assertFalse(result.lasting)
         self.assertIn('too busy', result.reason)
         self.assertLess(result.seconds, 4)
@@ -314,7 +334,7 @@ class TestOutcomes(ProbeTestCase):
     def test_paused_by_qemu(self) -> None:
         result = self.run_probe(
             Connection(Domain(RUNNING, [3, 0], cpu_time=9_000_000_000)))
-        self.assertFalse(result.runs)
+        self.assertIsNone(result.runs)
         self.assertFalse(result.lasting)
         self.assertIn('paused', result.reason)
 
@@ -323,7 +343,7 @@ class TestOutcomes(ProbeTestCase):
             error=LibvirtError('internal \x1b[31merror:\n' + 'é\u202e' * 400),
             starts=False)
         result = self.run_probe(conn)
-        self.assertEqual((False, 0.0, False),
+        self.assertEqual((None, 0.0, False),
                          (result.runs, result.seconds, result.lasting))
         self.assertTrue(result.reason.startswith(
             'libvirt did not start a guest under KVM: internal [31merror: '))
@@ -338,17 +358,17 @@ class TestOutcomes(ProbeTestCase):
 
     def test_refused_without_a_code(self) -> None:
         conn = Connection(error=LibvirtError('failed', None), starts=False)
-        self.assertFalse(self.run_probe(conn).runs)
+        self.assertIsNone(self.run_probe(conn).runs)
 
     def test_died(self) -> None:
         for end in (LibvirtError('Domain not found', 42), [4, 0], [5, 5],
                     [6, 0]):
             result = self.run_probe(Connection(Domain(RUNNING, end)))
-            self.assertFalse(result.runs)
+            self.assertIsNone(result.runs)
             self.assertFalse(result.lasting)
             self.assertRegex(
                 result.reason,
-                'QEMU died or the guest reset .* nova-kvm-ext-probe-')
+                'QEMU died or the guest reset .* nova-kvm-ext-probe$')
 
     def test_died_at_the_last_moment(self) -> None:
         domain = Domain(RUNNING)
@@ -360,10 +380,136 @@ class TestOutcomes(ProbeTestCase):
     def test_connection_lost(self) -> None:
         result = self.run_probe(Connection(
             Domain(RUNNING, LibvirtError('Cannot recv data', 38))))
-        self.assertFalse(result.runs)
+        self.assertIsNone(result.runs)
         self.assertFalse(result.lasting)
         self.assertIn('lost sight', result.reason)
         self.assertIn('Cannot recv data', result.reason)
+
+    def test_proof(self) -> None:
+        for row in kvm_proof.TABLE:
+            self.assertTrue(row.why and row.source, row.name)
+        for text, runs in (
+                ("Emulator '/x' does not support virt type 'kvm'", False),
+                ('Could not access KVM kernel module: Permission denied\n'
+                 '-accel kvm: failed to initialize kvm: Permission denied',
+                 False),
+                ('failed to initialize kvm: Inappropriate ioctl for device',
+                 False),
+                ('error: failed to set MSR 0x10a to 0x0', False),
+                # Each of these passes.
+                ('ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy\n'
+                 'failed to initialize kvm: Device or resource busy', None),
+                ('failed to initialize kvm: Cannot allocate memory', None),
+                ('Could not access KVM kernel module: Permission denied: '
+                 'Too many open files', None),
+                ('cannot fork child process: Resource temporarily '
+                 'unavailable', None),
+                ('Timed out during operation: cannot acquire state change '
+                 'lock', None),
+                ('monitor socket did not show up: No such file or directory',
+                 None),
+                ('client socket is closed', None),
+                ('Unable to write to cgroup: No space left on device', None),
+                ('', None)):
+            result = self.run_probe(Connection(
+                error=LibvirtError(text), starts=False))
+            self.assertIs(runs, result.runs, text)
+
+
+class TestSettled(ProbeTestCase):
+    """Several attempts, and what the guest in software proves."""
+
+    def settle(self, *answers: Any, directories: Any = None,
+               **options: Any) -> probe.ProbeResult:
+        """Each answer is a guest's states, or what createXML raises."""
+        conn = Connection(starts=False)
+        left = list(answers)
+        self.types: list[str] = []
+        self.cpus: list[bool] = []
+
+        def create(xml: str, flags: int) -> Domain:
+            root = etree.fromstring(xml)
+            self.types.append(root.get('type'))
+            self.cpus.append(root.find('cpu') is not None)
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return Domain(*answer)
+
+        with mock.patch.object(conn, 'createXML', create):
+            result = probe.settled_run(
+                conn, directories=directories or [self.directory], **options)
+        self.assertEqual([], os.listdir(self.directory))
+        return result
+
+    BUSY = LibvirtError('Timed out during operation: cannot acquire state '
+                        'change lock')
+    NO_MEMORY = LibvirtError('cannot fork child process: Cannot allocate '
+                             'memory')
+    DIED = (RUNNING, [5, 5])
+    HUNG = (RUNNING,)
+
+    def test_busy_for_a_while(self) -> None:
+        result = self.settle(self.BUSY, self.NO_MEMORY, (PANICKED,))
+        self.assertTrue(result.runs)
+        self.assertEqual(['kvm'] * 3, self.types)
+
+    def test_busy_for_long(self) -> None:
+        result = self.settle(self.BUSY)
+        self.assertIsNone(result.runs)
+        self.assertFalse(result.lasting)
+        self.assertEqual(3, len(self.types))
+        self.assertLess(self.clock, 10)
+
+    def test_proof_needs_one_attempt(self) -> None:
+        self.assertIs(False, self.settle(LibvirtError(
+            "Emulator 'x' does not support virt type 'kvm'")).runs)
+        self.assertEqual(['kvm'], self.types)
+
+    def test_dies_while_software_runs(self) -> None:
+        for bad in (self.DIED, self.HUNG, (RUNNING, [3, 0])):
+            result = self.settle(bad, bad, (PANICKED,))
+            self.assertIs(False, result.runs)
+            self.assertTrue(result.lasting)
+            self.assertEqual(['kvm', 'kvm', 'qemu'], self.types)
+            self.assertIn('ran in software', result.reason)
+
+    def test_died_once(self) -> None:
+        self.assertTrue(self.settle(self.DIED, (PANICKED,)).runs)
+
+    def test_nothing_runs(self) -> None:
+        """A host without CPU time or memory for anybody."""
+        for bad in (self.DIED, self.HUNG):
+            result = self.settle(bad)
+            self.assertIsNone(result.runs)
+            self.assertEqual(['kvm', 'kvm', 'qemu'], self.types)
+            self.assertIn('nor did the same guest', result.reason)
+            self.assertLess(self.clock, 60)
+            self.clock = 0.0
+
+    def test_cpu_that_cannot_be(self) -> None:
+        result = self.settle(
+            LibvirtError("guest CPU doesn't match specification: missing "
+                         'features: avx512f'), (PANICKED,),
+            cpu_xml='<cpu mode="custom"><model>x</model></cpu>')
+        self.assertTrue(result.runs)
+        self.assertFalse(result.lasting)
+        self.assertEqual([True, False], self.cpus)
+        self.assertIn('avx512f', result.reason)
+
+    def test_disk_out_of_reach(self) -> None:
+        other = self.useFixture(fixtures.TempDir()).path
+        for said in ("Cannot access storage file '/x' (as uid:107): "
+                     'Permission denied',
+                     "-blockdev {}: Could not open '/x': Permission denied"):
+            result = self.settle(
+                LibvirtError(said), (PANICKED,),
+                directories=['/nowhere', self.directory, other])
+            self.assertTrue(result.runs)
+            self.assertEqual([], os.listdir(other))
+        result = self.settle((PANICKED,), directories=['/nowhere'])
+        self.assertIsNone(result.runs)
+        self.assertIn('No such file', result.reason)
 
 
 class TestCleanup(ProbeTestCase):
@@ -380,7 +526,7 @@ class TestCleanup(ProbeTestCase):
         self.assert_clean(conn)
 
     def test_libvirt_error_after_the_guest_has_started(self) -> None:
-        self.assertFalse(
+        self.assertIsNone(
             self.run_probe(Connection(error=LibvirtError('lost'))).runs)
 
     def test_destroy_fails(self) -> None:
@@ -497,7 +643,7 @@ class TestCache(ProbeTestCase):
         conn = Connection(domain)
         options.setdefault('key_facts', {'boot': 'a'})
         result = probe.cached_run(
-            conn, cache_file=self.cache_file, directory=self.directory,
+            conn, cache_file=self.cache_file, directories=[self.directory],
             **options)
         self.assert_clean(conn)
         return result, bool(conn.created)
@@ -522,8 +668,11 @@ class TestCache(ProbeTestCase):
                 (False, Domain(LibvirtError('gone', 42))),
                 (False, Domain(LibvirtError('lost', 38)))):
             facts = {'case': str(domain)}
+            # Else the last answer of this host would be given instead.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.cache_file)
             result, started = self.ask(domain, key_facts=facts)
-            self.assertFalse(result.runs)
+            self.assertIsNot(True, result.runs)
             self.assertTrue(started)
             result, started = self.ask(key_facts=facts)
             self.assertEqual((not kept, not kept), (result.runs, started))
@@ -532,8 +681,8 @@ class TestCache(ProbeTestCase):
         conn = Connection(error=LibvirtError('denied'), starts=False)
         result = probe.cached_run(
             conn, cache_file=self.cache_file, key_facts={},
-            directory=self.directory)
-        self.assertFalse(result.runs)
+            directories=[self.directory])
+        self.assertIsNone(result.runs)
         self.assertFalse(os.path.exists(self.cache_file))
 
     def test_each_part_of_the_key(self) -> None:
@@ -557,20 +706,20 @@ class TestCache(ProbeTestCase):
             del conn.created[:]
             conn.domain = Domain(PANICKED)
             probe.cached_run(conn, cache_file=self.cache_file,
-                             directory=self.directory)
+                             directories=[self.directory])
             self.assertEqual(starts, bool(conn.created))
 
     def test_facts_that_libvirt_withholds(self) -> None:
         conn = Connection()
         conn.capabilities = LibvirtError('no connection', 38)
         result = probe.cached_run(conn, cache_file=self.cache_file,
-                                  directory=self.directory)
+                                  directories=[self.directory])
         self.assertTrue(result.runs)
         self.assertFalse(os.path.exists(self.cache_file))
         conn.capabilities = RuntimeError()
         self.assertRaises(
             RuntimeError, probe.cached_run, conn,
-            cache_file=self.cache_file, directory=self.directory)
+            cache_file=self.cache_file, directories=[self.directory])
 
     def test_bounded(self) -> None:
         for boot in range(12):
@@ -613,7 +762,43 @@ class TestCache(ProbeTestCase):
         result, started = self.ask()
         self.assertFalse(started)
         self.assertTrue(result.reason.isprintable())
-        self.assertLessEqual(len(result.reason), 300)
+        self.assertLessEqual(len(result.reason), 600)
+
+    def test_last_answer(self) -> None:
+        """Where nothing is known now, the host's last answer is."""
+        self.ask(key_facts={'boot': 'old', 'kernel': '6'})
+        busy = LibvirtError('cannot acquire state change lock')
+        conn = Connection(error=busy, starts=False)
+        now = {'boot': 'new', 'kernel': '6'}
+
+        def ask(**options: Any) -> probe.ProbeResult:
+            return probe.cached_run(
+                conn, cache_file=self.cache_file,
+                directories=[self.directory],
+                **({'key_facts': now} | options))
+
+        result = ask()
+        self.assertTrue(result.runs)
+        self.assertRegex(result.reason, r'answer of 20\S+, before a change '
+                         'of boot, kept in .*now it is not known: .*lock')
+        # What libvirt says nothing of is no other host's.
+        conn.capabilities = busy
+        self.assertTrue(ask(key_facts=None).runs)
+        self.assertIsNone(ask(virt_type='qemu').runs)
+        with mock.patch('os.uname', return_value=mock.Mock(nodename='x')):
+            self.assertIsNone(ask().runs)
+        # Nothing of this is kept as an answer of today.
+        with open(self.cache_file) as file:
+            self.assertEqual(1, len(json.load(file)))
+
+    def test_the_later_answer(self) -> None:
+        self.ask(key_facts={'boot': '1'})
+        self.ask(Domain(RUNNING, cpu_time=10_000_000_000),
+                 key_facts={'boot': '2'})
+        conn = Connection(error=LibvirtError('busy'), starts=False)
+        self.assertIs(False, probe.cached_run(
+            conn, cache_file=self.cache_file, key_facts={'boot': '3'},
+            directories=[self.directory]).runs)
 
     def test_something_else_in_its_place(self) -> None:
         os.mkfifo(self.cache_file)

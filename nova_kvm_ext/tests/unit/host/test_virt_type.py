@@ -26,10 +26,11 @@ class LibvirtError(Exception):
 
 class ResolveTestCase(base.BaseTestCase):
 
-    def resolve(self, text: str, runs: bool = True) -> virt_type.VirtType:
+    def resolve(self, text: str,
+                runs: bool | None = True) -> virt_type.VirtType:
         self.probed = 0
 
-        def probe() -> tuple[bool, str]:
+        def probe() -> tuple[bool | None, str]:
             self.probed += 1
             return runs, 'so the probe says'
 
@@ -42,6 +43,15 @@ class ResolveTestCase(base.BaseTestCase):
             self.assertEqual(1, self.probed)
             self.assertEqual(
                 '[kvm_ext] virt_type = auto: so the probe says', found.reason)
+
+    def test_auto_that_cannot_be_decided(self):
+        error = self.assertRaises(
+            errors.HostError, self.resolve,
+            '[kvm_ext]\nvirt_type = auto\n', None)
+        self.assertIn('[kvm_ext] virt_type = auto cannot be decided', str(
+            error))
+        self.assertIn('so the probe says', str(error))
+        self.assertIn('kvm or qemu', str(error))
 
     def test_a_plain_choice_costs_no_probe(self):
         for name in ('kvm', 'qemu'):
@@ -60,10 +70,10 @@ class ResolveTestCase(base.BaseTestCase):
 class ProbeElsewhereTestCase(base.BaseTestCase):
     """Architectures that the probe guest does not know."""
 
-    def probe(self, connection: object) -> tuple[bool, str]:
+    def probe(self, connection: object) -> tuple[bool | None, str]:
         return virt_type.probe(
             connection, 'aarch64',
-            choose.CPUChoice('host-passthrough', (), ()), '/none', '/none')
+            choose.CPUChoice('host-passthrough', (), ()), '/none', ())
 
     def test_offered(self):
         class Connection:
@@ -76,11 +86,18 @@ class ProbeElsewhereTestCase(base.BaseTestCase):
     def test_not_offered(self):
         class Connection:
             def getDomainCapabilities(self, *args):
-                raise LibvirtError('the accel is not supported\x1b[0m')
+                raise LibvirtError(
+                    "the accel 'kvm' is not supported\x1b[0m")
         runs, reason = self.probe(Connection())
-        self.assertFalse(runs)
-        self.assertIn('the accel is not supported', reason)
+        self.assertIs(False, runs)
+        self.assertIn("the accel 'kvm' is not supported", reason)
         self.assertNotIn('\x1b', reason)
+
+    def test_busy(self):
+        class Connection:
+            def getDomainCapabilities(self, *args):
+                raise LibvirtError('cannot acquire state change lock')
+        self.assertIsNone(self.probe(Connection())[0])
 
     def test_other_errors_pass(self):
         class Connection:

@@ -101,15 +101,27 @@ def directory_in_its_place(host):
     os.mkdir(host.path('/dev/kvm'))
 
 
+def out_of_reach(host):
+    os.chmod(host.path('/var/lib/nova'), 0o700)
+    host.runs = None
+
+
+def another_device(host):
+    host.node('/dev/kvm', number=(1, 3))
+    host.runs = False
+
+
 EMULATORS = '/usr/bin/qemu-system-x86_64', '/usr/libexec/qemu-kvm'
 
 
 def no_emulator(host):
     for path in EMULATORS:
         host.remove(path)
+    host.connection.emulator = ''
 
 
 def emulator_without_kvm(host):
+    host.runs = False
     for path in EMULATORS:
         host.program(path, 'tcg')
 
@@ -226,12 +238,12 @@ FAULTS = (
               'fedora': 'user = "qemu".*systemctl restart virtqemud',
               'rhel': 'user = "qemu"', 'suse': 'user = "qemu"'}),
     Fault('no such user', written('/etc/libvirt/qemu.conf', 'user = "x"\n'),
-          'KVM201', 'FAIL', 'there is no user x .user in ',
+          'KVM201', 'WARN', 'there is no user x .user in ',
           'sed -i .*/etc/libvirt/qemu.conf'),
     Fault('no such group', written('/etc/libvirt/qemu.conf', 'group="x"\n'),
-          'KVM201', 'FAIL', 'there is no group x'),
+          'KVM201', 'WARN', 'there is no group x'),
     Fault('no user, libvirt is not installed', written(
-        '/etc/passwd', 'root:x:0:0::/:/bin/sh\n'), 'KVM201', 'FAIL',
+        '/etc/passwd', 'root:x:0:0::/:/bin/sh\n'), 'KVM201', 'WARN',
         'there is no user', {
             'debian': 'apt-get install libvirt-daemon-system',
             'ubuntu': 'apt-get install libvirt-daemon-system',
@@ -239,7 +251,7 @@ FAULTS = (
             'rhel': 'dnf install libvirt-daemon-kvm',
             'suse': 'zypper install libvirt-daemon-qemu'}),
     Fault('qemu.conf is nonsense', written(
-        '/etc/libvirt/qemu.conf', '\n\nuser = qemu\n'), 'KVM201', 'FAIL',
+        '/etc/libvirt/qemu.conf', '\n\nuser = qemu\n'), 'KVM201', 'WARN',
         'line 3', 'Correct that line'),
     Fault('libvirt not restarted', connection(user=(0, 0)), 'KVM201', 'WARN',
           'still gives QEMU the user 0', {
@@ -255,9 +267,8 @@ FAULTS = (
           'a plain file', '^mv /dev/kvm /dev/kvm.wrong && mknod '),
     Fault('/dev/kvm is a directory', directory_in_its_place, 'KVM202',
           'FAIL', 'a directory'),
-    Fault('/dev/kvm is another device', lambda host: host.node(
-        '/dev/kvm', number=(1, 3)), 'KVM202', 'FAIL', '1:3, KVM is 10:232',
-        '^rm /dev/kvm && mknod'),
+    Fault('/dev/kvm is another device', another_device, 'KVM202', 'FAIL',
+          '1:3, KVM is 10:232', '^rm /dev/kvm && mknod'),
     Fault('no udev rule', written(
         '/usr/lib/udev/rules.d/50-udev-default.rules', 'KERNEL=="tun"\n'),
         'KVM203', 'WARN', 'no rule', {
@@ -299,14 +310,14 @@ FAULTS = (
               'fedora': '^dnf install sudo$', 'rhel': '^dnf install sudo$',
               'suse': '^zypper install sudo$'}),
     Fault('helper of a moved venv', written(
-        '/usr/bin/privsep-helper', '#!/gone/bin/python\n'), 'KVM403', 'FAIL',
+        '/usr/bin/privsep-helper', '#!/gone/bin/python\n'), 'KVM403', 'WARN',
         '^privsep-helper of ', 'helper_command'),
     Fault('no instances_path', removed('/var/lib/nova/instances'), 'KVM404',
           'FAIL', 'does not exist',
           '^install -d -o nova -g nova /var/lib/nova/instances$'),
-    Fault('instances_path out of reach', lambda host: os.chmod(
-        host.path('/var/lib/nova'), 0o700), 'KVM404', 'FAIL',
-        'may not enter /var/lib/nova$', '^chmod o.x /var/lib/nova$'),
+    Fault('instances_path out of reach', out_of_reach, 'KVM404', 'WARN',
+          'may not enter /var/lib/nova: only guests that boot from a volume',
+          '^chmod o.x /var/lib/nova$'),
     Fault('no directory of channels', lambda host: (
         host.remove('/run/libvirt/qemu/channel')), 'KVM406', 'WARN',
         'has not run', {
@@ -315,15 +326,16 @@ FAULTS = (
             'fedora': '^systemctl start virtqemud$',
             'rhel': '^systemctl start virtqemud$',
             'suse': '^systemctl start libvirtd$'}),
-    Fault('no QEMU', no_emulator, 'KVM501', 'FAIL', 'where it is not', {
-        'debian': '^apt-get install qemu-system-x86$',
-        'ubuntu': '^apt-get install qemu-system-x86$',
-        'fedora': '^dnf install qemu-kvm$', 'rhel': '^dnf install qemu-kvm$',
-        'suse': '^zypper install qemu-x86$'}),
+    Fault('no QEMU', no_emulator, 'KVM501', 'FAIL', 'libvirt knows no QEMU', {
+        'debian': '^apt-get install qemu-system-x86 && ',
+        'ubuntu': '^apt-get install qemu-system-x86 && ',
+        'fedora': '^dnf install qemu-kvm && ',
+        'rhel': '^dnf install qemu-kvm && ',
+        'suse': '^zypper install qemu-x86 && '}),
     Fault('QEMU without kvm', emulator_without_kvm, 'KVM501', 'FAIL',
           'built without kvm'),
     Fault('QEMU that does not run', emulator_that_does_not_run, 'KVM501',
-          'FAIL', 'does not run'),
+          'WARN', 'cannot be run by this process'),
     Fault('old libvirt', connection(version=7_010_000), 'KVM503', 'FAIL',
           '7.10.0 is older than 8.0.0', '8.0.0'),
     Fault('libvirt soon too old', connection(version=9_000_000), 'KVM503',
@@ -334,7 +346,7 @@ FAULTS = (
           'will need 8.2.2'),
     Fault('unknown machine type', option(
         machine_types=(('x86_64', 'pc-9.9'), ('aarch64', 'x'))), 'KVM505',
-        'FAIL', 'x86_64=pc-9.9', '-machine help'),
+        'WARN', 'x86_64=pc-9.9', '-machine help'),
     Fault('stale libvirt', connection(kvm=False), 'KVM506', 'FAIL',
           'offers no KVM, though.*out of date.*the accel', {
               'debian': '^systemctl restart libvirtd$',

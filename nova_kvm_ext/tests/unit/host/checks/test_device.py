@@ -27,7 +27,9 @@ class DeviceTestCase(case.ChecksTestCase):
         self.check_faults('KVM2')
 
     def test_device_errors(self):
-        facts = self.host().facts(None)
+        host = self.host()
+        host.runs = None
+        facts = host.facts()
         for error, words in (('ENODEV', 'not in the kernel'),
                              ('EPERM', 'control group'),
                              ('ENOTTY', 'not KVM that answers'),

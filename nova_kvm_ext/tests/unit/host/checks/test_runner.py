@@ -17,7 +17,6 @@ import re
 import shlex
 
 import fixtures
-from oslotest import base
 
 import nova_kvm_ext
 from nova_kvm_ext.host.checks import runner
@@ -93,7 +92,7 @@ class RunnerTestCase(case.ChecksTestCase):
         self.assertTrue(self.check(host)['KVM201'].details.isprintable())
 
 
-class CodesTestCase(base.BaseTestCase):
+class CodesTestCase(case.ChecksTestCase):
 
     def test_order_and_names(self):
         codes = list(runner.codes())
@@ -113,6 +112,23 @@ class CodesTestCase(base.BaseTestCase):
                 runner.codes(),
                 {code: title.replace('``', '')
                  for code, title in rows.items()}, page)
+
+    def test_documentation_has_every_proof(self):
+        top = os.path.dirname(os.path.dirname(nova_kvm_ext.__file__))
+        with open(os.path.join(top, 'doc/source/admin/host-check.rst')) as f:
+            rows = {code: ' '.join(text.split()) for code, text in re.findall(
+                r'^   \* - ``(KVM\d{3})``\n     - ((?:.+\n)(?:       .+\n)*)',
+                f.read(), re.MULTILINE)}
+        self.assertEqual({code: proof or 'Never a FAIL.' for code, proof
+                          in runner.proofs().items()}, rows)
+
+    def test_none_fails_without_proof(self):
+        for fault in faults.FAULTS:
+            with fake_host.FakeHost() as host:
+                fault.change(host)
+                for result in self.check(host).values():
+                    if result.result == verdict.FAIL:
+                        self.assertTrue(runner.proofs()[result.code], result)
 
     def test_worst(self):
         def results(*said: str) -> list[verdict.CheckResult]:
