@@ -280,7 +280,8 @@ class AgentErrorTestCase(base.BaseTestCase):
     def test_what_may_have_happened(self):
         """Only where libvirt sent nothing is it sure that nothing was."""
         self.assertEqual(
-            {'NO_GUEST', 'NO_CHANNEL', 'DISCONNECTED', 'GIVEN_UP', 'BUSY'},
+            {'NO_GUEST', 'PAUSED', 'NO_CHANNEL', 'DISCONNECTED', 'GIVEN_UP',
+             'BUSY'},
             {fault.name for fault in errors.AgentFault
              if not errors.AgentError('x', fault=fault).may_have_acted})
 
