@@ -35,6 +35,7 @@ from nova_kvm_ext.cpu import hooks as cpu_hooks
 from nova_kvm_ext import departures
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
+from nova_kvm_ext.fleet import hooks as fleet_hooks
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import hooks as host_hooks
@@ -88,6 +89,7 @@ class KVMDriver(driver.LibvirtDriver):
             self._host, vhost_net=self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
         self._departures = departures.Departures()
+        self._published = fleet_hooks.Published()
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._guest_agents.freezes.quiesce_direct_snapshots(self)
         self._host_check = host_hooks.HostCheck(self)
@@ -106,6 +108,8 @@ class KVMDriver(driver.LibvirtDriver):
                 self._settle_options()
                 self._host_check.at_start()
             super().init_host(host)
+        self._published.start(
+            self._host.get_connection(), self._cpu.host, host)
         self._cpu.remember_running(host)
         self._guest_agents.service_starts()
         self._images = images_hooks.ImageFetch(conf.Settings.from_conf(CONF))
@@ -386,7 +390,8 @@ class KVMDriver(driver.LibvirtDriver):
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
         self._guest_agents.freezes.settle()
         with self._host_check.again():
-            return super().get_available_resource(nodename)
+            return self._published.add_to(
+                super().get_available_resource(nodename))
 
     def _can_set_admin_password(self, image_meta: Any) -> None:
         super()._can_set_admin_password(
@@ -398,6 +403,7 @@ class KVMDriver(driver.LibvirtDriver):
 
     def get_diagnostics(self, instance: Any) -> Any:
         return (super().get_diagnostics(instance) |
+                self._cpu.diagnostics(instance) |
                 self._guest_agents.diagnostics(instance))
 
     def _try_fetch_image_cache(self, image: Any, fetch_func: Any,

@@ -458,7 +458,9 @@ class GuestsCommand(AgentCommand, show.ShowOne):
             parsed_args, column_names)
         rows = data if not selector else [
             list(self._compress_iterable(row, selector)) for row in data]
-        self.formatter.emit_list(shown, rows, self.app.stdout, parsed_args)
+        # cliff has the formatters of show emit one row; each can emit a list.
+        self.formatter.emit_list(  # type: ignore[attr-defined]
+            shown, rows, self.app.stdout, parsed_args)
         return 0
 
     @staticmethod

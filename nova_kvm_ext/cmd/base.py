@@ -18,9 +18,11 @@ is its options without its services, and imports in a quarter of a second.
 """
 
 import argparse
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import sys
+import time
 from typing import Any
 
 from cliff import command
@@ -32,6 +34,8 @@ from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.host import configuration
+
+_EVERY_SECONDS = 0.2
 
 LIBVIRT_URI = 'qemu:///system'
 """What Nova connects to for kvm and qemu where connection_uri is empty."""
@@ -104,25 +108,44 @@ def libvirt_connection(uri: str, read_only: bool = False
             connection.close()
 
 
-class HostCommand(command.Command):
-    """A command with ``--config-file`` and ``--connect``.
+@contextlib.contextmanager
+def progress(what: str, whole: int | None = None
+             ) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how far a long piece of work is.
+
+    :param what: what is counted, a plural
+    :param whole: how many there are; None where that is not known
+    :returns: called with how many are done
+    """
+    shown = sys.stderr.isatty()
+    last = 0.0
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if shown and now - last > _EVERY_SECONDS:
+            last = now
+            print(f'\r{what}: {done}{f" of {whole}" if whole else ""}',
+                  end='', file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if last:
+            # The line is wiped, as what follows may be read by a program.
+            print('\r\033[K', end='', file=sys.stderr, flush=True)
+
+
+class Command(command.Command):
+    """A command whose errors are one line and an exit code.
 
     Goes before cliff's class among a command's bases: ``class List(
-    HostCommand, lister.Lister)``.
+    Command, lister.Lister)``.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.add_argument(
-            '--config-file', metavar='FILE', action='append',
-            dest='config_files',
-            help='nova.conf to go by (repeat for more); by default those that '
-                 'nova-compute reads')
-        parser.add_argument(
-            '--connect', metavar='URI',
-            help=f'libvirt to look at; by default [libvirt] connection_uri, '
-                 f'or {LIBVIRT_URI}')
         return parser
 
     def get_epilog(self) -> str:
@@ -153,6 +176,23 @@ class HostCommand(command.Command):
             said, code = errors.with_explanation(e), ExitCode.HOST
         print(f'error: {said}', file=sys.stderr)
         return int(code)
+
+
+class HostCommand(Command):
+    """A command with ``--config-file`` and ``--connect``."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--config-file', metavar='FILE', action='append',
+            dest='config_files',
+            help='nova.conf to go by (repeat for more); by default those that '
+                 'nova-compute reads')
+        parser.add_argument(
+            '--connect', metavar='URI',
+            help=f'libvirt to look at; by default [libvirt] connection_uri, '
+                 f'or {LIBVIRT_URI}')
+        return parser
 
     @staticmethod
     def uri(args: argparse.Namespace, nova: cfg.ConfigOpts) -> str:

@@ -21,7 +21,6 @@ import argparse
 from collections.abc import Iterable
 from collections.abc import Sequence
 import os
-import stat
 import sys
 from typing import Any
 
@@ -41,6 +40,9 @@ from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.fleet import export
+from nova_kvm_ext.fleet import files
+from nova_kvm_ext.fleet import this_host
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext import request
 
@@ -209,6 +211,33 @@ def _mapping(args: argparse.Namespace) -> traits.ByFeature:
     return utils.CPU_TRAITS_MAPPING
 
 
+class Export(_CPUCommand):
+    """Print what guests of this host can have, for a fleet.
+
+    One line of JSON, some 10 KiB, which nova-kvm-ext fleet takes: the CPU
+    part of libvirt's domain capabilities, the versions of libvirt, QEMU,
+    kernel and microcode, whether guests can have guests, and a digest that is
+    the same on hosts whose guests can have the same CPUs.
+
+    Exit codes: 0 printed, 2 wrong command line or configuration, 3 the host
+    lacks something or libvirt fails.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--name', metavar='HOST', default=os.uname().nodename,
+            help='the name of this host in the fleet; by default its own')
+        return parser
+
+    def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
+             settings: conf.Settings, connection: libvirt.virConnect
+             ) -> Any:
+        _, host = _look(nova, settings, connection)
+        print(export.to_json(
+            this_host.read(connection, host, args.name)))
+
+
 class ModelList(_CPUCommand, lister.Lister):
     """List the CPU models and levels: usable on this host, or why not.
 
@@ -331,12 +360,12 @@ class Compare(_CPUCommand, show.ShowOne):
         return root.get('type'), (None if os_type is None else
                                   os_type.get('arch'))
 
-    @classmethod
-    def _text(cls, name: str, connection: libvirt.virConnect) -> str | bytes:
+    @staticmethod
+    def _text(name: str, connection: libvirt.virConnect) -> str | bytes:
         if name == '-':
             return sys.stdin.buffer.read(document.MAX_BYTES + 1)
         if '/' in name or os.path.isfile(name):
-            return cls._read(name)
+            return files.read_file(name)
         try:
             try:
                 domain = connection.lookupByUUIDString(name)
@@ -350,20 +379,3 @@ class Compare(_CPUCommand, show.ShowOne):
                 f'{errors.clean(name, 80)}: there is no such domain on this '
                 f'host, and no such file.',
                 'virsh list --all has the domains.') from e
-
-    @staticmethod
-    def _read(path: str) -> bytes:
-        """What is in a regular file; opening a named pipe would block."""
-        try:
-            descriptor = os.open(
-                path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, 'rb') as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise errors.InvalidRequest(
-                        f'{errors.clean(path, 80)} is no regular file.',
-                        'Name a file with the XML in it.')
-                return file.read(document.MAX_BYTES + 1)
-        except OSError as e:
-            raise errors.InvalidRequest(
-                f'{errors.clean(path, 80)} cannot be read: {e.strerror}.',
-                'Name a file with the XML in it.') from e

@@ -42,6 +42,7 @@ from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import reader
+from nova_kvm_ext.cpu import stored
 from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
@@ -59,19 +60,6 @@ ArchOf = Callable[[Any], str | None]
 _MAPPING = libvirt_utils.CPU_TRAITS_MAPPING
 
 
-def kept_cpu(instance: Any) -> definition.CPU | None:
-    """The CPU with which the instance's guest last started.
-
-    :returns: None where this driver has not started it, or could not tell.
-        With ``match`` minimum the guest has more than this: it was started
-        with host-passthrough or maximum
-    """
-    stored = instance.vcpu_model
-    if stored is None or stored.model is None or stored.topology is not None:
-        return None
-    return _definition(stored)
-
-
 def _runs(xml: str) -> bool:
     """Whether a domain's XML is a running one's: only that has an id."""
     return document.parse(xml, 'the domain\'s XML').get('id') is not None
@@ -83,18 +71,8 @@ def _arch(xml: str) -> str | None:
     return None if found is None else found.get('arch')
 
 
-def _definition(stored: Any) -> definition.CPU:
-    """objects.VirtCPUModel in our terms."""
-    return definition.CPU(
-        mode='custom', model=stored.model, vendor=stored.vendor,
-        # As libvirt has it in the XML of each guest that runs.
-        fallback='forbid',
-        match=stored.match, features=tuple(
-            (feature.name, feature.policy) for feature in stored.features))
-
-
 def _vcpu_model(cpu: definition.CPU) -> Any:
-    """The object that is kept with the instance; see :func:`kept_cpu`."""
+    """The object that is kept with the instance; see :func:`stored.cpu_of`."""
     return objects.VirtCPUModel(
         arch=None, vendor=cpu.vendor, topology=None, mode='custom',
         model=cpu.model, match=cpu.match, features=[
@@ -117,6 +95,19 @@ class CPUHooks:
         self.choice: choose.CPUChoice | None = None
         # Instances whose hard reboot is under way, and the CPU to keep.
         self._rebooting: dict[str, definition.CPU | None] = {}
+
+    @property
+    def host(self) -> usable.Host | None:
+        """What guests of this host can have; None until that is settled."""
+        return self._host
+
+    def diagnostics(self, instance: Any) -> dict[str, Any]:
+        """The guest's exact CPU, for its server's diagnostics.
+
+        ``nova-kvm-ext fleet drain`` reads it there.
+        """
+        cpu = None if self.choice is None else stored.cpu_of(instance)
+        return {} if cpu is None else {stored.DIAGNOSTICS_KEY: cpu.to_xml()}
 
     # -- at start-up ----------------------------------------------------------
 
@@ -186,7 +177,7 @@ class CPUHooks:
                 nova_context.get_admin_context(), host,
                 expected_attrs=['vcpu_model']):
             guest = running.get(instance.uuid)
-            if guest is not None and kept_cpu(instance) is None:
+            if guest is not None and stored.cpu_of(instance) is None:
                 self.started(instance, guest.get_xml_desc)
 
     # -- a guest's configuration ----------------------------------------------
@@ -206,7 +197,7 @@ class CPUHooks:
 
         That one is true until the guest has started with another.
         """
-        had = kept_cpu(instance) if self.choice is not None else None
+        had = stored.cpu_of(instance) if self.choice is not None else None
         yield
         if had is not None:
             instance.vcpu_model = _vcpu_model(had)
@@ -217,7 +208,7 @@ class CPUHooks:
         A stopped server that was resized or moved gets the CPU of a new one
         when it starts, and nothing must be kept of the one before.
         """
-        if kept_cpu(instance) is not None:
+        if stored.cpu_of(instance) is not None:
             instance.vcpu_model = None
             instance.save()
 
@@ -322,7 +313,7 @@ class CPUHooks:
                 self._forget(instance)
                 return
             # Nova may have to ask the database for what was kept.
-            had = kept_cpu(instance)
+            had = stored.cpu_of(instance)
             if got is None or got == had:
                 return
             if had is not None:
@@ -403,7 +394,7 @@ class CPUHooks:
 
     def _kept(self, instance: Any) -> definition.CPU | None:
         """The CPU to go on with, or None for a new one."""
-        had = kept_cpu(instance)
+        had = stored.cpu_of(instance)
         assert self._settings is not None
         if not self._settings.keep_guest_cpu or had is None:
             return None
@@ -438,7 +429,7 @@ class CPUHooks:
                 arch_of(instance.image_meta)):
             # Emulated: the host's CPU has no part in it.
             return False
-        problem = self._cannot_give(_definition(guest_cpu))
+        problem = self._cannot_give(stored.from_object(guest_cpu))
         if problem is not None:
             LOG.error('A guest cannot migrate here: %s', problem)
             raise exception.InvalidCPUInfo(reason=problem)

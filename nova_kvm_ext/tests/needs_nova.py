@@ -62,7 +62,7 @@ def needed() -> tuple[list[str], list[str]]:
             (top := each.partition('.')[0]) and top != 'nova_kvm_ext' and
             top not in sys.stdlib_module_names and top not in _SAME
             for each in imported)}
-    more = True
+    more = differ
     while more:
         more = {name for name in imports.keys() - differ
                 if imports[name] & differ}

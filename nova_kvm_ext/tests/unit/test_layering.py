@@ -29,8 +29,10 @@ TOP = os.path.dirname(nova_kvm_ext.__file__)
 PURE = {
     'boot.report', 'boot.spec', 'boot.verify', 'conf', 'cpu.capabilities',
     'cpu.choose', 'cpu.compare', 'cpu.cpu_map', 'cpu.definition',
-    'cpu.document', 'cpu.levels', 'cpu.traits', 'cpu.unshown', 'cpu.usable',
-    'cpu.vulnerabilities', 'errors', 'exit_codes', 'guest_agent.channel',
+    'cpu.document', 'cpu.levels', 'cpu.stored', 'cpu.traits', 'cpu.unshown',
+    'cpu.usable', 'cpu.vulnerabilities', 'errors', 'exit_codes',
+    'fleet.admit', 'fleet.baseline', 'fleet.drain', 'fleet.export',
+    'fleet.fit', 'fleet.kinds', 'guest_agent.channel',
     'guest_agent.replies', 'host.access', 'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
@@ -46,7 +48,8 @@ PURE = {
     'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'cpu.reader', 'guest_agent.client', 'host.configuration',
+    'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
+    'fleet.this_host', 'guest_agent.client', 'host.configuration',
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
@@ -54,18 +57,21 @@ READERS = {
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
-    'boot.leftovers', 'boot.supervisor', 'boot.testguest',
+    'boot.leftovers', 'boot.supervisor', 'boot.testguest', 'fleet.page',
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
     'images.convert'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'departures',
-    'designer', 'driver', 'extra_specs', 'guest_agent.freezes',
+    'designer', 'driver', 'extra_specs', 'fleet.hooks',
+    'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
     'host.hooks', 'images.hooks', 'vhost.hooks', 'vhost.privileged',
     'vhost.vif'}
+# What runs in nova-scheduler.
+SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
-    'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.guest', 'cmd.host',
+    'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.fleet', 'cmd.guest', 'cmd.host',
     'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
@@ -75,13 +81,16 @@ PURE_LIBRARIES = {'lxml', 'os_traits', 'oslo_config', 'oslo_utils'}
 # floors.
 RULES = {
     'PURE': (PURE, PURE_LIBRARIES, PURE),
-    'READERS': (READERS, PURE_LIBRARIES | {'libvirt_qemu', 'oslo_concurrency',
+    'READERS': (READERS, PURE_LIBRARIES | {'keystoneauth1', 'libvirt_qemu',
+                                           'openstack', 'oslo_concurrency',
                                            'oslo_log'},
                 PURE | READERS),
-    'MAKERS': (MAKERS, {'libvirt'}, PURE | READERS | MAKERS),
+    'MAKERS': (MAKERS, {'jinja2', 'libvirt'}, PURE | READERS | MAKERS),
     'NOVA': (NOVA, (PURE_LIBRARIES | NO_NOVA |
-                    {'libvirt_qemu', 'nova', 'oslo_concurrency', 'oslo_log'}),
+                    {'libvirt_qemu', 'nova', 'oslo_concurrency', 'oslo_log',
+                     'oslo_serialization'}),
              PURE | READERS | MAKERS | NOVA),
+    'SCHEDULER': (SCHEDULER, {'nova', 'oslo_log'}, PURE),
     'COMMANDS': (COMMANDS,
                  {'cliff', 'libvirt', 'oslo_config', 'oslo_upgradecheck',
                   'pbr'} | NO_NOVA,

@@ -34,6 +34,8 @@ from nova_kvm_ext.tests.unit.guest_agent import test_replies
 
 def libvirt_error(code: int, text: str) -> libvirt.libvirtError:
     error = libvirt.libvirtError(text)
+    # Otherwise the text is that of the last error of another test.
+    error.args = (text,)
     error.err = (code, 10, text, 2, None, None, None, 0, 0)
     return error
 

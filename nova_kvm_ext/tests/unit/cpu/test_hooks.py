@@ -30,6 +30,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import hooks
+from nova_kvm_ext.cpu import stored
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
 from nova_kvm_ext import driver
@@ -199,8 +200,8 @@ class StartTestCase(CPUHooksTestCase):
                         return_value=[live(EXACT)]):
             objects.InstanceList.get_by_host.return_value = [instance, other]
             drvr._cpu.remember_running('host')
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
-        self.assertIsNone(hooks.kept_cpu(other))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
+        self.assertIsNone(stored.cpu_of(other))
         self.save.assert_called_once_with()
 
     def test_they_are_looked_for_when_the_service_starts(self):
@@ -387,7 +388,7 @@ class KeptTestCase(CPUHooksTestCase):
     def test_a_start(self):
         instance = self.make_instance(vcpu_model=configured())
         self.start(self.started(), instance, live(EXACT))
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
         self.save.assert_called_once_with()
         self.assertNotIn('another CPU', self.stdlog.logger.output)
 
@@ -396,12 +397,12 @@ class KeptTestCase(CPUHooksTestCase):
         self.start(self.started(), instance, live(EXACT))
         instance.vcpu_model = objects.VirtCPUModel.from_json(
             instance.vcpu_model.to_json())
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
 
     def test_what_nova_configured_is_no_cpu_to_compare_with(self):
         """A model by itself is less than libvirt tells of a running guest."""
         instance = self.make_instance(vcpu_model=configured('Penryn'))
-        self.assertIsNone(hooks.kept_cpu(instance))
+        self.assertIsNone(stored.cpu_of(instance))
         self.start(self.started(), instance, live(EXACT))
         self.assertNotIn('another CPU', self.stdlog.logger.output)
 
@@ -417,7 +418,7 @@ class KeptTestCase(CPUHooksTestCase):
             "<model>Nehalem</model></cpu>", dom_id=''))
         self.start(self.started(), instance,
                    domain("<cpu mode='host-passthrough'/>", dom_id=''))
-        self.assertIsNone(hooks.kept_cpu(instance))
+        self.assertIsNone(stored.cpu_of(instance))
 
     def test_what_is_defined_without_a_start_forgets(self):
         """A stopped server that was resized gets its new flavor's CPU."""
@@ -431,7 +432,7 @@ class KeptTestCase(CPUHooksTestCase):
         with mock.patch.object(libvirt_driver.LibvirtDriver, '_create_guest',
                                return_value=guest):
             drvr._create_guest(None, '<domain/>', instance, power_on=False)
-        self.assertIsNone(hooks.kept_cpu(instance))
+        self.assertIsNone(stored.cpu_of(instance))
         self.save.assert_called_once_with()
         # The start, which is Nova's hard reboot.
         found = []
@@ -454,7 +455,7 @@ class KeptTestCase(CPUHooksTestCase):
             "<os><type arch='aarch64'>hvm</type></os>"
             "<cpu mode='custom' match='exact' check='full'>"
             "<model>cortex-a57</model></cpu>"))
-        self.assertIsNone(hooks.kept_cpu(instance))
+        self.assertIsNone(stored.cpu_of(instance))
 
     def test_passthrough_and_maximum_by_what_can_be_named(self):
         for mode in ('host-passthrough', 'maximum'):
@@ -462,7 +463,7 @@ class KeptTestCase(CPUHooksTestCase):
             self.start(self.started(), instance, domain(
                 f"<cpu mode='{mode}'>"
                 "<feature name='sha-ni' policy='disable'/></cpu>"))
-            kept = hooks.kept_cpu(instance)
+            kept = stored.cpu_of(instance)
             self.assertEqual(('EPYC', 'AMD', 'minimum'),
                              (kept.model, kept.vendor, kept.match))
             self.assertIn(('hypervisor', 'require'), kept.features)
@@ -474,26 +475,26 @@ class KeptTestCase(CPUHooksTestCase):
             guest.get_xml_desc.return_value = xml
             instance = self.make_instance()
             self.start(self.started(), instance, guest)
-            self.assertIsNone(hooks.kept_cpu(instance))
+            self.assertIsNone(stored.cpu_of(instance))
         self.assertIn('cannot be read', self.stdlog.logger.output)
 
     def test_a_database_that_fails_harms_nothing(self):
         self.save.side_effect = exception.InstanceNotFound(instance_id='x')
         instance = self.make_instance()
         self.start(self.started(), instance, live(EXACT))
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
 
     def test_configuring_leaves_what_is_true(self):
         """Nova overwrites it before the guest has the new CPU."""
         instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
         self.cpu(self.started(), instance)
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
 
     def test_a_first_configuration_is_novas(self):
         instance = self.make_instance()
         self.cpu(self.started(), instance)
         self.assertEqual('host-model', instance.vcpu_model.mode)
-        self.assertIsNone(hooks.kept_cpu(instance))
+        self.assertIsNone(stored.cpu_of(instance))
 
     def test_after_a_live_migration(self):
         drvr = self.started()
@@ -506,7 +507,7 @@ class KeptTestCase(CPUHooksTestCase):
             drvr.post_live_migration_at_destination(
                 None, instance, None, True, block_device_info={})
         nova.assert_called_once_with(None, instance, None, True, {})
-        self.assertEqual(EXACT, hooks.kept_cpu(instance))
+        self.assertEqual(EXACT, stored.cpu_of(instance))
 
     def test_drift_is_logged(self):
         instance = self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))

@@ -1,0 +1,537 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext fleet ...``: one CPU for many hosts, where guests can go.
+
+Works on what hosts have said of themselves: exports (``nova-kvm-ext cpu
+export``) or domain capabilities in files, or a cloud. Asks no libvirt and
+needs no host.
+"""
+
+import argparse
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import fnmatch
+import os
+import sys
+import textwrap
+from typing import Any
+
+from cliff import columns
+from cliff import lister
+from cliff import show
+
+from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cpu import cpu_map
+from nova_kvm_ext.cpu import definition
+from nova_kvm_ext.cpu import reader
+from nova_kvm_ext.cpu import usable
+from nova_kvm_ext.cpu import vulnerabilities
+from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext.fleet import admit
+from nova_kvm_ext.fleet import baseline
+from nova_kvm_ext.fleet import cloud
+from nova_kvm_ext.fleet import drain
+from nova_kvm_ext.fleet import files
+from nova_kvm_ext.fleet import fit
+from nova_kvm_ext.fleet import kinds
+from nova_kvm_ext.fleet import page
+
+_ANSWERS = {True: 'yes', False: 'no', None: 'unknown'}
+_CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.HOST}
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, subsequent_indent='  ',
+                         break_on_hyphens=False)
+
+
+class Reason(columns.FormattableColumn):
+    """A sentence."""
+
+    def human_readable(self) -> str:
+        return _wrapped(self._value, 32)
+
+    def machine_readable(self) -> str:
+        return self._value
+
+
+class Names(columns.FormattableColumn):
+    """Names of features or hosts: some of them, or all."""
+
+    def human_readable(self) -> str:
+        return _wrapped(usable.some(self._value), 32)
+
+    def machine_readable(self) -> list[str]:
+        return list(self._value)
+
+
+class Counts(columns.FormattableColumn):
+    """Values with how often each is there."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(value if len(self._value) == 1 else
+                         f'{value} ({number})'
+                         for value, number in self._value.items())
+
+    def machine_readable(self) -> dict[str, int]:
+        return dict(self._value)
+
+
+class Lines(columns.FormattableColumn):
+    """Facts, each a line for people and an object for programs."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(_wrapped(line, 60) for line, _ in self._value)
+
+    def machine_readable(self) -> list[Any]:
+        return [value for _, value in self._value]
+
+
+def _why(args: argparse.Namespace) -> tuple[str, ...]:
+    """Columns that say why: one for people, all for programs."""
+    return (('why',) if args.formatter == 'table' else
+            ('missing', 'unknown_names', 'reason'))
+
+
+def _said(answer: fit.Answer, args: argparse.Namespace) -> tuple[Any, ...]:
+    """The columns of _why."""
+    if args.formatter != 'table':
+        return (Names(answer.missing), Names(answer.unknown),
+                Reason(answer.reason))
+    lacks = (*answer.missing, *answer.unknown)
+    return (Reason(f'lacks {usable.some(lacks)}' if lacks else
+                   '' if answer.possible else answer.reason),)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A fleet and what is known of it besides.
+
+    :ivar aggregates: names of host aggregates by host
+    """
+
+    fleet: fit.Fleet
+    aggregates: Mapping[str, Collection[str]]
+
+    def named(self) -> dict[str, kinds.Kind]:
+        return kinds.named(self.fleet.kinds)
+
+
+class _FleetCommand(base.Command):
+    """A command about a fleet.
+
+    Exit codes: as each command says; 2 wrong command line or files, 3 no
+    host could be read.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        self.add_arguments(parser)
+        parser.add_argument(
+            'sources', metavar='FILE|DIRECTORY', nargs='*',
+            help='exports of hosts (nova-kvm-ext cpu export) or what virsh '
+                 'domcapabilities prints, a file a host; of a directory all '
+                 'files that end in .json or .xml')
+        parser.add_argument(
+            '--os-cloud', metavar='NAME',
+            help='ask the computes of this cloud of clouds.yaml instead, as '
+                 'an administrator')
+        parser.add_argument(
+            '--hosts', metavar='PATTERN', action='append', default=[],
+            help='only hosts whose names match, as az1-* (repeat for more)')
+        # "NEW --cpu FILE DIRECTORY" too: argparse would take the optional
+        # sources for none once it has seen NEW.
+        parser.parse_args = (  # type: ignore[method-assign]
+            parser.parse_intermixed_args)
+        return parser
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Arguments of one command, before the sources."""
+
+    def read(self, args: argparse.Namespace) -> _Known:
+        """The fleet that is meant.
+
+        :raises errors.InvalidRequest: none is named, or none of it is there
+        """
+        x86_map = reader.read_map()
+        if bool(args.os_cloud) == bool(args.sources):
+            raise errors.InvalidRequest(
+                'Either files of hosts or --os-cloud must be named.',
+                'See nova-kvm-ext cpu export for the files.')
+        found = (self._read_cloud(args.os_cloud) if args.os_cloud else
+                 self._read_files(args.sources, x86_map))
+        for why in found.refused:
+            print(f'warning: {why}', file=sys.stderr)
+        hosts = [host for host in found.hosts if not args.hosts or any(
+            fnmatch.fnmatchcase(host.host, pattern)
+            for pattern in args.hosts)]
+        if not hosts:
+            raise errors.InvalidRequest(
+                'No host matches --hosts.' if found.hosts else
+                'No host could be read.',
+                f'These were read: '
+                f'{usable.some(host.host for host in found.hosts)}.'
+                if found.hosts else
+                'See the warnings above.')
+        return _Known(fit.Fleet(kinds.group(hosts), x86_map),
+                      getattr(found, 'aggregates', {}))
+
+    @staticmethod
+    def _read_files(sources: Sequence[str],
+                    x86_map: cpu_map.CPUMap | None) -> files.Read:
+        found = files.paths(sources)
+        with base.progress('hosts', len(found)) as progress:
+            return files.read(found, x86_map, progress)
+
+    @staticmethod
+    def _read_cloud(name: str) -> cloud.Read:
+        with base.progress('hosts') as progress:
+            return cloud.read(cloud.connect(name), progress)
+
+
+class Kinds(_FleetCommand, lister.Lister):
+    """List the kinds of host of a fleet: whose guests can have the same CPUs.
+
+    Varies are the facts in which hosts of one kind differ: a difference in
+    microcode or kernel can become a difference between CPUs of guests.
+
+    Exit codes: 0 listed, 2 wrong command line or files.
+    """
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        known = self.read(parsed_args)
+        table = parsed_args.formatter == 'table'
+        rows = []
+        for name, kind in known.named().items():
+            versions = {of: kind.versions(of) for of in kinds.VARYING}
+            row = (name, kind.count, kind.level or '' if table else kind.level,
+                   Counts(versions['libvirt']), Counts(versions['qemu']))
+            rows.append(row + ((Names(
+                [of for of, found in versions.items() if len(found) > 1]),)
+                if table else (
+                    *(Counts(versions[of])
+                      for of in ('kernel', 'microcode', 'nested')),
+                    kind.vendor, [host.host for host in kind.hosts])))
+        return ('kind', 'hosts', 'level', 'libvirt', 'qemu') + (
+            ('varies',) if table else
+            ('kernel', 'microcode', 'nested', 'vendor', 'names')), rows
+
+
+class Baseline(_FleetCommand, show.ShowOne):
+    """Show the best CPU that all hosts of a fleet can give, for nova.conf.
+
+    Within one vendor that is a model with features added and taken away,
+    across vendors a level. A level gets no feature against CPU
+    vulnerabilities by itself; --mitigations adds those that all hosts have.
+
+    Exit codes: 0 there is one, 2 wrong command line or files, 3 there is
+    none.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            '--mitigations', action='store_true',
+            help='add the features against CPU vulnerabilities that all '
+                 'hosts have')
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Sequence[Any]]:
+        known = self.read(parsed_args)
+        found = baseline.of(
+            known.fleet, {each.name for each in (
+                *vulnerabilities.INTEL, *vulnerabilities.AMD)}
+            if parsed_args.mitigations else ())
+        names = {kind.digest: name for name, kind in known.named().items()}
+        rows: dict[str, Any] = {
+            'hosts': sum(kind.count for kind in known.fleet.kinds),
+            'kinds': len(known.fleet.kinds),
+            'cpu_model': found.model, 'level': found.level,
+            'nova_conf': found.nova_conf(),
+            'features': Names(sorted(found.features)),
+            'loses': Lines([_loss(names, loss) for loss in found.losses]),
+            'gains': Lines([_gain(names, gain) for gain in found.gains]),
+            'notes': Lines([(note, note) for note in found.notes])}
+        return tuple(rows), tuple(rows.values())
+
+
+def _loss(names: Mapping[str, str], loss: baseline.Loss
+          ) -> tuple[str, dict[str, Any]]:
+    name = names[loss.kind.digest]
+    said = usable.some(loss.features) if loss.features else 'nothing'
+    level = f'; has {loss.level}' if loss.level else ''
+    return (f'{name} ({loss.kind.count} hosts): {said}{level}',
+            {'kind': name, 'hosts': loss.kind.count,
+             'features': list(loss.features), 'level': loss.level})
+
+
+def _gain(names: Mapping[str, str], gain: baseline.Gain
+          ) -> tuple[str, dict[str, Any]]:
+    name = names[gain.without.digest]
+    level = f', so {gain.level}' if gain.level else ''
+    return (f'without {name} ({gain.without.count} hosts): '
+            f'{usable.some(gain.features)}{level}',
+            {'without': name, 'hosts': gain.without.count,
+             'features': list(gain.features), 'level': gain.level})
+
+
+class Matrix(_FleetCommand, lister.Lister):
+    """Show between which kinds of host guests with host-model can move.
+
+    Without --from a line a kind: to how many other hosts its guests can
+    move, and from how many hosts it takes guests. With --from a line for
+    each other kind. --page writes all of it as a page for a browser.
+
+    Exit codes: 0 shown, 2 wrong command line or files.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            '--from', metavar='KIND|HOST', dest='source',
+            help='one kind, or the kind of one host, and why not')
+        parser.add_argument(
+            '--page', metavar='FILE',
+            help='also write an HTML page that needs no network')
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        known = self.read(parsed_args)
+        if parsed_args.page:
+            _write(parsed_args.page, page.render(
+                known.fleet, known.aggregates))
+        named = known.named()
+        if parsed_args.source:
+            return self._from(known, named, parsed_args)
+        matrix = known.fleet.matrix()
+        rows = []
+        for at, (name, kind) in enumerate(named.items()):
+            # To its own kind a guest can always move, to its own host not.
+            others = kind.count - 1
+            there = [answer.possible for answer in matrix[at]]
+            back = [row[at].possible for row in matrix]
+            rows.append((
+                name, kind.count,
+                others + self._hosts(known, at, there, True),
+                self._hosts(known, at, there, False),
+                self._hosts(known, at, there, None),
+                others + self._hosts(known, at, back, True)))
+        return ('kind', 'hosts', 'to_hosts', 'not_to', 'unknown',
+                'from_hosts'), rows
+
+    @staticmethod
+    def _hosts(known: _Known, own: int, answers: Sequence[bool | None],
+               wanted: bool | None) -> int:
+        return sum(kind.count for at, (kind, answer) in enumerate(
+            zip(known.fleet.kinds, answers)) if at != own and
+            answer is wanted)
+
+    @staticmethod
+    def _from(known: _Known, named: Mapping[str, kinds.Kind],
+              args: argparse.Namespace
+              ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        wanted = args.source
+        source = named.get(wanted) or next(
+            (kind for kind in named.values()
+             if any(host.host == wanted for host in kind.hosts)), None)
+        if source is None:
+            raise errors.InvalidRequest(
+                f'--from {errors.clean(wanted, 80)}: there is no such kind '
+                f'or host.', f'The kinds are {usable.some(named)}.')
+        rows = []
+        for name, kind in named.items():
+            there = known.fleet.takes(source, kind)
+            back = known.fleet.takes(kind, source)
+            rows.append((
+                name, kind.count, _ANSWERS[there.possible],
+                _ANSWERS[back.possible], *_said(there, args)))
+        return ('kind', 'hosts', 'to', 'back', *_why(args)), rows
+
+
+def _write(path: str, text: str) -> None:
+    """The page, whole or not at all."""
+    half = f'{path}.{os.getpid()}'
+    try:
+        with open(half, 'x', encoding='utf-8') as file:
+            file.write(text)
+        os.replace(half, path)
+    except OSError as e:
+        raise errors.InvalidRequest(
+            f'--page {errors.clean(path, 200)} cannot be written: '
+            f'{e.strerror}.', 'Name a file in a directory that you may '
+                              'write to.') from e
+
+
+class Admit(_FleetCommand, show.ShowOne):
+    """Tell whether a new kind of host may join a fleet, and what that costs.
+
+    It may where its guests can have the CPU of --cpu, or without that the
+    baseline of the fleet as it is.
+
+    Exit codes: 0 it may, 1 it may not, 2 wrong command line or files, 3 it
+    cannot be told.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            'new', metavar='NEW', help='export of the new host')
+        parser.add_argument(
+            '--cpu', metavar='FILE',
+            help='the CPU of the fleet\'s guests: the XML of a domain or a '
+                 '<cpu> element')
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Sequence[Any]]:
+        known = self.read(parsed_args)
+        new = files.read([parsed_args.new], reader.read_map())
+        if not new.hosts:
+            raise errors.InvalidRequest(new.refused[0])
+        kind, = kinds.group(new.hosts)
+        # What a model means, the new host may be the only one to know.
+        fleet = fit.Fleet((*known.fleet.kinds, kind), known.fleet.known)
+        cpu = (_cpu(parsed_args.cpu) if parsed_args.cpu else
+               baseline.of(known.fleet).cpu)
+        found = admit.admit(kind, fit.Fleet(
+            known.fleet.kinds, fleet.known), cpu)
+        self._code = _CODES[found.answer.possible]
+        rows = {
+            'may_join': _ANSWERS[found.answer.possible],
+            'reason': found.answer.reason,
+            'missing': Names(found.answer.missing),
+            'unknown_names': Names(found.answer.unknown),
+            'level': found.level, 'level_after': found.level_after,
+            'lost': Names(found.lost),
+            'guests_go_to_hosts': found.gives,
+            'guests_come_from_hosts': found.takes}
+        return tuple(rows), tuple(rows.values())
+
+
+def _cpu(path: str) -> definition.CPU:
+    """The CPU of a file; one that names no model is an error."""
+    text = sys.stdin.buffer.read() if path == '-' else files.read_file(path)
+    try:
+        cpu = definition.CPU.parse(text, errors.clean(path, 200))
+    except errors.HostError as e:
+        raise errors.InvalidRequest(e.problem, e.remedy) from e
+    if cpu.model is None:
+        raise errors.InvalidRequest(
+            f'{errors.clean(path, 200)} names no CPU model'
+            f'{f" but the mode {cpu.mode}" if cpu.mode else ""}: what a '
+            f'guest has then is its host\'s to say.',
+            'Take the XML of the running domain (virsh dumpxml), where '
+            'libvirt has written what the guest got.')
+    return cpu
+
+
+class Drain(_FleetCommand, lister.Lister):
+    """Tell for each guest of a host how many other hosts can run its CPU.
+
+    Guests that can go nowhere come first, with the features that keep them.
+    With --os-cloud the guests are those of the cloud, and each CPU is the
+    exact one that the driver keeps; else name XML of running domains (virsh
+    dumpxml) with --guest.
+
+    Exit codes: 0 each guest can go somewhere, 1 one cannot, 2 wrong command
+    line or files, 3 of one it is not known.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            'host', metavar='HOST', help='the host that shall be emptied')
+        parser.add_argument(
+            '--guest', metavar='FILE', action='append', default=[],
+            help='XML of a running domain, or a directory of such files '
+                 '(repeat for more)')
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        if bool(parsed_args.guest) == bool(parsed_args.os_cloud):
+            raise errors.InvalidRequest(
+                'The guests are those of --os-cloud, or those of --guest.',
+                'Name one of the two.')
+        known = self.read(parsed_args)
+        if parsed_args.os_cloud:
+            with base.progress('guests') as progress:
+                guests = cloud.guests(cloud.connect(parsed_args.os_cloud),
+                                      parsed_args.host, progress)
+        else:
+            guests = tuple(_guest(path)
+                           for path in files.paths(parsed_args.guest))
+        found = drain.ways(guests, known.fleet, parsed_args.host)
+        answers = [way.possible for way in found]
+        self._code = _CODES[
+            False if False in answers else
+            None if None in answers else True]
+        rows: list[tuple[Any, ...]] = [
+            (way.guest.name,
+             way.guest.cpu.model if way.guest.cpu else None,
+             _ANSWERS[way.possible], way.takes, way.unknown,
+             Names(way.hosts), Counts(dict(way.keeping)), Reason(way.reason))
+            for way in found]
+        if parsed_args.formatter == 'table':
+            rows = [(*row[:4], row[6] if row[2] != 'yes' else '', row[7])
+                    for row in rows]
+            return ('guest', 'model', 'can_go', 'to_hosts', 'keeping',
+                    'reason'), rows
+        return ('guest', 'model', 'can_go', 'to_hosts', 'unknown', 'hosts',
+                'keeping', 'reason'), rows
+
+
+def _guest(path: str) -> drain.Guest:
+    name = os.path.splitext(os.path.basename(path))[0]
+    try:
+        return drain.Guest(name, _cpu(path))
+    except errors.InvalidRequest as e:
+        return drain.Guest(name, None, e.problem)
+
+
+class Fit(_FleetCommand, lister.Lister):
+    """Tell on how many hosts of a fleet a CPU runs.
+
+    CPU is the XML of a running domain or a <cpu> element in a file, - is
+    standard input.
+
+    Exit codes: 0 on some, 1 on none, 2 wrong command line or files, 3 it
+    cannot be told.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument('cpu', metavar='CPU', help='file with the CPU')
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
+        known = self.read(parsed_args)
+        reach = fit.reach(_cpu(parsed_args.cpu), known.fleet)
+        numbers = {answer: reach.hosts(answer) for answer in _ANSWERS}
+        self._code = _CODES[
+            True if numbers[True] else None if numbers[None] else False]
+        print('runs on {} hosts, not on {}, not known of {}'.format(
+            *numbers.values()), file=sys.stderr)
+        names = {kind.digest: name for name, kind in known.named().items()}
+        return ('kind', 'hosts', 'possible', *_why(parsed_args)), [
+            (names[kind.digest], kind.count, _ANSWERS[answer.possible],
+             *_said(answer, parsed_args)) for kind, answer in reach.answers]
