@@ -19,9 +19,11 @@ is not kept.
 
 import argparse
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 import sys
+import textwrap
 from typing import Any
 
 from cliff import lister
@@ -37,7 +39,9 @@ from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import levels
 from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.cpu import traits
+from nova_kvm_ext.cpu import unshown
 from nova_kvm_ext.cpu import usable
+from nova_kvm_ext.cpu import vulnerabilities
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.fleet import export
@@ -45,6 +49,9 @@ from nova_kvm_ext.fleet import files
 from nova_kvm_ext.fleet import this_host
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext import request
+
+# Of a terminal; what is longer is wrapped.
+_COLUMNS = 80
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -122,7 +129,9 @@ class Show(_CPUCommand, show.ShowOne):
     By default the guest of a flavor and an image that ask for nothing;
     --flavor-spec and --property say what they ask for. With maximum and
     host-passthrough the features shown are those that host-model would have;
-    there may be more.
+    there may be more. Those of host-model that can differ from what the guest
+    gets are told, and under KVM the features against CPU flaws that the guest
+    lacks though this host could give them.
 
     Exit codes: 0 such a guest can be, 2 wrong command line or configuration,
     or the guest is refused, 3 the host lacks something or libvirt fails.
@@ -167,14 +176,68 @@ class Show(_CPUCommand, show.ShowOne):
             'cpu_model': guest.model,
             'asked_by': guest.said,
             'xml': None if cpu is None else cpu.to_xml()}
+        differ = self._can_differ(guest, features, host)
+        lack = self._lack(guest, features, host)
+        line = (None if lack is None or not lack.missing else
+                vulnerabilities.option(lack.flags, choice.features))
         if args.formatter == 'table':
             rows |= self._by_origin(features)
+            if differ:
+                rows['can differ'] = '\n'.join(
+                    f'{name}: {why}' for name, why in differ.items())
+            if lack is not None:
+                rows['lacks against CPU flaws'] = '\n'.join(
+                    map(str, lack.missing)) or 'nothing that this host has'
+            if line is not None:
+                rows['nova.conf that adds it'] = line
+            rows = _fitted(rows)
         else:
             rows['warnings'] = list(choice.warnings)
             rows['features'] = [
                 {'name': f.name, 'policy': f.policy, 'origin': f.origin,
-                 'asked_by': f.asked_by} for f in features]
+                 'asked_by': f.asked_by, 'can_differ': differ.get(f.name)}
+                for f in features]
+            rows['can_differ'] = differ
+            rows['mitigations'] = None if lack is None else {
+                'missing': [
+                    {'name': m.name, 'against': m.against,
+                     'required': m.required} for m in lack.missing],
+                'nova_conf': line}
         return tuple(rows), tuple(rows.values())
+
+    @staticmethod
+    def _can_differ(guest: choose.GuestChoice,
+                    features: Iterable[choose.Feature], host: usable.Host
+                    ) -> dict[str, str]:
+        """What a guest with host-model may get or not, with the reasons."""
+        if guest.mode != 'host-model' or host.caps.host_model is None:
+            return {}
+        return unshown.can_differ(
+            (f.name for f in features), host.caps.host_model.vendor,
+            host.virt_type)
+
+    @staticmethod
+    def _lack(guest: choose.GuestChoice,
+              features: Iterable[choose.Feature], host: usable.Host
+              ) -> vulnerabilities.Lack | None:
+        """The features against CPU flaws that this guest lacks.
+
+        :returns: None where that is not known, or means nothing: an emulated
+            CPU has no such flaws
+        """
+        has: frozenset[str] | None = frozenset(
+            f.name for f in features if f.policy == 'require')
+        if guest.mode == 'none':
+            has = usable.model_features(vulnerabilities.DEFAULT_MODEL, host)
+        if (not has or host.available is None or host.virt_type != 'kvm' or
+                host.caps.host_model is None):
+            return None
+        vendor = host.caps.host_model.vendor
+        if vulnerabilities.of_vendor(vendor) is None:
+            return None
+        return vulnerabilities.lack(
+            [has], host.available, vendor,
+            {name for name, policy in guest.extra if policy == 'disable'})
 
     def _needs(self, args: argparse.Namespace) -> choose.GuestNeeds:
         specs, properties = dict(args.flavor_specs), dict(args.properties)
@@ -200,6 +263,21 @@ class Show(_CPUCommand, show.ShowOne):
             rows.setdefault(origin, []).append(sign + feature.name)
         return {origin: ' '.join(names)
                 for origin, names in sorted(rows.items())}
+
+
+def _fitted(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of a table for people, with lines that fit into 80 columns."""
+    # Two borders, the separator, and a space at each side of both columns.
+    width = _COLUMNS - 7 - max(map(len, rows))
+
+    def fitted(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return '\n'.join(
+            part for line in value.splitlines()
+            for part in textwrap.wrap(line, width, break_on_hyphens=False))
+
+    return {name: fitted(value) for name, value in rows.items()}
 
 
 def _mapping(args: argparse.Namespace) -> traits.ByFeature:

@@ -115,3 +115,34 @@ def given(features: Iterable[str], vendor: str | None,
         (not row.vendors or vendor in row.vendors)}
     return (frozenset(n for n, row in found.items() if row.sure),
             frozenset(n for n, row in found.items() if not row.sure))
+
+
+CAN_DIFFER = types.MappingProxyType({
+    'cmp_legacy': 'QEMU gives it to guests with more than one core',
+    'ht': 'QEMU gives it to guests with more than one CPU',
+    'invtsc': 'libvirt leaves it out, because a guest with it cannot migrate',
+    'ospke': 'it follows what the guest\'s kernel does',
+    'osxsave': 'it follows what the guest\'s kernel does',
+    'topoext': 'QEMU gives it with the EPYC models under KVM, whether '
+               'host-model shows it or not',
+})
+"""Features of host-model that a guest may get or not, and why.
+
+Measured with libvirt 12.8 and QEMU 11.1 on AMD: a guest with host-model has
+topoext in its live XML, and neither cmp_legacy nor invtsc (tests/data). QEMU
+target/i386/cpu.c, cpu_x86_cpuid(); libvirt src/cpu/cpu_x86.c,
+virCPUx86CopyMigratable().
+"""
+
+
+def can_differ(features: Iterable[str], vendor: str | None, virt_type: str
+               ) -> dict[str, str]:
+    """Which features of host-model can differ from what guests get, and why.
+
+    :param features: those that host-model shows
+    :param vendor: of the CPU that host-model gives
+    """
+    names = CAN_DIFFER.keys() & set(features)
+    if vendor in _AMD and virt_type == 'kvm':
+        names |= {'topoext'}
+    return {name: CAN_DIFFER[name] for name in sorted(names)}

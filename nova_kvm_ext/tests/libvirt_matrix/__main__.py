@@ -60,8 +60,8 @@ def read_sources(given: Sequence[str], releases: Sequence[str],
         say(f'documents of libvirt {source.version}')
         bed.documents = source.documents
         bed.judged.extend(source.judge())
-        texts |= {f'{source.version} {name}': cpu.to_xml()
-                  for name, cpu in source.cpus()}
+        texts |= {f'{source.version} {name}': xml
+                  for name, xml in source.cpus()}
     return beds, texts
 
 
@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--again', action='store_true',
         help='start no guest: judge what the last run has kept')
+    parser.add_argument(
+        '--fixtures', metavar='DIRECTORY', type=pathlib.Path,
+        help='write what was kept for the unit tests, which judge it again: '
+             'nova_kvm_ext/tests/data')
     parser.add_argument(
         '--source', metavar='DIRECTORY', action='append', default=[],
         help='an unpacked source of libvirt (libvirt-11.3.0) instead of those '
@@ -130,6 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             beds += documented
     if args.only != 'sources':
         beds += ask_libvirts(releases, texts, state, args.again)
+    if args.fixtures:
+        for captured in live.read(state / 'captured', releases).values():
+            libvirt, qemu = (
+                live.version(captured['own'][name]).rpartition('.')[0]
+                for name in ('libvirt', 'qemu'))
+            path = args.fixtures / (f'cpu-answers-libvirt-{libvirt}-qemu-'
+                                    f'{qemu}.json.xz')
+            path.write_bytes(live.as_fixture(captured))
+            say(f'written: {path}')
     if args.format == 'json':
         print(json.dumps(report.for_programs(beds), indent=1))
     else:

@@ -50,4 +50,8 @@ ALL: tuple[verdicts.Exception_, ...] = (
         'libvirt\'s comparison takes any CPU without a model; a start refuses '
         'the mode host-passthrough in software.')
       for version in ('9.0.0', '11.3.0') for host in ('', 'host+')),
+    verdicts.Exception_(
+        'document of a host (qemu)', '',
+        'Where QEMU calls the model usable, libvirt looks at no feature, '
+        'vendor or architecture of a host\'s CPU. No guest has such a CPU.'),
 )

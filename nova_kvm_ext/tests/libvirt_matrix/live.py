@@ -23,7 +23,7 @@ so it can be judged again without starting anything. The verdicts:
 * ``live self``: a running guest can run on its own host
 * ``live from VERSION``: a guest that runs under another libvirt and QEMU can
   run here; libvirt's answer is a start with its exact CPU and check='full'
-* ``document``: each CPU of libvirt's own tests, and of each level, against
+* ``document``, ``document of a host``: each CPU of libvirt's own tests against
   virConnectCompareHypervisorCPU
 """
 
@@ -35,10 +35,13 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import json
+import lzma
 import pathlib
 import re
 import subprocess
 from typing import Any
+
+from lxml import etree
 
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import compare
@@ -56,6 +59,7 @@ _MACHINES = ('pc', 'q35')
 _PACKAGES = ('libvirt-daemon', 'libvirt-daemon-driver-qemu',
              'python3-libvirt', 'qemu-system-x86')
 _TIMEOUT = 3600
+_FIXTURE_WORDS = 200
 # Where libvirt or QEMU refuse a guest for its CPU. Other errors, such as a
 # KVM that QEMU gets on badly with, say nothing about it.
 _ABOUT_CPU = re.compile(
@@ -184,6 +188,54 @@ def read(directory: pathlib.Path, releases: Iterable[str]
             if (path := directory / f'{release}.json').exists()}
 
 
+def as_fixture(captured: Captured) -> bytes:
+    """What one root said, as small as it goes, for the unit tests.
+
+    Without what is not about CPUs, and without the documents that every
+    libvirt was asked about.
+    """
+    def dense(text: str) -> str:
+        return re.sub(r'>\s+<', '><', text).strip()
+
+    own = dict(captured['own'], compared={
+        kind: {} for kind in captured['own']['compared']})
+    for name in 'documents', 'supported':
+        own[name] = {kind: said for kind, said in own.get(name, {}).items()}
+    own['documents'] = {
+        kind: {_MACHINES[0]: _cpus_alone(texts[_MACHINES[0]])}
+        for kind, texts in own['documents'].items()}
+    own['supported'] = {kind: _cpus_alone(text)
+                        for kind, text in own['supported'].items()}
+    answers = {'own': own, 'others': captured.get('others', {'started': {}})}
+    for name, answer in answers.items():
+        answers[name] = dict(answer, started={
+            kind: {guest: {
+                key: dense(value)[:_FIXTURE_WORDS] if key in ('words', 'said')
+                else dense(value) if isinstance(value, str) else value
+                for key, value in start.items()}
+                for guest, start in starts.items()}
+            for kind, starts in answer['started'].items()})
+    answers['cpu_map'] = {name: dense(text) for name, text in
+                          captured['cpu_map'].items()}
+    return lzma.compress(json.dumps(answers).encode(), preset=9)
+
+
+def _cpus_alone(text: str | None) -> str | None:
+    """Domain capabilities without devices, paths of firmware and the like."""
+    if text is None:
+        return None
+    root = etree.fromstring(text.encode(), etree.XMLParser(
+        remove_blank_text=True))
+    for child in list(root):
+        if child.tag not in ('path', 'domain', 'machine', 'arch', 'cpu'):
+            root.remove(child)
+    return etree.tostring(root, encoding='unicode')
+
+
+def from_fixture(content: bytes) -> Captured:
+    return json.loads(lzma.decompress(content))
+
+
 def judge(found: Mapping[str, Captured]) -> list[report.Bed]:
     """Our verdicts beside what each libvirt said; starts nothing."""
     versions = {release: version(captured['own']['libvirt'])
@@ -254,8 +306,10 @@ class _Judge:
                       f'another reason than their CPU: {words}'
                       for words, count in elsewhere.items()]
         for name, said in self._own['compared'][kind].items():
+            what = 'document' if not definition.CPU.parse(
+                said['asked'], name).is_hosts else 'document of a host'
             bed.judged.append(self._compared(
-                f'document ({kind})', name, said['asked'], host,
+                f'{what} ({kind})', name, said['asked'], host,
                 said['answer'], said['words']))
 
     def _start(self, kind: str, host: usable.Host, name: str,

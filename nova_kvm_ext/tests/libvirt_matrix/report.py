@@ -115,7 +115,8 @@ def details(beds: Sequence[Bed]) -> str:
         lines.append(f'and {len(alike) - _GROUPS} more kinds of difference '
                      f'(-f json)')
     for exception in exceptions.ALL:
-        covered = [v for v in every if exception.covers(v)]
+        covered = [v for v in every if exception.covers(v) and
+                   v.outcome == verdicts.DIFFER]
         if covered:
             lines += _wrapped(
                 f'exception: {exception.kind} {exception.name}, '

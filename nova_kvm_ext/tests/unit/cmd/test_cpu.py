@@ -11,6 +11,7 @@
 #    under the License.
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from nova_kvm_ext.cmd import cpu
 from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.tests.unit.cpu import documents
+from nova_kvm_ext.tests.unit.cpu import hosts
 from nova_kvm_ext.tests.unit import test_conf
 
 LIVE = """
@@ -131,7 +133,8 @@ class ShowTestCase(CPUCommandTestCase):
         self.assertEqual([], found['warnings'])
         self.assertIn(
             {'name': 'avx2', 'policy': 'require', 'origin': 'host expansion',
-             'asked_by': '[libvirt] cpu_mode'}, found['features'])
+             'asked_by': '[libvirt] cpu_mode', 'can_differ': None},
+            found['features'])
 
     def test_what_if(self):
         found = self.json(
@@ -191,6 +194,65 @@ class ShowTestCase(CPUCommandTestCase):
         code, _, stderr = self.end(cpu.Show)
         self.assertEqual(3, code)
         self.assertEqual(1, stderr.count('\n'))
+
+
+class DoubtsTestCase(CPUCommandTestCase):
+    """What a guest may get or not, and what it lacks against CPU flaws."""
+
+    def setUp(self):
+        super().setUp()
+        has = ('ibpb', 'amd-ssbd', 'cmp_legacy', 'invtsc')
+        self.useFixture(fixtures.MockPatchObject(
+            reader, 'read_map', return_value=dataclasses.replace(
+                hosts.MAP, register_features=frozenset(has))))
+        self.useFixture(fixtures.MockPatchObject(
+            self.connection, 'getDomainCapabilities',
+            side_effect=lambda emulator, arch, machine, kind, flags=0:
+            hosts.capabilities(kind, has=has)))
+
+    def test_host_model(self):
+        self.configure('[kvm_ext]\nvirt_type = kvm\n')
+        found = self.json(cpu.Show)
+        self.assertEqual(['cmp_legacy', 'invtsc', 'topoext'],
+                         list(found['can_differ']))
+        [feature] = [f for f in found['features'] if f['name'] == 'invtsc']
+        self.assertIn('cannot migrate', feature['can_differ'])
+        self.assertEqual({'missing': [], 'nova_conf': None},
+                         found['mitigations'])
+
+    def test_a_level(self):
+        self.configure('[kvm_ext]\nvirt_type = kvm\ncpu_mode = custom\n'
+                       'cpu_model = x86-64-v2\n')
+        found = self.json(cpu.Show)
+        self.assertEqual({}, found['can_differ'])
+        self.assertEqual(
+            ['ibpb', 'amd-ssbd'],
+            [one['name'] for one in found['mitigations']['missing']])
+        self.assertEqual(
+            '[libvirt] cpu_model_extra_flags = ibpb, amd-ssbd',
+            found['mitigations']['nova_conf'])
+
+    def test_mode_none(self):
+        self.configure('[kvm_ext]\nvirt_type = kvm\ncpu_mode = none\n')
+        self.assertEqual(2, len(self.json(cpu.Show)['mitigations']['missing']))
+
+    def test_emulated(self):
+        found = self.json(cpu.Show)
+        self.assertIsNone(found['mitigations'])
+        self.assertEqual(['cmp_legacy', 'invtsc'], list(found['can_differ']))
+
+    def test_for_people(self):
+        for text in ('', 'cpu_mode = custom\ncpu_model = x86-64-v3\n'):
+            self.configure(f'[kvm_ext]\nvirt_type = kvm\n{text}')
+            code, stdout, stderr = self.end(cpu.Show)
+            self.assertEqual(0, code, stderr)
+            self.assertLessEqual(max(map(len, stdout.splitlines())), 80)
+            if text:
+                self.assertIn('ibpb (Spectre v2, CVE-2017-5715)', stdout)
+                self.assertIn('cpu_model_extra_flags = ibpb', stdout)
+            else:
+                self.assertIn('invtsc: libvirt leaves it out', stdout)
+                self.assertIn('nothing that this host has', stdout)
 
 
 class ModelListTestCase(CPUCommandTestCase):
