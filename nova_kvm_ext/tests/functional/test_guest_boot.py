@@ -180,6 +180,13 @@ class CPUTestCase(GuestBootTestCase):
     def test_none(self):
         result = self.passes('--set', 'kvm_ext.cpu_mode=none')
         self.assertEqual('qemu64', result['cpu_model'])
+        # What the guest's Linux knows of the flaws of its CPU.
+        self.assertIn('spectre_v2', result['vulnerabilities'])
+        for text in result['vulnerabilities'].values():
+            self.assertRegex(text, '^(Not affected|Mitigation|Vulnerable|'
+                                   'Unknown|Processor vulnerable|KVM: )')
+        self.assertRegex(self.check(result, 'cpu flaws')['details'],
+                         'of [1-9][0-9]* that the guest knows')
 
     def test_fragment_of_novas_kvm_guide(self):
         """It is about [libvirt] and must work unchanged, but for TCG."""
