@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import fixtures
+import libvirt
 from lxml import etree
 from nova import context
 from nova import objects
@@ -58,6 +59,13 @@ class DriverTestCase(test.NoDBTestCase):
         self.modprobe = self.useFixture(fixtures.MockPatch(
             'nova_kvm_ext.vhost.privileged.modprobe',
             return_value='Module vhost_net not found.')).mock
+        # Handed a mock for a domain, libvirt's own ends the process (3.13).
+        self.useFixture(fixtures.MockPatch(
+            'libvirt_qemu.qemuAgentCommand',
+            side_effect=libvirt_fixture.make_libvirtError(
+                libvirt.libvirtError, 'Guest agent is not responding: QEMU '
+                'guest agent is not connected',
+                error_code=libvirt.VIR_ERR_AGENT_UNRESPONSIVE)))
         # Up to Nova 33, init_host looks for instances in the database.
         self.useFixture(fixtures.MockPatchObject(
             objects.InstanceList, 'get_by_host',
