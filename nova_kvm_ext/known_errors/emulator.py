@@ -110,14 +110,21 @@ ROWS: tuple[KnownError, ...] = (
          'on q35-based machine types')),
     KnownError(
         'machine-eim',
-        r'more than \d+ vCPUs require extended interrupt mode',
-        'The guest has more than 255 vCPUs, and those above need an IOMMU '
-        'that delivers their interrupts.',
+        r'more than \d+ vCPUs require extended interrupt mode'
+        r'|APIC ID \d+ requires x2APIC feature in CPU',
+        'The guest has more than 255 vCPUs. Those above need an IOMMU that '
+        'delivers their interrupts, and a CPU with x2APIC.',
         'Give the flavor hw:viommu_model=intel (or the image hw_viommu_model) '
-        'and the image hw_machine_type=q35, or use a smaller flavor.',
+        'and the image hw_machine_type=q35, and guests a CPU that has x2apic '
+        '(cpu_model_extra_flags); or use a smaller flavor.',
         'libvirt 9.0',
         ('unsupported configuration: more than 255 vCPUs require extended '
-         'interrupt mode enabled on the iommu device',)),
+         'interrupt mode enabled on the iommu device',
+         # libvirt 11.3, QEMU 10.0
+         DIED + 'Unexpected error in apic_common_set_id() at '
+         'hw/intc/apic_common.c:447:\n2026-11-26T23:42:13.189250Z '
+         'qemu-system-x86_64: APIC ID 255 requires x2APIC feature in CPU\n'
+         'Try x2apic=on in -cpu.')),
     KnownError(
         'device-model',
         r'is not a valid device model name',
@@ -157,12 +164,15 @@ ROWS: tuple[KnownError, ...] = (
         ("unsupported configuration: TPM version '2.0' is not supported",)),
     KnownError(
         'sev',
-        r'SEV launch security is not supported',
+        r"\bSEV(-\w+)?'? launch security is not supported",
         'The guest asks for memory encryption, and this host\'s CPU, kernel '
         'or QEMU has no SEV.',
         'Take hw_mem_encryption off flavor and image, or load kvm_amd with '
         'sev=1 on a host that has it.',
         'libvirt 9.0',
         ('unsupported configuration: SEV launch security is not supported '
-         'with this QEMU binary',)),
+         'with this QEMU binary',
+         # libvirt 11.3
+         "unsupported configuration: 'sev' launch security is not supported "
+         'with this QEMU binary')),
 )

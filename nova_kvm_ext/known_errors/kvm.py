@@ -32,12 +32,22 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'kvm-no-device',
         r'Could not access KVM kernel module: No such (file|device)',
-        'There is no /dev/kvm, or no module behind it: kvm_intel or kvm_amd '
-        'is not loaded, or the firmware has virtualization switched off.',
-        'Run modprobe kvm_intel (or kvm_amd), and if that fails enable VT-x '
-        'or SVM in the firmware; or choose virt_type = qemu. ' + HOST_CHECK,
-        'reported (libvirt 1.3: github.com/kimchi-project/kimchi/issues/1051)',
-        ('internal error: QEMU / QMP failed: Could not access KVM kernel '
+        'QEMU finds no /dev/kvm, or no module behind it. The user that it '
+        'runs as may not open the device (libvirt 11 then shows QEMU none); '
+        'or kvm_intel or kvm_amd is not loaded; or the firmware has '
+        'virtualization switched off.',
+        'Where ls -l /dev/kvm shows the device, give it back to its group '
+        '(udevadm trigger --action=add --name-match=kvm; without udev chgrp '
+        'kvm /dev/kvm && chmod 0660 /dev/kvm). Otherwise run modprobe '
+        'kvm_intel (or kvm_amd), and if that fails enable VT-x or SVM in the '
+        'firmware; or choose virt_type = qemu. ' + HOST_CHECK,
+        'libvirt 11.3',
+        (DIED + '2026-11-26T23:27:01.877765Z qemu-system-x86_64: -accel kvm: '
+         'Could not access KVM kernel module: No such file or directory\n'
+         '2026-11-26T23:27:01.877826Z qemu-system-x86_64: -accel kvm: failed '
+         'to initialize kvm: No such file or directory',
+         # libvirt 1.3: github.com/kimchi-project/kimchi/issues/1051
+         'internal error: QEMU / QMP failed: Could not access KVM kernel '
          'module: No such file or directory\nfailed to initialize KVM: No '
          'such file or directory',)),
     KnownError(

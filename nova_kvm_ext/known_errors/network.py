@@ -46,13 +46,18 @@ ROWS: tuple[KnownError, ...] = (
         ("Network not found: no network with matching name 'nonet'",)),
     KnownError(
         'tap-busy',
-        r'Unable to create tap device \S+: Device or resource busy',
+        r'Unable to create (multiple fds for )?tap device[^:]*: '
+        r'Device or resource busy',
         'The guest\'s tap device is in use, mostly by a QEMU that was left '
         'behind.',
         'Find that process (the device is in /proc/PID/fdinfo, virsh list '
         '--all names the guests) and end it.',
         'libvirt 9.0',
-        ('Unable to create tap device tapx0: Device or resource busy',)),
+        ('Unable to create tap device tapx0: Device or resource busy',
+         # libvirt 11.3
+         'Unable to create multiple fds for tap device nke-busy0 (maybe '
+         'existing device was created without multi_queue flag): Device or '
+         'resource busy')),
     KnownError(
         'tap-missing',
         r"target managed='no' but specified dev doesn't exist",
@@ -86,7 +91,8 @@ ROWS: tuple[KnownError, ...] = (
          'assign requested address',)),
     KnownError(
         'tap-queues',
-        r'Unable to create tap device[^:]*: Invalid argument',
+        r'Unable to create (multiple fds for )?tap device[^:]*: '
+        r'Invalid argument',
         'The guest\'s tap device was made with queues and its network card '
         'has one queue, or the other way round.',
         'Hard reboot the guest, which makes the tap device anew. Where that '
