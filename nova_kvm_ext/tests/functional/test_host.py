@@ -157,6 +157,13 @@ class HostCheckTestCase(base.BaseTestCase):
             self.record(state, failed, boot)
         return failed[0]
 
+    def warning(self, code: str) -> dict[str, Any]:
+        """What is no proof that every guest fails: no FAIL, and a remedy."""
+        results = self.check()
+        self.assertEqual('WARN', results[code]['result'], str(results[code]))
+        self.assertTrue(results[code]['remedy'])
+        return results[code]
+
     def record(self, state: str, failed: list[dict[str, Any]],
                boot: bool) -> None:
         row = {'state': state, 'check': [
@@ -264,13 +271,14 @@ class SoftwareTestCase(HostCheckTestCase):
         results = self.check('--timeout', '3')
         self.assertIn('no answer within 3 s', results['KVM502']['details'])
         self.assertEqual('SKIP', results['KVM508']['result'])
-        self.assertEqual(2, self.code)
+        # It may be busy, for all that anybody knows.
+        self.assertEqual(1, self.code)
 
     def test_full_disk(self):
         self.shell(f'mount --no-mtab -t tmpfs -o size=1m none '
                    f'{self.instances} && chmod 0755 {self.instances}')
         found = self.fault('1 MiB for instances', 'KVM405', boot=False)
-        self.assertIn('no image fits', found['details'])
+        self.assertIn('no room for another guest', found['details'])
 
     def test_read_only_instances(self):
         self.shell(f'mount --no-mtab -t tmpfs -o ro,mode=0755 none '
@@ -279,7 +287,7 @@ class SoftwareTestCase(HostCheckTestCase):
 
     def test_instances_that_qemu_cannot_reach(self):
         os.chmod(self.instances, 0o700)
-        found = self.fault('instances_path is 0700 root', 'KVM404')
+        found = self.warning('KVM404')
         self.assertEqual(f'chmod o+x {self.instances}', found['remedy'])
         self.shell(found['remedy'])
         self.assertEqual('PASS', self.check()['KVM404']['result'])
@@ -295,8 +303,8 @@ class SoftwareTestCase(HostCheckTestCase):
         with open(os.path.join(self.libvirt.directory,
                                'etc/qemu.conf'), 'a') as f:
             f.write('user = "no-such-user"\n')
-        found = self.fault('user = "no-such-user" in qemu.conf', 'KVM201',
-                           boot=False)
+        # libvirt runs with another one until it starts again.
+        found = self.warning('KVM201')
         self.assertIn('no-such-user', found['details'])
         self.shell(found['remedy'].partition(' && ')[0])
         self.assertEqual('PASS', self.check()['KVM201']['result'])
