@@ -57,7 +57,12 @@ class Published:
         """
         if self._document is None:
             return resources
-        info = jsonutils.loads(resources['cpu_info'])
+        try:
+            info = dict(jsonutils.loads(resources['cpu_info']))
+        except (LookupError, TypeError, ValueError) as e:
+            # Nova's periodic work goes on, whatever it has put there.
+            LOG.debug('What guests can have is not published: %s', e)
+            return resources
         text = jsonutils.dumps(info | {export.MARK: self._document})
         if len(text) > _MOST_BYTES:
             LOG.debug('What guests can have is %d bytes long: too long to be '

@@ -99,6 +99,12 @@ class PublishedTestCase(base.BaseTestCase):
         self.assertEqual(fleets.host('a').cpu.digest, said.cpu.digest)
         self.assertEqual(info[export.MARK]['digest'], said.cpu.digest)
 
+    def test_what_nova_has_not_filled_in(self):
+        self.published.start(self.connection, self.host, 'me')
+        for odd in ({}, {'cpu_info': ''}, {'cpu_info': None},
+                    {'cpu_info': '7'}, {'cpu_info': '{'}):
+            self.assertIs(odd, self.published.add_to(odd))
+
     def test_what_would_not_fit(self):
         self.published.start(self.connection, self.host, 'me')
         size = len(self.published.add_to(self.NOVAS)['cpu_info'])

@@ -160,7 +160,8 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         # Has its own tests, and here there is no port to look at.
         self.driver._vhost_net = mock.Mock()
         self.instance = objects.Instance(uuid='11111111-2222-3333-4444-'
-                                              '555555555555')
+                                              '555555555555',
+                                         system_metadata={})
 
     def raised(self, method: str, error: Exception, *args: Any) -> Any:
         """What comes out where Nova's own method raises an error."""
