@@ -68,6 +68,15 @@ ROWS: tuple[KnownError, ...] = (
         ("internal error: target managed='no' but specified dev doesn't "
          'exist',)),
     KnownError(
+        'vhost-user-memory',
+        r"'interface' requires shared memory",
+        'The guest has a vhost-user port, and its memory is not shared with '
+        'the virtual switch.',
+        'Give the flavor huge pages (hw:mem_page_size=large), which are '
+        'shared, or the guest another kind of port.',
+        'libvirt 11.3',
+        ("unsupported configuration: 'interface' requires shared memory",)),
+    KnownError(
         'vhost-user-socket',
         r'-chardev socket,[^:]*: Failed to connect to ',
         'Nothing listens at a socket that the guest is to connect to, such '
