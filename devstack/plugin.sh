@@ -138,7 +138,7 @@ function configure_kvm_ext {
     iniset "$NOVA_CONF" DEFAULT compute_driver kvm_ext.KVMDriver
     _for_each_kvm_ext_option _write_kvm_ext_option
 
-    # Warnings are exit code 1. Where the check is enforced, nova-compute would
+    # Warnings are exit code 1, failures 2 and more. Where the check is enforced, nova-compute would
     # not start either, and stack.sh would only say that it waited in vain.
     local command result=0
     command=$(command -v nova-kvm-ext)

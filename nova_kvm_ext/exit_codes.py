@@ -12,7 +12,9 @@
 
 """The exit codes of ``nova-kvm-ext``: part of its interface.
 
-``host check`` has its own, which are as severe as what it found.
+The first four are those of monitoring plug-ins (Nagios, Icinga), so that a
+command can be one:
+https://nagios-plugins.org/doc/guidelines.html#AEN78
 """
 
 import enum
@@ -22,8 +24,13 @@ class ExitCode(enum.IntEnum):
     """What became of a command; 128 + N where signal N ended it."""
 
     PASS = 0        # done, and what was looked at is as it should be
-    FAIL = 1        # looked at, and it is not as it should be
-    USAGE = 2       # the command line or nova.conf is wrong
-    HOST = 3        # this host lacks something: libvirt, a tool, space
-    NO_BOOT = 4     # image or guest refused, or not up in time
-    LEFTOVERS = 5   # all is well, but something could not be taken away
+    WARN = 1        # it works, but not as it could
+    FAIL = 2        # looked at or tried, and it is not as it should be
+    UNKNOWN = 3     # not looked at, or it cannot be told; see below
+    NO_BOOT = 4     # guest boot: refused, or not up in time
+    LEFTOVERS = 5   # guest boot: all is well, but something is left behind
+
+    # Why it is not known. Programs need not tell these apart, people read it
+    # on standard error.
+    USAGE = UNKNOWN     # the command line or nova.conf is wrong
+    HOST = UNKNOWN      # this host lacks something: libvirt, a tool, space

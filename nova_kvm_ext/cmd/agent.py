@@ -16,6 +16,8 @@ Parses, calls :mod:`nova_kvm_ext.guest_agent.client`, prints. What an agent
 says is the guest's own and was made harmless there.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -32,22 +34,29 @@ import time
 from typing import Any
 import uuid
 
-from cliff import columns
 from cliff import lister
 from cliff import show
-import libvirt
 
 from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.guest_agent import client
-from nova_kvm_ext.guest_agent import ledger
-from nova_kvm_ext.guest_agent import watchdog
+
+with lazy.imports():
+    import libvirt
+
+    from nova_kvm_ext.guest_agent import client
+    from nova_kvm_ext.guest_agent import ledger
+    from nova_kvm_ext.guest_agent import watchdog
 
 _AT_ONCE = 10
 """Guests asked at the same time, each through a connection of its own:
 libvirt serves five calls of one connection (max_client_requests) and twenty
 of all (max_workers), and nova-compute must always find one free."""
+
+_SECONDS = 5
+"""How long an agent may take that is asked for facts."""
 
 _PROGRESS = 1.0
 """Seconds between two lines of progress."""
@@ -58,8 +67,8 @@ _UNKNOWN = 'unknown'
 
 def _help(text: str, passed: str, failed: str, more: str = '') -> str:
     """A command's help: what it does, and its exit codes."""
-    codes = (f'Exit codes: 0 {passed}, 1 {failed}, 2 wrong command line or '
-             f'configuration, 3 libvirt cannot be reached or failed{more}.')
+    codes = (f'Exit codes: 0 {passed}, 2 {failed}, 3 wrong command line or '
+             f'configuration, or libvirt cannot be reached or failed{more}.')
     return f'{inspect.cleandoc(text)}\n\n{textwrap.fill(codes, 78)}'
 
 
@@ -84,20 +93,22 @@ def find(connection: libvirt.virConnect, wanted: str) -> libvirt.virDomain:
         'See nova-kvm-ext agent list, or virsh list --all.')
 
 
-class _OS(columns.FormattableColumn):
+class _OS(columns.Flowing):
     """An OSInfo or None: a few words, or all."""
 
-    def human_readable(self) -> str:
+    def text(self) -> str:
         return '' if self._value is None else self._value.title
 
     def machine_readable(self) -> dict[str, str] | None:
         return None if self._value is None else dataclasses.asdict(self._value)
 
 
-class _Facts(columns.FormattableColumn):
+class _Facts(columns.Flowing):
     """A tuple of facts or None: a line for each, or all."""
 
-    def human_readable(self) -> str:
+    _indent = '  '
+
+    def text(self) -> str:
         return '\n'.join(map(self._line, self._value or ()))
 
     def machine_readable(self) -> list[dict[str, Any]] | None:
@@ -140,8 +151,12 @@ def _size(number: int | None) -> str:
     return f'{size:.4g} {units[0]}'
 
 
-class _Size(columns.FormattableColumn):
+class _Size(columns.Column):
     """Bytes or None."""
+
+    def __lt__(self, other: object) -> bool:
+        return isinstance(other, _Size) and (
+            (self._value or 0) < (other._value or 0))
 
     def human_readable(self) -> str:
         return _size(self._value)
@@ -153,12 +168,14 @@ class _Size(columns.FormattableColumn):
 class AgentCommand(base.HostCommand):
     """A command with ``--timeout``."""
 
-    _timeout = 5
+    def timeout(self) -> int:
+        """Seconds that an agent may take, unless the user says."""
+        return _SECONDS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            '--timeout', type=base.seconds, default=self._timeout,
+            '--timeout', type=base.seconds, default=self.timeout(),
             metavar='SECONDS',
             help='how long an agent may take, default %(default)s; where it '
                  'did not answer before, libvirt waits up to 5 s more')
@@ -204,7 +221,7 @@ class GuestCommand(AgentCommand):
         """
         with self.guest(args) as (domain, result):
             yield client.Agent(
-                domain, min(args.timeout, AgentCommand._timeout)), result
+                domain, min(args.timeout, _SECONDS)), result
 
 
 @dataclasses.dataclass(eq=False)
@@ -230,7 +247,7 @@ class _Target:
     def agent(self, args: argparse.Namespace) -> client.Agent:
         """What is asked along with it takes no longer than elsewhere."""
         return client.Agent(
-            self.domain, min(args.timeout, AgentCommand._timeout))
+            self.domain, min(args.timeout, _SECONDS))
 
 
 def _these(targets: Sequence[_Target]) -> str:
@@ -349,6 +366,12 @@ class List(AgentCommand, lister.Lister):
         failed='a guest is frozen, or its agent has the channel open and does '
                'not answer')
 
+    COLUMNS = ('name', 'uuid', 'state', 'version', 'os', 'host_name',
+               'problem')
+    # By default a table has what makes a line of at most 80 columns.
+    ASIDE = ('uuid', 'version', 'host_name')
+    EMPTY = 'No guest runs.'
+
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
         nova = base.read_conf(parsed_args.config_files)
@@ -359,15 +382,14 @@ class List(AgentCommand, lister.Lister):
             self._code = ExitCode.FAIL
         if any(row.state == _UNKNOWN for row in rows):
             self._code = ExitCode.HOST
-        return ('name', 'uuid', 'state', 'version', 'os', 'host_name',
-                'problem'), [self._row(row) for row in rows]
+        return self.COLUMNS, [self._row(row) for row in rows]
 
     @staticmethod
     def _row(row: Row) -> tuple[Any, ...]:
         facts = row.facts
         return (row.name, row.uuid, row.state, facts and facts.version,
                 _OS(facts and facts.os), facts and facts.host_name,
-                row.problem)
+                columns.Text(row.problem))
 
 
 class _Progress:
@@ -389,6 +411,9 @@ class Show(GuestCommand, show.ShowOne):
         passed='the agent answers',
         failed='it does not, or the guest is frozen or does not run')
 
+    COLUMNS = ('name', 'uuid', 'state', 'problem', 'version', 'os',
+               'host_name', 'interfaces', 'filesystems')
+
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
         with self.guest(parsed_args) as (domain, result):
@@ -396,7 +421,8 @@ class Show(GuestCommand, show.ShowOne):
         if facts.state is not client.AgentState.CONNECTED:
             self._code = ExitCode.FAIL
         return _shown(result | {
-            'state': facts.state.value, 'problem': facts.problem,
+            'state': facts.state.value,
+            'problem': columns.Text(facts.problem),
             'version': facts.version, 'os': _OS(facts.os),
             'host_name': facts.host_name,
             'interfaces': _Interfaces(facts.interfaces),
@@ -406,6 +432,8 @@ class Show(GuestCommand, show.ShowOne):
 class Ping(GuestCommand, show.ShowOne):
     __doc__ = _help("Ask a guest's agent for a sign of life.",
                     passed='the agent answers', failed='it does not')
+
+    COLUMNS = ('name', 'uuid', 'answers', 'seconds', 'problem')
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
@@ -422,7 +450,7 @@ class Ping(GuestCommand, show.ShowOne):
             return _shown(result | {
                 'answers': not problem,
                 'seconds': round(time.monotonic() - started, 3),
-                'problem': problem})
+                'problem': columns.Text(problem)})
 
 
 class GuestsCommand(AgentCommand, show.ShowOne):
@@ -454,11 +482,13 @@ class GuestsCommand(AgentCommand, show.ShowOne):
                        column_names: Sequence[str], data: Any) -> int:
         if len(data) == 1:
             return super().produce_output(parsed_args, column_names, data[0])
+        rows = self.prepare(parsed_args, column_names,
+                            [list(row) for row in data], many=True)
         shown, selector = self._generate_columns_and_selector(
             parsed_args, column_names)
-        rows = data if not selector else [
-            list(self._compress_iterable(row, selector)) for row in data]
-        # cliff has the formatters of show emit one row; each can emit a list.
+        if selector:
+            rows = [list(self._compress_iterable(row, selector))
+                    for row in rows]
         self.formatter.emit_list(  # type: ignore[attr-defined]
             shown, rows, self.app.stdout, parsed_args)
         return 0
@@ -488,7 +518,16 @@ class Freeze(GuestsCommand):
                'or may be frozen still',
         more=', 128+N ended by signal N, and thawed')
 
-    _timeout = client.FREEZE_TIMEOUT
+    COLUMNS = ('name', 'uuid', 'frozen', 'seconds', 'thaw_with')
+    ASIDE = ('uuid',)
+    _COLUMNS_FOR = (*COLUMNS, 'frozen_seconds', 'frozen_until_the_end',
+                    'thawed')
+
+    def column_names(self, args: argparse.Namespace) -> Sequence[str]:
+        return self._COLUMNS_FOR if args.limit else self.COLUMNS
+
+    def timeout(self) -> int:
+        return client.FREEZE_TIMEOUT
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -584,21 +623,19 @@ class Freeze(GuestsCommand):
 
     def _answer(self, targets: list[_Target], args: argparse.Namespace,
                 thaw: str) -> tuple[Sequence[str], Sequence[Any]]:
-        columns_shown = ['name', 'uuid', 'frozen', 'seconds', 'thaw_with']
         rows: list[list[Any]] = []
         for target in targets:
             still = target in self._frozen
             rows.append([target.name, target.uuid,
                          target.count if still or args.limit else 0,
-                         target.seconds, thaw if still else ''])
+                         target.seconds,
+                         columns.Text(thaw if still else '')])
             if args.limit:
                 rows[-1] += [target.frozen_for, target.stood, not still]
         if args.limit:
-            columns_shown += ['frozen_seconds', 'frozen_until_the_end',
-                              'thawed']
             if self._frozen or any(t.stood is False for t in targets):
                 self._code = ExitCode.FAIL
-        return tuple(columns_shown), rows
+        return self.column_names(args), rows
 
     def _write_down(self, stack: contextlib.ExitStack, written: ledger.Ledger,
                     target: _Target, limit: int) -> None:
@@ -686,7 +723,11 @@ class Thaw(GuestsCommand):
         passed='all are thawed',
         failed='one may be frozen still, or a snapshot needs it frozen')
 
-    _timeout = client.THAW_TIMEOUT
+    COLUMNS = ('name', 'uuid', 'thawed', 'seconds')
+    ASIDE = ('uuid',)
+
+    def timeout(self) -> int:
+        return client.THAW_TIMEOUT
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -717,7 +758,7 @@ class Thaw(GuestsCommand):
             if len(targets) == 1:
                 raise failed[0]
             self._code = ExitCode.FAIL
-        return ('name', 'uuid', 'thawed', 'seconds'), rows
+        return self.COLUMNS, rows
 
     def _thaw(self, target: _Target, written: ledger.Ledger,
               args: argparse.Namespace) -> list[Any]:
@@ -749,7 +790,11 @@ class Trim(GuestCommand, lister.Lister):
         failed='a filesystem could not be trimmed, or the agent refused or '
                'did not answer')
 
-    _timeout = client.TRIM_TIMEOUT
+    COLUMNS = ('path', 'trimmed_bytes', 'minimum_bytes', 'error')
+    EMPTY = 'The guest has no filesystem that can be trimmed.'
+
+    def timeout(self) -> int:
+        return client.TRIM_TIMEOUT
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -767,7 +812,7 @@ class Trim(GuestCommand, lister.Lister):
                   file=sys.stderr)
         if any(trimmed.error for trimmed in found):
             self._code = ExitCode.FAIL
-        return ('path', 'trimmed_bytes', 'minimum_bytes', 'error'), [
+        return self.COLUMNS, [
             (trimmed.path, _Size(trimmed.trimmed_bytes),
-             _Size(trimmed.minimum_bytes), trimmed.error)
+             _Size(trimmed.minimum_bytes), columns.Text(trimmed.error))
             for trimmed in found]

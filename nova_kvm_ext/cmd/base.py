@@ -12,28 +12,39 @@
 
 """What every command that looks at this host shares.
 
-Reads the files that nova-compute reads, connects to libvirt, and turns an
-error into one line and an exit code. Never starts Nova: ``nova.conf`` alone
-is its options without its services, and imports in a quarter of a second.
+Reads the files that nova-compute reads, connects to libvirt, shows what a
+command found, and turns an error into one line and an exit code. Never starts
+Nova: ``nova.conf`` alone is its options without its services.
 """
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
+import shutil
 import sys
 import time
 from typing import Any
+from typing import ClassVar
 
 from cliff import command
-import libvirt
-from nova import conf as nova_conf
-from oslo_config import cfg
+from cliff import lister
 
-from nova_kvm_ext import conf
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import configuration
+
+with lazy.imports():
+    import libvirt
+    from nova import conf as nova_conf
+    from oslo_config import cfg
+
+    from nova_kvm_ext import conf
+    from nova_kvm_ext.host import configuration
 
 _EVERY_SECONDS = 0.2
 
@@ -54,6 +65,14 @@ def seconds(text: str) -> int:
     if found > 86400:
         raise argparse.ArgumentTypeError(f'{text} s is more than a day')
     return found
+
+
+def add_connect(parser: argparse.ArgumentParser) -> None:
+    """Add ``--connect``."""
+    parser.add_argument(
+        '--connect', metavar='URI',
+        help=f'libvirt to look at; by default [libvirt] connection_uri, '
+             f'or {LIBVIRT_URI}')
 
 
 def read_conf(files: list[str] | None = None) -> cfg.ConfigOpts:
@@ -136,12 +155,24 @@ def progress(what: str, whole: int | None = None
             print('\r\033[K', end='', file=sys.stderr, flush=True)
 
 
+class Finding(errors.KVMExtError):
+    """The answer is no, and there is nothing else to show."""
+
+
 class Command(command.Command):
     """A command whose errors are one line and an exit code.
 
     Goes before cliff's class among a command's bases: ``class List(
     Command, lister.Lister)``.
+
+    :cvar COLUMNS: the names of its columns, the same in every format
+    :cvar ASIDE: those that a table shows only where ``-c`` names them
+    :cvar EMPTY: what a list without a line says on standard error
     """
+
+    COLUMNS: ClassVar[Sequence[str]] = ()
+    ASIDE: ClassVar[Sequence[str]] = ()
+    EMPTY: ClassVar[str] = 'There is nothing to list.'
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -152,34 +183,111 @@ class Command(command.Command):
         """None: cliff's reads all that is installed to see who made this."""
         return ''
 
+    def column_names(self, args: argparse.Namespace) -> Sequence[str]:
+        """COLUMNS, where they do not depend on the arguments."""
+        return self.COLUMNS
+
     def run(self, parsed_args: argparse.Namespace) -> int:
         """The command's exit code, an error said in one line.
 
-        1 is a guest agent that did not do what it should, 2 a wrong command
-        line or configuration, 3 a host that lacks something or an error of
-        libvirt.
+        See :mod:`nova_kvm_ext.exit_codes`. A finding, or a guest agent that
+        did not do what it should, is a FAIL.
         """
+        code = ExitCode.UNKNOWN
         try:
+            self._check_columns(parsed_args)
             return super().run(parsed_args)
         except errors.KVMExtError as e:
-            said, code = str(e), ExitCode.HOST
-            if isinstance(e, errors.InvalidOption | errors.InvalidRequest):
-                code = ExitCode.USAGE
-            elif isinstance(e, errors.AgentError) and (
+            said = str(e)
+            if isinstance(e, Finding) or isinstance(
+                    e, errors.AgentError) and (
                     e.fault is not errors.AgentFault.LIBVIRT):
                 code = ExitCode.FAIL
-        except cfg.Error as e:
-            # A value is looked at when it is asked for.
-            said, code = (f'The configuration cannot be used: '
-                          f'{errors.clean(e)}.', ExitCode.USAGE)
-        except libvirt.libvirtError as e:
-            said, code = errors.with_explanation(e), ExitCode.HOST
+        except BrokenPipeError:
+            raise  # cliff has a code for that
+        except Exception as e:
+            if hasattr(e, 'get_error_code'):
+                said = errors.with_explanation(e)
+            elif isinstance(e, cfg.Error):
+                # A value is looked at when it is asked for.
+                said = f'The configuration cannot be used: {errors.clean(e)}.'
+            else:
+                # cliff would end with 1, which says that there are warnings.
+                if self.app.options.debug:
+                    raise
+                said = (f'{type(e).__name__}: {errors.clean(e)} (this is a '
+                        f'defect of nova-kvm-ext; --debug shows more)')
         print(f'error: {said}', file=sys.stderr)
         return int(code)
 
+    def _check_columns(self, args: argparse.Namespace) -> None:
+        """Give each column that the user names its exact name.
 
-class HostCommand(Command):
-    """A command with ``--config-file`` and ``--connect``."""
+        Before anything is done: freezing a guest cannot be taken back.
+
+        :raises errors.InvalidRequest: there is no such column
+        """
+        known = self.column_names(args)
+        by_word = {columns.word(name): name for name in known}
+        for option, dest in (('-c', 'columns'),
+                             ('--sort-column', 'sort_columns')):
+            wanted = getattr(args, dest, None)
+            for name in wanted if wanted and known else ():
+                if columns.word(name) not in by_word:
+                    raise errors.InvalidRequest(
+                        f'{option} {errors.clean(name, 80)}: there is no such '
+                        f'column.', f'The columns are {", ".join(known)}.')
+            if wanted and known:
+                setattr(args, dest, [
+                    by_word[columns.word(name)] for name in wanted])
+
+    def produce_output(self, parsed_args: argparse.Namespace,
+                       column_names: Sequence[str], data: Any) -> int:
+        many = isinstance(self, lister.Lister)
+        rows = [list(row) for row in data] if many else [list(data)]
+        if not rows:
+            print(self.EMPTY, file=sys.stderr)
+        rows = self.prepare(parsed_args, column_names, rows, many)
+        return super().produce_output(  # type: ignore[misc]
+            parsed_args, column_names, rows if many else rows[0])
+
+    def prepare(self, args: argparse.Namespace, names: Sequence[str],
+                rows: list[list[Any]], many: bool) -> list[list[Any]]:
+        """Values as a format of cliff shows them well.
+
+        A table is no wider than the terminal, or 80 columns; -f value, csv
+        and shell have no lists.
+
+        :param many: whether each row is a line, not a table of its own
+        """
+        if args.formatter in columns.PLAIN:
+            return [columns.plain_row(row) for row in rows]
+        if args.formatter != 'table':
+            return rows
+        if not args.columns and self.ASIDE:
+            args.columns = [name for name in names if name not in self.ASIDE]
+        if args.max_width <= 0:
+            args.max_width = shutil.get_terminal_size((80, 24)).columns
+        rows = [['' if value is None else value for value in row]
+                for row in rows]
+        shown = [at for at, name in enumerate(names)
+                 if not args.columns or name in args.columns]
+        if many:
+            columns.fit([names[at] for at in shown],
+                        [[row[at] for at in shown] for row in rows],
+                        args.max_width)
+            return rows
+        for row in rows:
+            row[:] = [columns.Text(value) if isinstance(value, str) else value
+                      for value in row]
+            columns.fit(('Field', 'Value'),
+                        [(names[at], row[at]) for at in shown],
+                        args.max_width)
+        return rows
+
+
+class ConfigCommand(Command):
+    """A command with ``--config-file``."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -188,10 +296,15 @@ class HostCommand(Command):
             dest='config_files',
             help='nova.conf to go by (repeat for more); by default those that '
                  'nova-compute reads')
-        parser.add_argument(
-            '--connect', metavar='URI',
-            help=f'libvirt to look at; by default [libvirt] connection_uri, '
-                 f'or {LIBVIRT_URI}')
+        return parser
+
+
+class HostCommand(ConfigCommand):
+    """A command with ``--config-file`` and ``--connect``."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_connect(parser)
         return parser
 
     @staticmethod

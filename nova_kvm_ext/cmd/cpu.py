@@ -17,41 +17,43 @@ guest but the one by which ``virt_type = auto`` is answered where the answer
 is not kept.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 import sys
-import textwrap
 from typing import Any
 
 from cliff import lister
 from cliff import show
-import libvirt
-from oslo_config import cfg
 
 from nova_kvm_ext.cmd import base
-from nova_kvm_ext import conf
-from nova_kvm_ext.cpu import choose
-from nova_kvm_ext.cpu import definition
-from nova_kvm_ext.cpu import document
-from nova_kvm_ext.cpu import levels
-from nova_kvm_ext.cpu import reader
-from nova_kvm_ext.cpu import traits
-from nova_kvm_ext.cpu import unshown
-from nova_kvm_ext.cpu import usable
-from nova_kvm_ext.cpu import vulnerabilities
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.fleet import export
-from nova_kvm_ext.fleet import files
-from nova_kvm_ext.fleet import this_host
-from nova_kvm_ext.host import virt_type
-from nova_kvm_ext import request
 
-# Of a terminal; what is longer is wrapped.
-_COLUMNS = 80
+with lazy.imports():
+    import libvirt
+    from oslo_config import cfg
+
+    from nova_kvm_ext import conf
+    from nova_kvm_ext.cpu import choose
+    from nova_kvm_ext.cpu import definition
+    from nova_kvm_ext.cpu import document
+    from nova_kvm_ext.cpu import levels
+    from nova_kvm_ext.cpu import reader
+    from nova_kvm_ext.cpu import traits
+    from nova_kvm_ext.cpu import unshown
+    from nova_kvm_ext.cpu import usable
+    from nova_kvm_ext.cpu import vulnerabilities
+    from nova_kvm_ext.fleet import export
+    from nova_kvm_ext.fleet import files
+    from nova_kvm_ext.fleet import this_host
+    from nova_kvm_ext.host import virt_type
+    from nova_kvm_ext import request
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -127,21 +129,27 @@ class Show(_CPUCommand, show.ShowOne):
     """Show what CPU a guest gets on this host, each feature with its origin.
 
     By default the guest of a flavor and an image that ask for nothing;
-    --flavor-spec and --property say what they ask for. With maximum and
+    --extra-spec and --property say what they ask for. With maximum and
     host-passthrough the features shown are those that host-model would have;
     there may be more. Those of host-model that can differ from what the guest
     gets are told, and under KVM the features against CPU flaws that the guest
     lacks though this host could give them.
 
-    Exit codes: 0 such a guest can be, 2 wrong command line or configuration,
-    or the guest is refused, 3 the host lacks something or libvirt fails.
+    Exit codes: 0 such a guest can be, 2 the guest is refused, 3 wrong command
+    line or configuration, the host lacks something, or libvirt fails.
     """
+
+    COLUMNS = ('virt_type', 'virt_type_reason', 'machine', 'cpu_mode',
+               'cpu_model', 'asked_by', 'xml', 'warnings', 'features',
+               'can_differ', 'mitigations')
+    # Warnings are said on standard error, too.
+    ASIDE = ('xml', 'warnings')
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            '--flavor-spec', metavar='KEY=VALUE', type=_pair,
-            action='append', default=[], dest='flavor_specs',
+            '--extra-spec', '--flavor-spec', metavar='KEY=VALUE',
+            type=_pair, action='append', default=[], dest='extra_specs',
             help='what if the flavor had this extra spec, for example '
                  'kvm_ext:cpu_model=x86-64-v3 or '
                  'trait:HW_CPU_X86_AVX2=required (repeat for more)')
@@ -165,45 +173,45 @@ class Show(_CPUCommand, show.ShowOne):
         host = reader.with_answers(
             connection, host, choose.questions_of_guest(
                 choice, needs.wishes, host))
-        guest = choose.choose_for_guest(
-            choice, needs, settings, host, _mapping(args))
+        try:
+            guest = choose.choose_for_guest(
+                choice, needs, settings, host, _mapping(args))
+        except errors.InvalidRequest as e:
+            raise base.Finding(e.problem, e.remedy) from e
         cpu, features = guest.cpu, guest.features(host)
-        rows: dict[str, Any] = {
-            'virt_type': resolved.value,
-            'virt_type_reason': resolved.reason,
-            'machine': host.caps.machine,
-            'cpu_mode': guest.mode,
-            'cpu_model': guest.model,
-            'asked_by': guest.said,
-            'xml': None if cpu is None else cpu.to_xml()}
         differ = self._can_differ(guest, features, host)
         lack = self._lack(guest, features, host)
         line = (None if lack is None or not lack.missing else
                 vulnerabilities.option(lack.flags, choice.features))
-        if args.formatter == 'table':
-            rows |= self._by_origin(features)
-            if differ:
-                rows['can differ'] = '\n'.join(
-                    f'{name}: {why}' for name, why in differ.items())
-            if lack is not None:
-                rows['lacks against CPU flaws'] = '\n'.join(
-                    map(str, lack.missing)) or 'nothing that this host has'
-            if line is not None:
-                rows['nova.conf that adds it'] = line
-            rows = _fitted(rows)
-        else:
-            rows['warnings'] = list(choice.warnings)
-            rows['features'] = [
-                {'name': f.name, 'policy': f.policy, 'origin': f.origin,
-                 'asked_by': f.asked_by, 'can_differ': differ.get(f.name)}
-                for f in features]
-            rows['can_differ'] = differ
-            rows['mitigations'] = None if lack is None else {
-                'missing': [
-                    {'name': m.name, 'against': m.against,
-                     'required': m.required} for m in lack.missing],
-                'nova_conf': line}
-        return tuple(rows), tuple(rows.values())
+        return self.COLUMNS, (
+            resolved.value,
+            columns.Text(resolved.reason),
+            host.caps.machine, guest.mode, guest.model, guest.said,
+            None if cpu is None else columns.Shown(
+                xml := cpu.to_xml(), xml.replace('><', '>\n<')),
+            list(choice.warnings),
+            columns.Shown(
+                [{'name': f.name, 'policy': f.policy, 'origin': f.origin,
+                  'asked_by': f.asked_by, 'can_differ': differ.get(f.name)}
+                 for f in features], self._by_origin(features)),
+            columns.Shown(differ, '\n'.join(
+                f'{name}: {why}' for name, why in differ.items())),
+            self._mitigations(lack, line))
+
+    @staticmethod
+    def _mitigations(lack: vulnerabilities.Lack | None, line: str | None
+                     ) -> columns.Shown:
+        """Which features against CPU flaws the guest lacks, and the remedy."""
+        if lack is None:
+            return columns.Shown(None, '')
+        said = [f'lacks {mitigation}' for mitigation in lack.missing]
+        if line is not None:
+            said += ['nova.conf that adds it:', line]
+        return columns.Shown(
+            {'missing': [{'name': m.name, 'against': m.against,
+                          'required': m.required} for m in lack.missing],
+             'nova_conf': line},
+            '\n'.join(said) or 'lacks nothing that this host has')
 
     @staticmethod
     def _can_differ(guest: choose.GuestChoice,
@@ -240,7 +248,7 @@ class Show(_CPUCommand, show.ShowOne):
             {name for name, policy in guest.extra if policy == 'disable'})
 
     def _needs(self, args: argparse.Namespace) -> choose.GuestNeeds:
-        specs, properties = dict(args.flavor_specs), dict(args.properties)
+        specs, properties = dict(args.extra_specs), dict(args.properties)
         wishes = request.GuestRequest.read(
             specs, {f'image_{name}': value
                     for name, value in properties.items()})
@@ -251,39 +259,25 @@ class Show(_CPUCommand, show.ShowOne):
             request.required_traits(properties))
 
     @staticmethod
-    def _by_origin(features: Iterable[choose.Feature]) -> dict[str, str]:
-        """Rows for people: names of features by where they come from."""
-        rows: dict[str, list[str]] = {}
+    def _by_origin(features: Iterable[choose.Feature]) -> str:
+        """For people: names of features by where they come from."""
+        found: dict[str, list[str]] = {}
         for feature in features:
             origin = feature.origin
             if origin != 'extra flag' and feature.asked_by in (
                     'flavor', 'image'):
                 origin += f' ({feature.asked_by})'
             sign = '-' if feature.policy == 'disable' else ''
-            rows.setdefault(origin, []).append(sign + feature.name)
-        return {origin: ' '.join(names)
-                for origin, names in sorted(rows.items())}
-
-
-def _fitted(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of a table for people, with lines that fit into 80 columns."""
-    # Two borders, the separator, and a space at each side of both columns.
-    width = _COLUMNS - 7 - max(map(len, rows))
-
-    def fitted(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
+            found.setdefault(origin, []).append(sign + feature.name)
         return '\n'.join(
-            part for line in value.splitlines()
-            for part in textwrap.wrap(line, width, break_on_hyphens=False))
-
-    return {name: fitted(value) for name, value in rows.items()}
+            f'{origin}: {" ".join(names)}'
+            for origin, names in sorted(found.items()))
 
 
 def _mapping(args: argparse.Namespace) -> traits.ByFeature:
     """Nova's table of traits; only then, because it takes seconds."""
     if not any(name.startswith('trait')
-               for name, _ in args.flavor_specs + args.properties):
+               for name, _ in args.extra_specs + args.properties):
         return {}
     from nova.virt.libvirt import utils
     return utils.CPU_TRAITS_MAPPING
@@ -297,8 +291,8 @@ class Export(_CPUCommand):
     kernel and microcode, whether guests can have guests, and a digest that is
     the same on hosts whose guests can have the same CPUs.
 
-    Exit codes: 0 printed, 2 wrong command line or configuration, 3 the host
-    lacks something or libvirt fails.
+    Exit codes: 0 printed, 3 wrong command line or configuration, the host
+    lacks something, or libvirt fails.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -324,9 +318,13 @@ class ModelList(_CPUCommand, lister.Lister):
     features that the host lacks. A model that lacks a few can be had without
     them: see cpu show.
 
-    Exit codes: 0 listed, 2 wrong command line or configuration, 3 the host
-    lacks something or libvirt fails.
+    Exit codes: 0 listed, 3 wrong command line or configuration, the host
+    lacks something, or libvirt fails.
     """
+
+    COLUMNS = ('name', 'usable', 'vendor', 'deprecated', 'missing')
+    ASIDE = ('deprecated',)
+    EMPTY = 'No CPU model is usable by guests of this host.'
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -344,9 +342,7 @@ class ModelList(_CPUCommand, lister.Lister):
             if (cpu := usable.question(model.name, (), host)) is not None))
         rows = [row for row in (*self._levels(host), *self._models(host))
                 if not args.usable or row[1] == 'yes']
-        if args.formatter == 'table':
-            rows = [(*row[:-1], usable.some(row[-1] or ())) for row in rows]
-        return ('name', 'usable', 'vendor', 'deprecated', 'missing'), rows
+        return self.COLUMNS, rows
 
     @staticmethod
     def _levels(host: usable.Host) -> Iterable[tuple[Any, ...]]:
@@ -355,14 +351,14 @@ class ModelList(_CPUCommand, lister.Lister):
             missing = None if available is None else level.missing(available)
             yield (level.name, 'unknown' if missing is None else
                    'no' if missing else 'yes', None, False,
-                   None if missing is None else list(missing))
+                   columns.Names(missing))
 
     @staticmethod
     def _models(host: usable.Host) -> Iterable[tuple[Any, ...]]:
         for model in host.caps.models:
             word, missing = usable.state(model, host)
             yield (model.name, word, model.vendor, model.deprecated,
-                   None if missing is None else list(missing))
+                   columns.Names(missing))
 
 
 class Compare(_CPUCommand, show.ShowOne):
@@ -378,9 +374,13 @@ class Compare(_CPUCommand, show.ShowOne):
     libvirt decides where it can; the features are worked out with its CPU
     map and are those that libvirt misses.
 
-    Exit codes: 0 it can, 1 it cannot, 2 wrong command line, configuration or
-    file, 3 the host lacks something, libvirt fails, or it cannot be told.
+    Exit codes: 0 it can, 2 it cannot, 3 it cannot be told, wrong command
+    line, configuration or file, the host lacks something, or libvirt fails.
     """
+
+    COLUMNS = ('cpu_mode', 'cpu_model', 'virt_type', 'possible', 'reason',
+               'missing', 'libvirt', 'warnings')
+    ASIDE = ('warnings',)
 
     _CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.HOST}
 
@@ -414,18 +414,12 @@ class Compare(_CPUCommand, show.ShowOne):
         for entry in cpu.odd:
             self.warn(f'{entry} is not understood')
         self._code = self._CODES[found.possible]
-        rows = {
-            'cpu_mode': cpu.mode, 'cpu_model': cpu.model,
-            'virt_type': kind,
-            'possible': {True: 'yes', False: 'no',
-                         None: 'unknown'}[found.possible],
-            'reason': found.reason, 'missing': list(found.missing),
-            'libvirt': answer.words}
-        if args.formatter == 'table':
-            rows['missing'] = ' '.join(found.missing)
-        else:
-            rows['warnings'] = list(found.warnings)
-        return tuple(rows), tuple(rows.values())
+        return self.COLUMNS, (
+            cpu.mode, cpu.model, kind,
+            {True: 'yes', False: 'no', None: 'unknown'}[found.possible],
+            columns.Text(found.reason),
+            columns.Names(found.missing, limit=None),
+            columns.Text(answer.words), list(found.warnings))
 
     @staticmethod
     def _guests(root: Any) -> tuple[str | None, str | None]:

@@ -17,6 +17,8 @@ export``) or domain capabilities in files, or a cloud. Asks no libvirt and
 needs no host.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -25,95 +27,46 @@ import dataclasses
 import fnmatch
 import os
 import sys
-import textwrap
 from typing import Any
 
-from cliff import columns
 from cliff import lister
 from cliff import show
 
 from nova_kvm_ext.cmd import base
-from nova_kvm_ext.cpu import cpu_map
-from nova_kvm_ext.cpu import definition
-from nova_kvm_ext.cpu import reader
-from nova_kvm_ext.cpu import usable
-from nova_kvm_ext.cpu import vulnerabilities
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.fleet import admit
-from nova_kvm_ext.fleet import baseline
-from nova_kvm_ext.fleet import cloud
-from nova_kvm_ext.fleet import drain
-from nova_kvm_ext.fleet import files
-from nova_kvm_ext.fleet import fit
-from nova_kvm_ext.fleet import kinds
-from nova_kvm_ext.fleet import page
+
+with lazy.imports():
+    from nova_kvm_ext.cpu import cpu_map
+    from nova_kvm_ext.cpu import definition
+    from nova_kvm_ext.cpu import reader
+    from nova_kvm_ext.cpu import usable
+    from nova_kvm_ext.cpu import vulnerabilities
+    from nova_kvm_ext.fleet import admit
+    from nova_kvm_ext.fleet import baseline
+    from nova_kvm_ext.fleet import cloud
+    from nova_kvm_ext.fleet import drain
+    from nova_kvm_ext.fleet import files
+    from nova_kvm_ext.fleet import fit
+    from nova_kvm_ext.fleet import kinds
+    from nova_kvm_ext.fleet import page
 
 _ANSWERS = {True: 'yes', False: 'no', None: 'unknown'}
-_CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.HOST}
+_CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.UNKNOWN}
+
+_WHY = ('missing', 'unknown_names', 'reason')
+"""Columns that say why; a table has all of it in the reason."""
 
 
-def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text, width, subsequent_indent='  ',
-                         break_on_hyphens=False)
-
-
-class Reason(columns.FormattableColumn):
-    """A sentence."""
-
-    def human_readable(self) -> str:
-        return _wrapped(self._value, 32)
-
-    def machine_readable(self) -> str:
-        return self._value
-
-
-class Names(columns.FormattableColumn):
-    """Names of features or hosts: some of them, or all."""
-
-    def human_readable(self) -> str:
-        return _wrapped(usable.some(self._value), 32)
-
-    def machine_readable(self) -> list[str]:
-        return list(self._value)
-
-
-class Counts(columns.FormattableColumn):
-    """Values with how often each is there."""
-
-    def human_readable(self) -> str:
-        return '\n'.join(value if len(self._value) == 1 else
-                         f'{value} ({number})'
-                         for value, number in self._value.items())
-
-    def machine_readable(self) -> dict[str, int]:
-        return dict(self._value)
-
-
-class Lines(columns.FormattableColumn):
-    """Facts, each a line for people and an object for programs."""
-
-    def human_readable(self) -> str:
-        return '\n'.join(_wrapped(line, 60) for line, _ in self._value)
-
-    def machine_readable(self) -> list[Any]:
-        return [value for _, value in self._value]
-
-
-def _why(args: argparse.Namespace) -> tuple[str, ...]:
-    """Columns that say why: one for people, all for programs."""
-    return (('why',) if args.formatter == 'table' else
-            ('missing', 'unknown_names', 'reason'))
-
-
-def _said(answer: fit.Answer, args: argparse.Namespace) -> tuple[Any, ...]:
-    """The columns of _why."""
-    if args.formatter != 'table':
-        return (Names(answer.missing), Names(answer.unknown),
-                Reason(answer.reason))
+def _said(answer: fit.Answer) -> tuple[Any, ...]:
+    """The columns of _WHY."""
     lacks = (*answer.missing, *answer.unknown)
-    return (Reason(f'lacks {usable.some(lacks)}' if lacks else
-                   '' if answer.possible else answer.reason),)
+    return (columns.Names(answer.missing), columns.Names(answer.unknown),
+            columns.Shown(
+                answer.reason, f'lacks {usable.some(lacks)}' if lacks else
+                '' if answer.possible else answer.reason))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +86,7 @@ class _Known:
 class _FleetCommand(base.Command):
     """A command about a fleet.
 
-    Exit codes: as each command says; 2 wrong command line or files, 3 no
+    Exit codes: as each command says; 3 wrong command line or files, or no
     host could be read.
     """
 
@@ -208,27 +161,28 @@ class Kinds(_FleetCommand, lister.Lister):
     Varies are the facts in which hosts of one kind differ: a difference in
     microcode or kernel can become a difference between CPUs of guests.
 
-    Exit codes: 0 listed, 2 wrong command line or files.
+    Exit codes: 0 listed, 3 wrong command line or files.
     """
+
+    COLUMNS = ('kind', 'hosts', 'level', 'libvirt', 'qemu', 'varies',
+               'kernel', 'microcode', 'nested', 'vendor', 'names')
+    ASIDE = COLUMNS[6:]
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
-        known = self.read(parsed_args)
-        table = parsed_args.formatter == 'table'
         rows = []
-        for name, kind in known.named().items():
+        for name, kind in self.read(parsed_args).named().items():
             versions = {of: kind.versions(of) for of in kinds.VARYING}
-            row = (name, kind.count, kind.level or '' if table else kind.level,
-                   Counts(versions['libvirt']), Counts(versions['qemu']))
-            rows.append(row + ((Names(
-                [of for of, found in versions.items() if len(found) > 1]),)
-                if table else (
-                    *(Counts(versions[of])
-                      for of in ('kernel', 'microcode', 'nested')),
-                    kind.vendor, [host.host for host in kind.hosts])))
-        return ('kind', 'hosts', 'level', 'libvirt', 'qemu') + (
-            ('varies',) if table else
-            ('kernel', 'microcode', 'nested', 'vendor', 'names')), rows
+            rows.append((
+                name, kind.count, kind.level,
+                columns.Counts(versions['libvirt']),
+                columns.Counts(versions['qemu']),
+                columns.Names([of for of, found in versions.items()
+                               if len(found) > 1]),
+                *(columns.Counts(versions[of])
+                  for of in ('kernel', 'microcode', 'nested')),
+                kind.vendor, [host.host for host in kind.hosts]))
+        return self.COLUMNS, rows
 
 
 class Baseline(_FleetCommand, show.ShowOne):
@@ -238,9 +192,12 @@ class Baseline(_FleetCommand, show.ShowOne):
     across vendors a level. A level gets no feature against CPU
     vulnerabilities by itself; --mitigations adds those that all hosts have.
 
-    Exit codes: 0 there is one, 2 wrong command line or files, 3 there is
-    none.
+    Exit codes: 0 there is one, 2 there is none, 3 wrong command line or
+    files.
     """
+
+    COLUMNS = ('hosts', 'kinds', 'cpu_model', 'level', 'nova_conf',
+               'features', 'loses', 'gains', 'notes')
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -251,20 +208,25 @@ class Baseline(_FleetCommand, show.ShowOne):
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
         known = self.read(parsed_args)
-        found = baseline.of(
-            known.fleet, {each.name for each in (
-                *vulnerabilities.INTEL, *vulnerabilities.AMD)}
-            if parsed_args.mitigations else ())
+        also = {each.name for each in (
+            *vulnerabilities.INTEL, *vulnerabilities.AMD)}
+        try:
+            found = baseline.of(
+                known.fleet, also if parsed_args.mitigations else ())
+        except baseline.NothingInCommon as e:
+            raise base.Finding(e.problem, e.remedy) from e
         names = {kind.digest: name for name, kind in known.named().items()}
         rows: dict[str, Any] = {
             'hosts': sum(kind.count for kind in known.fleet.kinds),
             'kinds': len(known.fleet.kinds),
             'cpu_model': found.model, 'level': found.level,
             'nova_conf': found.nova_conf(),
-            'features': Names(sorted(found.features)),
-            'loses': Lines([_loss(names, loss) for loss in found.losses]),
-            'gains': Lines([_gain(names, gain) for gain in found.gains]),
-            'notes': Lines([(note, note) for note in found.notes])}
+            'features': columns.Names(sorted(found.features)),
+            'loses': columns.Lines([
+                _loss(names, loss) for loss in found.losses]),
+            'gains': columns.Lines([
+                _gain(names, gain) for gain in found.gains]),
+            'notes': columns.Lines([(note, note) for note in found.notes])}
         return tuple(rows), tuple(rows.values())
 
 
@@ -295,8 +257,15 @@ class Matrix(_FleetCommand, lister.Lister):
     move, and from how many hosts it takes guests. With --from a line for
     each other kind. --page writes all of it as a page for a browser.
 
-    Exit codes: 0 shown, 2 wrong command line or files.
+    Exit codes: 0 shown, 3 wrong command line or files.
     """
+
+    COLUMNS = ('kind', 'hosts', 'to_hosts', 'not_to', 'unknown', 'from_hosts')
+    _COLUMNS_FROM = ('kind', 'hosts', 'to', 'back', *_WHY)
+    ASIDE = _WHY[:2]
+
+    def column_names(self, args: argparse.Namespace) -> Sequence[str]:
+        return self._COLUMNS_FROM if args.source else self.COLUMNS
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -314,7 +283,7 @@ class Matrix(_FleetCommand, lister.Lister):
                 known.fleet, known.aggregates))
         named = known.named()
         if parsed_args.source:
-            return self._from(known, named, parsed_args)
+            return self._from(known, named, parsed_args.source)
         matrix = known.fleet.matrix()
         rows = []
         for at, (name, kind) in enumerate(named.items()):
@@ -328,8 +297,7 @@ class Matrix(_FleetCommand, lister.Lister):
                 self._hosts(known, at, there, False),
                 self._hosts(known, at, there, None),
                 others + self._hosts(known, at, back, True)))
-        return ('kind', 'hosts', 'to_hosts', 'not_to', 'unknown',
-                'from_hosts'), rows
+        return self.COLUMNS, rows
 
     @staticmethod
     def _hosts(known: _Known, own: int, answers: Sequence[bool | None],
@@ -338,11 +306,9 @@ class Matrix(_FleetCommand, lister.Lister):
             zip(known.fleet.kinds, answers)) if at != own and
             answer is wanted)
 
-    @staticmethod
-    def _from(known: _Known, named: Mapping[str, kinds.Kind],
-              args: argparse.Namespace
+    @classmethod
+    def _from(cls, known: _Known, named: Mapping[str, kinds.Kind], wanted: str
               ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
-        wanted = args.source
         source = named.get(wanted) or next(
             (kind for kind in named.values()
              if any(host.host == wanted for host in kind.hosts)), None)
@@ -356,8 +322,8 @@ class Matrix(_FleetCommand, lister.Lister):
             back = known.fleet.takes(kind, source)
             rows.append((
                 name, kind.count, _ANSWERS[there.possible],
-                _ANSWERS[back.possible], *_said(there, args)))
-        return ('kind', 'hosts', 'to', 'back', *_why(args)), rows
+                _ANSWERS[back.possible], *_said(there)))
+        return cls._COLUMNS_FROM, rows
 
 
 def _write(path: str, text: str) -> None:
@@ -380,9 +346,13 @@ class Admit(_FleetCommand, show.ShowOne):
     It may where its guests can have the CPU of --cpu, or without that the
     baseline of the fleet as it is.
 
-    Exit codes: 0 it may, 1 it may not, 2 wrong command line or files, 3 it
-    cannot be told.
+    Exit codes: 0 it may, 2 it may not, 3 it cannot be told, or wrong command
+    line or files.
     """
+
+    COLUMNS = ('may_join', 'reason', 'missing', 'unknown_names', 'level',
+               'level_after', 'lost', 'guests_go_to_hosts',
+               'guests_come_from_hosts')
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -413,10 +383,10 @@ class Admit(_FleetCommand, show.ShowOne):
         rows = {
             'may_join': _ANSWERS[found.answer.possible],
             'reason': found.answer.reason,
-            'missing': Names(found.answer.missing),
-            'unknown_names': Names(found.answer.unknown),
+            'missing': columns.Names(found.answer.missing),
+            'unknown_names': columns.Names(found.answer.unknown),
             'level': found.level, 'level_after': found.level_after,
-            'lost': Names(found.lost),
+            'lost': columns.Names(found.lost),
             'guests_go_to_hosts': found.gives,
             'guests_come_from_hosts': found.takes}
         return tuple(rows), tuple(rows.values())
@@ -447,9 +417,14 @@ class Drain(_FleetCommand, lister.Lister):
     exact one that the driver keeps; else name XML of running domains (virsh
     dumpxml) with --guest.
 
-    Exit codes: 0 each guest can go somewhere, 1 one cannot, 2 wrong command
-    line or files, 3 of one it is not known.
+    Exit codes: 0 each guest can go somewhere, 2 one cannot, 3 of one it is
+    not known, or wrong command line or files.
     """
+
+    COLUMNS = ('guest', 'model', 'can_go', 'to_hosts', 'unknown', 'hosts',
+               'keeping', 'reason')
+    ASIDE = ('unknown', 'hosts')
+    EMPTY = 'There is no guest.'
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -486,15 +461,18 @@ class Drain(_FleetCommand, lister.Lister):
             (way.guest.name,
              way.guest.cpu.model if way.guest.cpu else None,
              _ANSWERS[way.possible], way.takes, way.unknown,
-             Names(way.hosts), Counts(dict(way.keeping)), Reason(way.reason))
+             columns.Names(way.hosts), self._keeping(way),
+             columns.Text(way.reason))
             for way in found]
-        if parsed_args.formatter == 'table':
-            rows = [(*row[:4], row[6] if row[2] != 'yes' else '', row[7])
-                    for row in rows]
-            return ('guest', 'model', 'can_go', 'to_hosts', 'keeping',
-                    'reason'), rows
-        return ('guest', 'model', 'can_go', 'to_hosts', 'unknown', 'hosts',
-                'keeping', 'reason'), rows
+        return self.COLUMNS, rows
+
+    @staticmethod
+    def _keeping(way: drain.Way) -> columns.Counts | columns.Shown:
+        counts = columns.Counts(dict(way.keeping))
+        if way.possible:
+            # It keeps the guest from some hosts, which is of no matter.
+            return columns.Shown(counts.machine_readable(), '')
+        return counts
 
 
 def _guest(path: str) -> drain.Guest:
@@ -511,9 +489,12 @@ class Fit(_FleetCommand, lister.Lister):
     CPU is the XML of a running domain or a <cpu> element in a file, - is
     standard input.
 
-    Exit codes: 0 on some, 1 on none, 2 wrong command line or files, 3 it
-    cannot be told.
+    Exit codes: 0 on some, 2 on none, 3 it cannot be told, or wrong command
+    line or files.
     """
+
+    COLUMNS = ('kind', 'hosts', 'possible', *_WHY)
+    ASIDE = _WHY[:2]
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument('cpu', metavar='CPU', help='file with the CPU')
@@ -532,6 +513,6 @@ class Fit(_FleetCommand, lister.Lister):
         print('runs on {} hosts, not on {}, not known of {}'.format(
             *numbers.values()), file=sys.stderr)
         names = {kind.digest: name for name, kind in known.named().items()}
-        return ('kind', 'hosts', 'possible', *_why(parsed_args)), [
+        return self.COLUMNS, [
             (names[kind.digest], kind.count, _ANSWERS[answer.possible],
-             *_said(answer, parsed_args)) for kind, answer in reach.answers]
+             *_said(answer)) for kind, answer in reach.answers]

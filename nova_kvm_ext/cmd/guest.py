@@ -15,6 +15,8 @@
 Parses, calls :mod:`nova_kvm_ext.boot.supervisor`, prints.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 import os
@@ -25,12 +27,16 @@ from typing import Any
 
 from cliff import show
 
-from nova_kvm_ext.boot.spec import Spec
-from nova_kvm_ext.boot import supervisor
 from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host import configuration
+
+with lazy.imports():
+    from nova_kvm_ext.boot import spec
+    from nova_kvm_ext.boot import supervisor
+    from nova_kvm_ext.host import configuration
 
 
 def _text(text: str) -> str:
@@ -66,7 +72,7 @@ def _nic(text: str) -> str | None:
     return found[1]
 
 
-class Boot(show.ShowOne):
+class Boot(base.Command, show.ShowOne):
     """Boot a throw-away guest through the driver and see what it got.
 
     Runs the driver's real init_host and spawn on this host's libvirt, looks
@@ -77,15 +83,20 @@ class Boot(show.ShowOne):
     Without --image, a small test guest is built from this host's kernel,
     busybox and qemu-ga.
 
-    Exit codes: 0 all promises kept, 1 a promise not kept, 2 wrong command
-    line or configuration, 3 the host lacks something, 4 the guest was refused
+    Exit codes: 0 all promises kept, 2 a promise not kept, 3 wrong command
+    line or configuration, or the host lacks something, 4 the guest was refused
     or did not come up, 5 something could not be taken away, 128+N ended by
     signal N.
     """
 
+    COLUMNS = ('result', 'exit_code', 'seconds', 'virt_type', 'machine',
+               'cpu_mode', 'cpu_model', 'error', 'config_files', 'checks',
+               'vulnerabilities', 'steps', 'domain', 'xml')
+    # People have seen these already, each when it was there.
+    ASIDE = COLUMNS[7:]
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.add_argument(
             '--image', metavar='FILE', type=os.path.abspath,
             help='image file to boot; by default a small test guest')
@@ -118,6 +129,7 @@ class Boot(show.ShowOne):
             help='nova.conf to go by (repeat for more); by default the files '
                  'that nova-compute reads, and where there are none, '
                  '[kvm_ext] virt_type = auto')
+        base.add_connect(parser)
         parser.add_argument(
             '--set', metavar='GROUP.OPTION=VALUE', type=_setting,
             action='append', default=[], dest='settings',
@@ -143,22 +155,13 @@ class Boot(show.ShowOne):
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        self._code = int(ExitCode.USAGE)
+        self._code = int(ExitCode.UNKNOWN)
         self._started = time.monotonic()
         self._result: dict[str, Any] = {
             'result': None, 'error': None, 'config_files': [],
             'domain': None, 'checks': [], 'vulnerabilities': {},
             'steps': [], 'xml': None}
-        try:
-            super().run(parsed_args)
-        except Exception as e:
-            # cliff would exit with 1, which says that the guest booted.
-            self._code = ExitCode.HOST
-            self._say(f'ERROR    {type(e).__name__}: {errors.clean(e)} (this '
-                      f'is a defect of nova-kvm-ext)')
-            if self.app.options.debug:
-                raise
-        return self._code
+        return super().run(parsed_args) or self._code
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
@@ -181,28 +184,31 @@ class Boot(show.ShowOne):
             except errors.HostError as e:
                 self._code = ExitCode.HOST
                 self._on_event({'event': 'error', 'text': str(e)})
-        return self._summary(for_people=parsed_args.formatter == 'table')
+        return self.COLUMNS, self._summary()
 
     def produce_output(self, parsed_args: argparse.Namespace,
                        column_names: Sequence[str], data: Any) -> int:
         xml = self._result['xml']
-        if xml is not None and parsed_args.formatter == 'table':
+        if xml is not None and parsed_args.formatter == 'table' and (
+                not parsed_args.columns):
             print(xml)
             return 0
         return super().produce_output(parsed_args, column_names, data)
 
     @staticmethod
-    def _options(args: argparse.Namespace, files: Sequence[str]) -> Spec:
+    def _options(args: argparse.Namespace, files: Sequence[str]) -> spec.Spec:
         properties = dict(args.properties)
         if args.image is None:
             properties.setdefault('hw_qemu_guest_agent', 'yes')
         settings = list(args.settings)
+        if args.connect:
+            settings.append(('libvirt', 'connection_uri', args.connect))
         if not files and not any(
                 (group, name) in (('kvm_ext', 'virt_type'),
                                   ('libvirt', 'virt_type'))
                 for group, name, _ in settings):
             settings.append(('kvm_ext', 'virt_type', 'auto'))
-        return Spec(
+        return spec.Spec(
             config_files=list(files),
             settings=''.join(f'[{group}]\n{name} = {value}\n'
                              for group, name, value in settings),
@@ -239,9 +245,7 @@ class Boot(show.ShowOne):
         """Progress is no result: it goes to standard error."""
         print(text, file=sys.stderr, flush=True)
 
-    def _summary(self, for_people: bool
-                 ) -> tuple[Sequence[str], Sequence[Any]]:
-        """The result. People have seen steps, checks and errors already."""
+    def _summary(self) -> Sequence[Any]:
         found = self._result
         domain = found['domain'] or {}
         rows: dict[str, Any] = {
@@ -250,8 +254,5 @@ class Boot(show.ShowOne):
             'seconds': round(time.monotonic() - self._started, 1)}
         rows |= {name: domain.get(name) for name in
                  ('virt_type', 'machine', 'cpu_mode', 'cpu_model')}
-        if not for_people:
-            rows |= {name: found[name] for name in
-                     ('error', 'config_files', 'checks', 'vulnerabilities',
-                      'steps', 'domain', 'xml')}
-        return tuple(rows), tuple(rows.values())
+        rows |= {name: found[name] for name in self.ASIDE}
+        return tuple(columns.as_json(rows[name]) for name in self.COLUMNS)

@@ -18,41 +18,40 @@ Parses, has :mod:`nova_kvm_ext.host.facts` look and
 commands that the checks hold to be safe.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import textwrap
 import threading
 from typing import Any
 
 from cliff import lister
 
 from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import findings
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.host.checks import runner
-from nova_kvm_ext.host.checks import verdict
-from nova_kvm_ext.host import configuration
-from nova_kvm_ext.host import facts
-from nova_kvm_ext.host import install_facts
-from nova_kvm_ext.host import model
-from nova_kvm_ext.host import options
+
+with lazy.imports():
+    from nova_kvm_ext.host.checks import runner
+    from nova_kvm_ext.host.checks import verdict
+    from nova_kvm_ext.host import configuration
+    from nova_kvm_ext.host import facts
+    from nova_kvm_ext.host import install_facts
+    from nova_kvm_ext.host import model
+    from nova_kvm_ext.host import options
 
 CACHE_DIR = '/var/cache/nova-kvm-ext'
 """Where the probe guest's answer is kept without a nova.conf."""
 
-_EXIT_CODES = {verdict.PASS: 0, verdict.WARN: 1, verdict.FAIL: 2}
-
 _FIX_SECONDS = 60
-
-# Of a table without its texts: borders, and three narrow columns.
-_NARROW = 54
 
 
 def _seconds(text: str) -> int:
@@ -73,13 +72,30 @@ class Check(base.HostCommand, lister.Lister):
     is given back to its group. Each command is shown before it runs, and then
     all is checked again.
 
+    Failures and warnings are shown first, each with its remedy; of the other
+    checks the number, or with --all what they found.
+
     Exit codes: 0 every check passed, 1 there are warnings, 2 there are
-    failures or the command line is wrong, 3 --fix without root, or a defect
-    of nova-kvm-ext.
+    failures, 3 not checked: the command line or a file is wrong, or --fix
+    without root.
     """
+
+    COLUMNS = ('code', 'title', 'result', 'details', 'remedy', 'fix')
+    ASIDE = ('remedy', 'fix')
+
+    @property
+    def formatter_default(self) -> str:
+        return findings.NAME
+
+    def _load_formatter_plugins(self) -> Any:
+        return findings.added_to(super()._load_formatter_plugins())
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--all', action='store_true',
+            help='show also what the checks found that passed or were left '
+                 'out')
         parser.add_argument(
             '--fix', action='store_true',
             help='run the safe remedies, then check again; needs root')
@@ -90,16 +106,10 @@ class Check(base.HostCommand, lister.Lister):
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        self._result = verdict.PASS
-        try:
-            return super().run(parsed_args) or _EXIT_CODES[self._result]
-        except Exception as e:
-            # cliff would exit with 1, which says that there are warnings.
-            self._say(f'ERROR    {type(e).__name__}: {errors.clean(e)} (this '
-                      f'is a defect of nova-kvm-ext)')
-            if self.app.options.debug:
-                raise
-        return int(ExitCode.HOST)
+        if parsed_args.formatter == findings.NAME and parsed_args.columns:
+            parsed_args.formatter = 'table'
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Any]:
@@ -119,16 +129,11 @@ class Check(base.HostCommand, lister.Lister):
             for command in dict.fromkeys(todo):
                 self._run_fix(command)
             results = self._check(parsed_args)
-        self._result = verdict.worst(results)
-        if parsed_args.formatter == 'table':
-            return (('Code', 'Check', 'Result', 'Details'),
-                    [_for_people(result) for result in results])
-        columns = [field.name for field in
-                   dataclasses.fields(verdict.CheckResult)]
-        return columns, [
+        self._code = ExitCode[verdict.worst(results)]
+        return self.COLUMNS, [
             [list(value) if isinstance(value := getattr(result, column),
                                        tuple) else value
-             for column in columns] for result in results]
+             for column in self.COLUMNS] for result in results]
 
     def _check(self, args: argparse.Namespace) -> list[verdict.CheckResult]:
         read = configuration.find(args.config_files)
@@ -192,15 +197,3 @@ class Check(base.HostCommand, lister.Lister):
     def _say(text: str) -> None:
         """Progress is no result: it goes to standard error."""
         print(text, file=sys.stderr, flush=True)
-
-
-def _for_people(result: verdict.CheckResult) -> tuple[str, ...]:
-    """A row of a table that fits the terminal."""
-    width = max(40, shutil.get_terminal_size((120, 24)).columns - _NARROW)
-    lines = textwrap.wrap(result.details, width)
-    if result.remedy:
-        # Not broken at hyphens, so that a command can be copied.
-        lines += textwrap.wrap(
-            f'> {result.remedy}', width, subsequent_indent='  ',
-            break_long_words=False, break_on_hyphens=False)
-    return result.code, result.title, result.result, '\n'.join(lines)

@@ -16,6 +16,8 @@ Parses, calls :mod:`nova_kvm_ext.images`, prints. The same code decides here
 and in the driver; nothing is booted and no image is changed.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -30,16 +32,21 @@ from typing import BinaryIO
 
 from cliff import command
 from cliff import show
-from nova.privsep import utils as privsep_utils
 
 from nova_kvm_ext.cmd import base
-from nova_kvm_ext import conf
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.images import convert
-from nova_kvm_ext.images import facts
-from nova_kvm_ext.images import qemu_img
-from nova_kvm_ext.images import verdict
+
+with lazy.imports():
+    from nova.privsep import utils as privsep_utils
+
+    from nova_kvm_ext import conf
+    from nova_kvm_ext.images import convert
+    from nova_kvm_ext.images import facts
+    from nova_kvm_ext.images import qemu_img
+    from nova_kvm_ext.images import verdict
 
 
 class Terminated(BaseException):
@@ -65,7 +72,7 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class ImageCommand(base.HostCommand):
+class ImageCommand(base.ConfigCommand):
     """A command about one image file.
 
     The file is opened once and goes by its descriptor from then on.
@@ -137,9 +144,12 @@ class Check(ImageCommand, show.ShowOne):
     with the limits and the allowed formats of nova.conf. Opens no other file,
     and boots nothing.
 
-    Exit codes: 0 accepted, 1 refused, 2 wrong command line or configuration,
-    3 the host lacks something or qemu-img was killed, 128+N ended by signal N.
+    Exit codes: 0 accepted, 2 refused, 3 wrong command line or configuration,
+    the host lacks something, or qemu-img was killed, 128+N ended by signal N.
     """
+
+    COLUMNS = ('result', 'check', 'reason', 'remedy', 'disk_format',
+               'content', 'file_size', 'virtual_size', 'converted_to')
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -157,18 +167,12 @@ class Check(ImageCommand, show.ShowOne):
         with _opened(parsed_args.file) as f:
             declared, decided, found = self.look(parsed_args, f)
         self._refused = not decided.accepted
-        rows: dict[str, Any] = {
-            'result': 'PASS' if decided.accepted else 'FAIL',
-            'check': decided.check, 'reason': decided.reason,
-            'remedy': decided.remedy,
-            'disk_format': errors.clean(declared, 40),
-            'content': list(found.formats),
-            'file_size': found.file_size,
-            'virtual_size': found.virtual_size,
-            'converted_to': decided.converted_to}
-        if parsed_args.formatter == 'table':
-            rows['content'] = ', '.join(found.formats)
-        return tuple(rows), tuple(rows.values())
+        return self.COLUMNS, (
+            'PASS' if decided.accepted else 'FAIL', decided.check,
+            columns.Text(decided.reason),
+            columns.Text(decided.remedy),
+            errors.clean(declared, 40), columns.Names(found.formats),
+            found.file_size, found.virtual_size, decided.converted_to)
 
 
 class Convert(ImageCommand, command.Command):
@@ -178,8 +182,8 @@ class Convert(ImageCommand, command.Command):
     with the limits that it has in the driver. The result is there when it is
     whole; after a failure or an interruption nothing is.
 
-    Exit codes: 0 done, 1 the image is refused or cannot be converted, 2 wrong
-    command line or configuration, 3 the host lacks something, 128+N ended by
+    Exit codes: 0 done, 2 the image is refused or cannot be converted, 3 wrong
+    command line or configuration, or the host lacks something, 128+N ended by
     signal N.
     """
 

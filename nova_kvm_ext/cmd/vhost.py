@@ -16,6 +16,8 @@ Parses, asks libvirt for XML and the kernel for facts, has
 :mod:`nova_kvm_ext.vhost.proof` judge, prints.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -24,18 +26,18 @@ import sys
 from typing import Any
 
 from cliff import lister
-import libvirt
 
 from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
-from nova_kvm_ext.vhost import process
-from nova_kvm_ext.vhost import proof
 
-_COLUMNS = ('domain', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',
-            'pid', 'descriptors', 'threads', 'vhost_net', 'details')
-_FOR_PEOPLE = ('domain', 'mac', 'type', 'model', 'driver', 'queues',
-               'vhost_net', 'details')
+with lazy.imports():
+    import libvirt
+
+    from nova_kvm_ext.vhost import process
+    from nova_kvm_ext.vhost import proof
 
 
 class List(base.HostCommand, lister.Lister):
@@ -51,9 +53,16 @@ class List(base.HostCommand, lister.Lister):
     interfaces of which not all have theirs, some stay unknown.
 
     Exit codes: 0 each interface whose XML names the vhost driver uses it or
-    may not be looked at, 1 one of them does not use it, 2 wrong command line
-    or configuration, 3 libvirt cannot be reached or fails.
+    may not be looked at, 2 one of them does not use it, 3 wrong command line
+    or configuration, or libvirt cannot be reached or fails.
     """
+
+    COLUMNS = ('domain', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',
+               'pid', 'descriptors', 'threads', 'vhost_net', 'details')
+    # By default a table has what makes a line of at most 80 columns.
+    ASIDE = ('uuid', 'type', 'model', 'driver', 'queues', 'pid',
+             'descriptors', 'threads')
+    EMPTY = 'No running guest has a network interface.'
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         self._code = ExitCode.PASS
@@ -84,10 +93,9 @@ class List(base.HostCommand, lister.Lister):
                     'descriptors': seen.descriptors, 'threads': seen.threads,
                     'vhost_net': {True: 'yes', False: 'no',
                                   None: 'unknown'}[verdict.uses],
-                    'details': verdict.details})
-        columns = (_FOR_PEOPLE if parsed_args.formatter == 'table'
-                   else _COLUMNS)
-        return columns, [tuple(row[c] for c in columns) for row in rows]
+                    'details': columns.Text(verdict.details)})
+        return self.COLUMNS, [
+            tuple(row[name] for name in self.COLUMNS) for row in rows]
 
 
 def _running(connection: libvirt.virConnect

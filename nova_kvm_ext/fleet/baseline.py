@@ -36,6 +36,10 @@ from nova_kvm_ext.fleet import kinds
 _VERSIONED = re.compile(r'-v[0-9]+$')
 
 
+class NothingInCommon(errors.HostError):
+    """There is no CPU that all hosts can give."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """What guests of a kind do without on the baseline.
@@ -127,7 +131,8 @@ def of(fleet: fit.Fleet, also: Collection[str] = ()) -> Baseline:
     :param also: features that a level gets too where all hosts have them,
         such as those against CPU vulnerabilities; a model of a vendor gets
         all common features anyway
-    :raises errors.HostError: there is none
+    :raises NothingInCommon: there is none
+    :raises errors.HostError: it cannot be told
     """
     told = [kind for kind in fleet.kinds if kind.cpu.features is not None]
     if not told:
@@ -155,7 +160,7 @@ def of(fleet: fit.Fleet, also: Collection[str] = ()) -> Baseline:
         found = _of_model(told, shared, fleet.known, notes) or _of_level(
             shared, also)
     if found is None:
-        raise errors.HostError(
+        raise NothingInCommon(
             'The hosts have neither a CPU model nor a level in common.',
             'Leave kinds of host out (--hosts), or set a CPU for each '
             'aggregate.')

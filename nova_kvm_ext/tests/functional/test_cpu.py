@@ -202,7 +202,7 @@ class CommandTest(PrivateLibvirtTestCase):
         """What is shown is what libvirt starts a guest with."""
         for model in ('x86-64-v2', 'x86-64-v2-AES', 'x86-64-v3', 'Nehalem'):
             found = self.json(
-                'cpu', 'show', '--flavor-spec', f'kvm_ext:cpu_model={model}')
+                'cpu', 'show', '--extra-spec', f'kvm_ext:cpu_model={model}')
             self.assertEqual(model, found['cpu_model'])
             domain = self.connect().createXML(
                 _DOMAIN.format(name='one', cpu=found['xml']),
@@ -221,13 +221,13 @@ class CommandTest(PrivateLibvirtTestCase):
 
     def test_show_refuses(self) -> None:
         said = self.refused(
-            ExitCode.USAGE, 'cpu', 'show', '--property',
+            ExitCode.FAIL, 'cpu', 'show', '--property',
             'kvm_ext_cpu_model=x86-64-v3')
         self.assertIn('image property kvm_ext_cpu_model = x86-64-v3', said)
         self.assertIn('x86-64-v2', said)
         said = self.refused(
-            ExitCode.USAGE, 'cpu', 'show', '--flavor-spec',
-            'kvm_ext:cpu_model=Nehalem', '--flavor-spec',
+            ExitCode.FAIL, 'cpu', 'show', '--extra-spec',
+            'kvm_ext:cpu_model=Nehalem', '--extra-spec',
             'trait:HW_CPU_X86_AVX2=required')
         self.assertIn('HW_CPU_X86_AVX2', said)
         self.configure('virt_type = qemu', 'cpu_mode = host-passthrough')

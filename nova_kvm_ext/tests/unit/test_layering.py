@@ -71,8 +71,9 @@ NOVA = {
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
-    'cmd.agent', 'cmd.base', 'cmd.cpu', 'cmd.fleet', 'cmd.guest', 'cmd.host',
-    'cmd.image', 'cmd.main', 'cmd.status', 'cmd.vhost'}
+    'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
+    'cmd.fleet', 'cmd.guest', 'cmd.host', 'cmd.image', 'cmd.lazy',
+    'cmd.main', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
     'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}
@@ -93,7 +94,7 @@ RULES = {
     'SCHEDULER': (SCHEDULER, {'nova', 'oslo_log'}, PURE),
     'COMMANDS': (COMMANDS,
                  {'cliff', 'libvirt', 'oslo_config', 'oslo_upgradecheck',
-                  'pbr'} | NO_NOVA,
+                  'stevedore'} | NO_NOVA,
                  (PURE | READERS | MAKERS | COMMANDS)),
 }
 

@@ -171,7 +171,7 @@ class FindTestCase(AgentTestCase):
 
     def test_none(self):
         for name in ('instance-00000002', str(uuid.uuid4()), '\x1b[2J', ''):
-            self.assertEqual(2, self.run_command(agent.Ping, name))
+            self.assertEqual(3, self.run_command(agent.Ping, name))
             self.assertTrue(self.said[:-1].isprintable())
             self.assertIn('There is no guest', self.said)
 
@@ -193,7 +193,7 @@ class OneGuestTestCase(AgentTestCase):
         self.dead()
         code, found = self.json(agent.Ping, 'instance-00000001',
                                 '--timeout', '7')
-        self.assertEqual((1, False), (code, found['answers']))
+        self.assertEqual((2, False), (code, found['answers']))
         self.assertIn('within 7 s', found['problem'])
 
     def test_show(self):
@@ -218,25 +218,25 @@ class OneGuestTestCase(AgentTestCase):
                     self.domains[0], 'xml', '<domain/>'))):
             change()
             code, found = self.json(agent.Show, 'instance-00000001')
-            self.assertEqual((1, state, None), (
+            self.assertEqual((2, state, None), (
                 code, found['state'], found['interfaces']))
             self.assertEqual(
-                1, self.run_command(agent.Show, 'instance-00000001'))
+                2, self.run_command(agent.Show, 'instance-00000001'))
 
     def test_not_running(self):
         self.domains[0].replies['guest-info'] = libvirt_error(
             55, 'domain is not running')
-        self.assertEqual(1, self.run_command(agent.Show, 'instance-00000001'))
+        self.assertEqual(2, self.run_command(agent.Show, 'instance-00000001'))
         self.assertIn('error: The guest does not run. Start it.', self.said)
 
     def test_paused(self):
         self.domains[0].pause()
         for kind in (agent.Ping, agent.Show):
             code, found = self.json(kind, 'instance-00000001')
-            self.assertEqual(1, code)
+            self.assertEqual(2, code)
             self.assertIn('The guest is paused', found['problem'])
         self.assertEqual('paused', found['state'])
-        self.assertEqual(1, self.run_command(agent.Thaw, 'instance-00000001',
+        self.assertEqual(2, self.run_command(agent.Thaw, 'instance-00000001',
                                              '--timeout', '1'))
         self.assertIn('The guest is paused', self.said)
         self.assertNotIn('Start it', self.said)
@@ -286,11 +286,11 @@ class OneGuestTestCase(AgentTestCase):
     def test_thaw_in_the_middle_of_a_snapshot(self):
         entry = self.ledger.enter(self.domains[0].UUIDString(), 'snapshot')
         for name in ('instance-00000001', self.domains[0].UUIDString()):
-            self.assertEqual(1, self.run_command(agent.Thaw, name))
+            self.assertEqual(2, self.run_command(agent.Thaw, name))
             self.assertIn('UTC, snapshot', self.said)
             self.assertIn('--force', self.said)
             self.assertNotIn('guest-fsfreeze-thaw', self.domains[0].asked)
-        self.assertEqual(1, self.run_command(agent.Freeze,
+        self.assertEqual(2, self.run_command(agent.Freeze,
                                              'instance-00000001'))
         self.assertEqual([], self.domains[0].asked)
         self.assertEqual(0, self.run_command(
@@ -314,7 +314,7 @@ class OneGuestTestCase(AgentTestCase):
 
     def test_trim(self):
         code, found = self.json(agent.Trim, 'instance-00000001')
-        self.assertEqual(1, code)   # one of the two could not
+        self.assertEqual(2, code)   # one of the two could not
         self.assertEqual([('/', 4096), ('/boot', None)], [
             (row['path'], row['trimmed_bytes']) for row in found])
         self.domains[0].replies['guest-fstrim'] = {'paths': [
@@ -326,7 +326,7 @@ class OneGuestTestCase(AgentTestCase):
         code, found = self.json(agent.Thaw, 'instance-00000001')
         self.assertEqual((0, 2), (code, found['thawed']))
         self.dead('guest-fsfreeze-thaw')
-        self.assertEqual(1, self.run_command(
+        self.assertEqual(2, self.run_command(
             agent.Thaw, 'instance-00000001', '--timeout', '1'))
         self.assertGreater(
             self.domains[0].asked.count('guest-fsfreeze-thaw'), 2)
@@ -357,14 +357,14 @@ class FreezeTestCase(AgentTestCase):
 
     def test_nothing_to_freeze(self):
         self.domains[0].replies['guest-fsfreeze-freeze'] = 0
-        self.assertEqual(1,
+        self.assertEqual(2,
                          self.run_command(agent.Freeze, 'instance-00000001'))
         self.assertIn('no filesystem that can be frozen', self.said)
         self.assertFalse(self.frozen())
 
     def test_failed(self):
         self.dead('guest-fsfreeze-freeze')
-        self.assertEqual(1,
+        self.assertEqual(2,
                          self.run_command(agent.Freeze, 'instance-00000001'))
         self.assertFalse(self.frozen())
         self.assertEqual('', self.stdout.getvalue())
@@ -480,7 +480,7 @@ class SeveralGuestsTestCase(AgentTestCase):
             self.domains[2].replies['guest-fsfreeze-freeze'] = libvirt_error(
                 1, "internal error: unable to execute QEMU agent command "
                 "'guest-fsfreeze-freeze': no")
-            self.assertEqual(1, self.run_command(
+            self.assertEqual(2, self.run_command(
                 agent.Freeze, *self.NAMES, *limit))
             self.assertEqual(self.NAMES[:2], self.done('freeze'))
             self.assertEqual(self.NAMES[:2],
@@ -491,7 +491,7 @@ class SeveralGuestsTestCase(AgentTestCase):
     def test_one_that_another_has_frozen(self):
         """It is not thawed, by nobody here."""
         self.domains[1].replies['guest-fsfreeze-status'] = 'frozen'
-        self.assertEqual(1, self.run_command(
+        self.assertEqual(2, self.run_command(
             agent.Freeze, *self.NAMES, '--for', '60'))
         self.assertEqual([self.NAMES[0]], self.done('thaw'))
         self.assertEqual('done', self.watchdogs[0].told[-2])
@@ -540,7 +540,7 @@ class SeveralGuestsTestCase(AgentTestCase):
 
         with mock.patch.object(agent.Freeze, '_wait', side_effect=thaw):
             code, found = self.json(agent.Freeze, *self.NAMES, '--for', '1')
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertEqual([True, False, True], [
             row['frozen_until_the_end'] for row in found])
 
@@ -554,7 +554,7 @@ class SeveralGuestsTestCase(AgentTestCase):
             agent.client, 'FREEZE_TIMEOUT', 0))
         with mock.patch.object(agent.Freeze, '_wait', side_effect=hang):
             code, found = self.json(agent.Freeze, *self.NAMES, '--for', '1')
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertEqual(self.NAMES[1:], self.done('thaw'))
         self.assertEqual([False, True, True],
                          [row['thawed'] for row in found])
@@ -568,7 +568,7 @@ class SeveralGuestsTestCase(AgentTestCase):
         self.domains[0].replies['guest-fsfreeze-thaw'] = libvirt_error(
             *test_client.TIMED_OUT)
         code, found = self.json(agent.Thaw, *self.NAMES, '--timeout', '1')
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertEqual([None, 2, 2], [row['thawed'] for row in found])
 
     def test_not_written_down(self):
@@ -580,7 +580,7 @@ class SeveralGuestsTestCase(AgentTestCase):
         self.assertIn('is not written down', self.said)
 
     def test_formats(self):
-        self.assertEqual(2, self.run_command(
+        self.assertEqual(3, self.run_command(
             agent.Freeze, *self.NAMES, '-f', 'shell'))
         self.assertEqual([], self.order)
         self.assertEqual(0, self.run_command(
@@ -607,7 +607,7 @@ class ListTestCase(AgentTestCase):
             *test_client.TIMED_OUT)
         self.domains[4].replies['guest-fsfreeze-status'] = 'frozen'
         code, found = self.json(agent.List)
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertEqual(
             ['connected', 'disconnected', 'no channel', 'not answering',
              'frozen'], [row['state'] for row in found])

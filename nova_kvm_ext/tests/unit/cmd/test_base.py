@@ -43,7 +43,7 @@ class HostCommandTestCase(base.BaseTestCase):
 
     def test_wrong_configuration(self):
         self.assertEqual(
-            (2, 'error: It is wrong. Mend it.\n'),
+            (3, 'error: It is wrong. Mend it.\n'),
             self.end(errors.InvalidOption('It is wrong.', 'Mend it.')))
 
     def test_host(self):

@@ -104,13 +104,13 @@ class KindsTestCase(FleetTestCase):
             fleet.Kinds, '--hosts', 'az1-*', '--hosts', 'nobody')
         self.assertEqual((0, ['az1-a', 'az1-b']), (code, rows[0]['names']))
         code, _, err = self.run_on_files(fleet.Kinds, '--hosts', 'x*')
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('az1-a, az1-b, az2-a', err)
 
     def test_sources(self):
         for words in ((), (self.exports, '--os-cloud', 'mine')):
             code, _, err = self.run_command(fleet.Kinds, *words)
-            self.assertEqual(2, code)
+            self.assertEqual(3, code)
             self.assertIn('--os-cloud', err)
 
     def test_file_that_cannot_be_read(self):
@@ -123,7 +123,7 @@ class KindsTestCase(FleetTestCase):
     def test_no_file_can_be_read(self):
         self.file('exports/b.json', '{')
         code, _, err = self.run_on_files(fleet.Kinds)
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('No host could be read', err)
 
     def test_cloud(self):
@@ -215,7 +215,7 @@ class MatrixTestCase(FleetTestCase):
 
     def test_from_nowhere(self):
         code, _, err = self.run_on_files(fleet.Matrix, '--from', 'x')
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('--from x', err)
 
     def test_page(self):
@@ -230,7 +230,7 @@ class MatrixTestCase(FleetTestCase):
     def test_page_that_cannot_be_written(self):
         code, _, err = self.run_on_files(
             fleet.Matrix, '--page', '/no/such/page.html')
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('--page /no/such/page.html', err)
 
 
@@ -249,7 +249,7 @@ class AdmitTestCase(FleetTestCase):
     def test_may_not(self):
         self.write(fleets.host('a'))
         code, row, _ = self.admit(fleets.host('new', lacks=('svm',)))
-        self.assertEqual((1, 'no', ['svm'], ['svm']),
+        self.assertEqual((2, 'no', ['svm'], ['svm']),
                          (code, row['may_join'], row['missing'],
                           row['lost']))
 
@@ -266,7 +266,7 @@ class AdmitTestCase(FleetTestCase):
         self.write(fleets.host('a'))
         cpu = self.file('cpu.xml', '<cpu mode="host-passthrough"/>')
         code, _, err = self.admit(fleets.host('new'), '--cpu', cpu)
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('the mode host-passthrough', err)
 
     def test_not_known(self):
@@ -278,7 +278,7 @@ class AdmitTestCase(FleetTestCase):
         self.write(fleets.host('a'))
         code, _, err = self.run_on_files(
             fleet.Admit, self.file('new.json', '{'))
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('new.json', err)
 
 
@@ -307,7 +307,7 @@ class DrainTestCase(FleetTestCase):
     def test_one_cannot(self):
         code, rows, _ = self.drain('a', '--guest', self.epyc,
                                    '--guest', self.small)
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertEqual([('epyc', 'no', {'svm': 1}), ('small', 'yes', {})],
                          [(row['guest'], row['can_go'], row['keeping'])
                           for row in rows])
@@ -336,7 +336,7 @@ class DrainTestCase(FleetTestCase):
 
     def test_whose_guests(self):
         code, _, err = self.drain('a')
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('--guest', err)
 
 
@@ -348,7 +348,7 @@ class FitTestCase(FleetTestCase):
         for named, code, words in (
                 ((fleets.host('a'), lacks), 0, 'runs on 1 hosts, not on 1, '
                                                'not known of 0'),
-                ((lacks,), 1, 'on 0 hosts, not on 1'),
+                ((lacks,), 2, 'on 0 hosts, not on 1'),
                 ((lacks, fleets.untold('c')), 3, 'not known of 1')):
             for file in os.listdir(self.exports):
                 os.unlink(os.path.join(self.exports, file))
@@ -369,5 +369,5 @@ class FitTestCase(FleetTestCase):
         self.write(fleets.host('a'))
         code, _, err = self.run_on_files(
             fleet.Fit, self.file('x.xml', '<network/>'))
-        self.assertEqual(2, code)
+        self.assertEqual(3, code)
         self.assertIn('x.xml', err)

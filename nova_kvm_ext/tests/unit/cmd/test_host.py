@@ -110,7 +110,7 @@ class HostCheckTestCase(base.BaseTestCase):
     def test_a_configuration_that_cannot_be_used(self):
         with mock.patch.object(configuration, 'find', side_effect=(
                 errors.InvalidOption('It is closed.', 'Open it.'))):
-            self.assertEqual(2, self.check()[0])
+            self.assertEqual(3, self.check()[0])
         self.assertEqual('error: It is closed. Open it.\n',
                          self.stderr.getvalue())
 
@@ -126,12 +126,38 @@ class HostCheckTestCase(base.BaseTestCase):
              'details': results['KVM204']['details']}, results['KVM204'])
         self.assertEqual([], self.commands, 'nothing is mended unasked')
 
-    def test_table(self):
+    def test_text(self):
         self.close()
         code, out = self.check()
         self.assertEqual(2, code)
-        self.assertIn(f'> {_TRIGGER}', ' '.join(out.split()))
-        self.assertLess(max(map(len, out.splitlines())), 121)
+        self.assertTrue(out.startswith(
+            'FAIL KVM204 Permissions of /dev/kvm\n'), out)
+        self.assertIn(f'\n     {_TRIGGER}\n', out)
+        self.assertNotIn('PASS', out)
+        self.assertIn('2 failures', out)
+        self.assertLess(max(map(len, out.splitlines())), 81)
+
+    def test_all(self):
+        code, out = self.check('--all')
+        self.assertEqual(0, code)
+        for name in runner.codes():
+            self.assertIn(f' {name} ', out)
+
+    def test_table(self):
+        self.close()
+        for arguments in (('-f', 'table'), ('-c', 'Code', '-c', 'result')):
+            code, out = self.check(*arguments)
+            self.assertEqual(2, code)
+            self.assertIn('| code ', out)
+            self.assertLess(max(map(len, out.splitlines())), 81)
+
+    def test_plain(self):
+        self.close()
+        for form in ('value', 'csv'):
+            _, out = self.check('-f', form)
+            self.assertIn(_TRIGGER, out)
+            self.assertNotIn('[]', out)
+            self.assertNotIn("['", out)
 
     def test_fix(self):
         broken, healthy = None, self.facts

@@ -83,6 +83,6 @@ class MainTestCase(base.BaseTestCase):
         for argv in (('guest', 'fly'), ('fly',),
                      ('guest', 'boot', '--fly'), ('--fly',)):
             code, out, err = self.run_main(*argv)
-            self.assertEqual(2, code, str(argv))
+            self.assertEqual(3, code, str(argv))
             self.assertIn('fly', out + err)
         self.boot.assert_not_called()
