@@ -159,9 +159,7 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         self.driver = self.started()
         # Has its own tests, and here there is no port to look at.
         self.driver._vhost_net = mock.Mock()
-        self.instance = objects.Instance(uuid='11111111-2222-3333-4444-'
-                                              '555555555555',
-                                         system_metadata={})
+        self.instance = self.make_instance()
 
     def raised(self, method: str, error: Exception, *args: Any) -> Any:
         """What comes out where Nova's own method raises an error."""
