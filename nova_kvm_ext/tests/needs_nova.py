@@ -19,6 +19,7 @@ through a module of this package.
 """
 
 import ast
+import functools
 import pathlib
 import re
 import sys
@@ -53,6 +54,7 @@ def _imports(path: pathlib.Path) -> set[str]:
     return names
 
 
+@functools.cache
 def needed() -> tuple[list[str], list[str]]:
     """The modules of unit tests that may differ with Nova, and the others."""
     modules = _modules()

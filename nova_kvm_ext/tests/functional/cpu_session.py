@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from typing import Any
 import uuid
 
@@ -265,9 +266,14 @@ def main() -> None:
         scenario](Session(uri, directory))
     print(json.dumps(seen))
     sys.stdout.flush()
-    # Nova's threads would keep the process.
     os._exit(0)
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    # Nova's threads are not daemons: a plain exit would wait for them.
+    os._exit(1)
