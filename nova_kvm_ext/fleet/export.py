@@ -85,8 +85,8 @@ class HostCPU:
     :ivar known: every feature that the host's libvirt knows by name; None
         where that is not known
     :ivar expands: the features of models by libvirt's CPU map on that host,
-        of those 64-bit models that have no more than :data:`NEAR` besides
-        ``features``
+        of host-model's own model, and of those 64-bit models that have no
+        more than :data:`NEAR` besides ``features``
     :ivar compares_by_qemu: see :class:`nova_kvm_ext.cpu.cpu_map.CPUMap`
     """
 
@@ -152,7 +152,8 @@ def of_capabilities(caps: capabilities.DomainCapabilities,
             model.model, model.vendor, features)),
         features, known.feature_names | features,
         {name: needs for name, needs in known.models.items()
-         if _LONG_MODE in needs and len(needs - features) <= NEAR},
+         if name == model.model or
+         _LONG_MODE in needs and len(needs - features) <= NEAR},
         known.compares_by_qemu)
 
 

@@ -25,6 +25,7 @@ here. Each becomes a verdict of ours and one of libvirt's:
   nova.conf; by the arithmetic too, where libvirt no longer asks its own about
   such a model
 * ``domaincaps host-model``: a guest with host-model can run on its own host
+* ``fleet ...``: see :mod:`~nova_kvm_ext.tests.libvirt_matrix.fleets`
 * ``domaincaps level``: what is said about a level of x86-64 is what the
   arithmetic says about its CPU
 """
@@ -43,6 +44,7 @@ from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
+from nova_kvm_ext.tests.libvirt_matrix import fleets
 from nova_kvm_ext.tests.libvirt_matrix import sources
 from nova_kvm_ext.tests.libvirt_matrix import verdicts
 
@@ -96,6 +98,14 @@ class Source:
         yield from self._hosts()
         for file in sorted(self._capabilities.glob('*.xml')):
             yield from self._domain_capabilities(file)
+        yield from fleets.judge(self)
+
+    def given(self) -> Iterator[tuple[str, definition.CPU]]:
+        """What QEMU gave on a real host, by the name of its processor."""
+        for file in sorted(self._data.glob('x86_64-cpuid-*-json.xml')):
+            name = file.stem.removeprefix(
+                'x86_64-cpuid-').removesuffix('-json')
+            yield name, self.cpu('x86_64', f'cpuid-{name}-json')
 
     def cpus(self) -> Iterator[tuple[str, str]]:
         """Every document of an x86 CPU by name, for a real libvirt."""
@@ -108,11 +118,11 @@ class Source:
     def _text(self, arch: str, name: str) -> bytes:
         return (self._data / f'{arch}-{name}.xml').read_bytes()
 
-    def _cpu(self, arch: str, name: str) -> definition.CPU:
+    def cpu(self, arch: str, name: str) -> definition.CPU:
         return definition.CPU.parse(self._text(arch, name), name)
 
-    def _host(self, arch: str, cpu: definition.CPU
-              ) -> capabilities.DomainCapabilities:
+    def host(self, arch: str, cpu: definition.CPU
+             ) -> capabilities.DomainCapabilities:
         """A host whose guests can have all that this CPU has."""
         return capabilities.DomainCapabilities(
             arch=arch, virt_type='kvm', host_model=dataclasses.replace(
@@ -121,7 +131,7 @@ class Source:
     def _compare(self, arch: str, cpu: definition.CPU, host: definition.CPU
                  ) -> compare.Comparison:
         return compare.compare(
-            cpu, self._host(arch, host),
+            cpu, self.host(arch, host),
             self.x86_map if arch == 'x86_64' else None)
 
     def _verdict(self, kind: str, name: str, ours: compare.Comparison,
@@ -142,14 +152,14 @@ class Source:
             theirs = _RESULTS[result.removeprefix('VIR_CPU_COMPARE_')]
             yield self._verdict(
                 'cputest compare', f'{row.arch} {host}/{cpu}',
-                self._compare(row.arch, self._cpu(row.arch, cpu),
-                              self._cpu(row.arch, host)), theirs)
+                self._compare(row.arch, self.cpu(row.arch, cpu),
+                              self.cpu(row.arch, host)), theirs)
 
     def _baselines(self) -> Iterator[verdicts.Verdict]:
         for row in self.rows:
             if row.kind == 'CPUID_BASELINE':
                 label, *names = row.arguments
-                hosts = {name: self._cpu(row.arch, f'cpuid-{name}-json')
+                hosts = {name: self.cpu(row.arch, f'cpuid-{name}-json')
                          for name in names}
                 result = f'cpuid-baseline-{label}'
             elif row.kind == 'BASELINE' and row.arguments[2] == '0':
@@ -163,7 +173,7 @@ class Source:
                 result = f'baseline-{label}-{suffix}'
             else:
                 continue
-            baseline = self._cpu(row.arch, result)
+            baseline = self.cpu(row.arch, result)
             for name, host in hosts.items():
                 yield self._verdict(
                     'cputest baseline', f'{row.arch} {result} on {name}',
@@ -178,7 +188,7 @@ class Source:
             yield self._expansion(row.arch, name)
             kinds = ['guest', *(['json'] if json != 'JSON_NONE' else [])]
             for kind in kinds:
-                cpu = self._cpu(row.arch, f'cpuid-{name}-{kind}')
+                cpu = self.cpu(row.arch, f'cpuid-{name}-{kind}')
                 yield self._verdict(
                     'cputest self', f'{name}-{kind}',
                     self._compare(row.arch, cpu, cpu), True)
@@ -200,7 +210,7 @@ class Source:
         Both ways: those told by CPUID, of a model and by name, are the ones
         whose bits are set.
         """
-        cpu = self._cpu(arch, f'cpuid-{name}-host')
+        cpu = self.cpu(arch, f'cpuid-{name}-host')
         cpuid = _cpuid(self._text(arch, f'cpuid-{name}'))
         told = cpu.features_by(self.x86_map) or frozenset()
         seen = {feature for feature in self.x86_map.features

@@ -58,6 +58,14 @@ class OfCapabilitiesTestCase(base.BaseTestCase):
             capabilities.parse(hosts.capabilities()), old)
         self.assertNotIn('486', cpu.expands)
 
+    def test_own_model(self):
+        # libvirt calls some hosts by a model that has little in common.
+        odd = dataclasses.replace(hosts.MAP, models={
+            **hosts.MAP.models, 'EPYC': frozenset('abcdef')})
+        cpu = export.of_capabilities(
+            capabilities.parse(hosts.capabilities()), odd)
+        self.assertEqual(frozenset('abcdef'), cpu.expands['EPYC'])
+
     def test_without_a_map(self):
         cpu = fleets.untold('a').cpu
         self.assertIsNone(cpu.features)
