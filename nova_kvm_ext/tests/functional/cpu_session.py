@@ -248,9 +248,11 @@ def pairs(session: Session) -> dict[str, Any]:
                 if pure != libvirts:
                     seen['pure wrong'].append(
                         f'{what}: libvirt says {libvirts}')
-    instance = objects.Instance(
-        uuid=str(uuid.uuid4()), vcpu_model=hooks._vcpu_model(
-            levels.find('x86-64-v4').cpu))
+    instance = cloudless.create_instance(
+        session.context, str(uuid.uuid4()),
+        cloudless.LocalImage(session.image_path, 'raw', {}), vcpus=1,
+        memory_mb=64, extra_specs={})
+    instance.vcpu_model = hooks._vcpu_model(levels.find('x86-64-v4').cpu)
     try:
         driver.check_can_live_migrate_destination(
             session.context, instance, {}, {
