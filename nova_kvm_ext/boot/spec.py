@@ -17,6 +17,10 @@ Pure. The supervisor hands it to the worker as JSON.
 
 import dataclasses
 
+NO_AGENT = ('this host has no qemu-ga: install qemu-guest-agent to have a '
+            'guest agent looked at')
+"""What is said of a test guest without an agent."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -36,6 +40,8 @@ class Spec:
         kept
     :ivar xml_only: print the guest XML and start nothing
     :ivar keep: leave the guest running
+    :ivar has_agent: whether the test guest has qemu-ga in it, which the
+        supervisor knows when it is built; None for an image
     """
 
     config_files: list[str]
@@ -52,3 +58,4 @@ class Spec:
     cache_dir: str
     xml_only: bool
     keep: bool
+    has_agent: bool | None = None

@@ -33,6 +33,7 @@ from typing import BinaryIO
 import uuid
 
 from nova_kvm_ext.boot import leftovers
+from nova_kvm_ext.boot.spec import NO_AGENT
 from nova_kvm_ext.boot.spec import Spec
 from nova_kvm_ext.boot import testguest
 from nova_kvm_ext import errors
@@ -45,6 +46,9 @@ _STEP_LIMIT = 300
 _GRACE = 10
 # Seconds of silence after which the user is told that work goes on.
 _PATIENCE = 20
+
+# Files 0600, directories 0711.
+_UMASK = 0o066
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,7 +64,7 @@ def boot(spec: Spec, on_event: Callable[[dict[str, Any]], None]) -> int:
     :returns: an exit code
     :raises errors.HostError: nothing can be made on this host
     """
-    with _signals() as signals:
+    with _signals() as signals, _private():
         for message in leftovers.sweep():
             on_event({'event': 'left', 'text': message})
         directory, lock = leftovers.make_directory()
@@ -71,11 +75,10 @@ def boot(spec: Spec, on_event: Callable[[dict[str, Any]], None]) -> int:
         try:
             record.write()
             step = time.monotonic()
-            path, what = _image(spec, on_event)
+            spec, what = _image(spec, on_event)
             on_event({'event': 'step', 'name': 'image', 'details': what,
                       'seconds': round(time.monotonic() - step, 2)})
-            worker, events = _start(
-                record, dataclasses.replace(spec, image=path), lock)
+            worker, events = _start(record, spec, lock)
             with events:
                 code = _relay(worker, directory, events, signals,
                               spec.timeout, on_event)
@@ -91,6 +94,21 @@ def boot(spec: Spec, on_event: Callable[[dict[str, Any]], None]) -> int:
             left = _clean(leftovers.read_record(directory) or record, on_event)
             os.close(lock)
     return ExitCode.LEFTOVERS if left and code == 0 else code
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """Let others read no file that this process and its worker make.
+
+    Settings can have passwords, logs repeat them, and images are tenants'.
+    Directories can be passed through: libvirt gives disks to QEMU's user, who
+    must be able to get there. --keep keeps all of this.
+    """
+    before = os.umask(_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager
@@ -120,8 +138,10 @@ def _signals() -> Iterator[int]:
 
 
 def _image(spec: Spec, on_event: Callable[[dict[str, Any]], None]
-           ) -> tuple[str, str]:
-    """The image's path and what it is; the test guest is built if need be.
+           ) -> tuple[Spec, str]:
+    """With an image, and what that is; the test guest is built if need be.
+
+    Only a test guest that has an agent gets a channel for it unasked.
 
     Here and not in the worker, because under Nova's green threads a wait for
     a lock would stop everything. It takes a second.
@@ -129,14 +149,20 @@ def _image(spec: Spec, on_event: Callable[[dict[str, Any]], None]
     :raises testguest.BuildError: the test guest cannot be built
     """
     if spec.image is not None:
-        return spec.image, spec.image
+        return spec, spec.image
     guest = testguest.build(
         spec.cache_dir,
         progress=lambda text: on_event({'event': 'progress', 'text': text}))
-    return guest.path, (
+    properties = dict(spec.properties)
+    if guest.agent:
+        properties.setdefault('hw_qemu_guest_agent', 'yes')
+    return dataclasses.replace(
+        spec, image=guest.path, properties=properties,
+        has_agent=guest.agent), (
         f'test guest, kernel {guest.kernel}, '
         f'{"with" if guest.agent else "without"} guest agent'
-        f'{", cached" if guest.cached else ""}')
+        f'{", cached" if guest.cached else ""}'
+        f'{"" if guest.agent else f"; {NO_AGENT}"}')
 
 
 def _start(record: leftovers.Record, spec: Spec, lock: int

@@ -287,10 +287,10 @@ def _find_inputs(root: str) -> _Inputs:
         **{tool: shutil.which(tool, path=_path()) for tool in _TOOLS},
     }
     missing = [what for what, path in found.items() if not path]
-    if missing:
-        raise _missing(missing)
-    assert busybox and mbr and found['syslinux']
     agent = _first_readable(root, _AGENT)
+    if missing:
+        raise _missing(missing, agent=bool(agent))
+    assert busybox and mbr and found['syslinux']
     libraries = _libraries(busybox)
     if agent:
         libraries |= _libraries(agent)
@@ -306,13 +306,19 @@ def _path() -> str:
     return f'{os.environ.get("PATH", os.defpath)}:{_SBIN}'
 
 
-def _missing(what: Sequence[str]) -> BuildError:
+def _missing(what: Sequence[str], agent: bool = True) -> BuildError:
+    """An error that names everything to install at once.
+
+    :param agent: whether there is a guest agent, which need not be
+    """
     def packages(index: int) -> str:
         return ' '.join(sorted({_PACKAGES[name][index] for name in what}))
 
     return BuildError(
         f'The test guest cannot be built without {", ".join(what)}; install '
-        f'{packages(0)} (Debian) or {packages(1)} (Fedora).')
+        f'{packages(0)} (Debian) or {packages(1)} (Fedora)'
+        f'{"" if agent else ", and qemu-guest-agent for a guest with an "}'
+        f'{"" if agent else "agent"}.')
 
 
 def _first_readable(root: str, names: Sequence[str]) -> str | None:

@@ -25,6 +25,7 @@ import enum
 from lxml import etree
 
 from nova_kvm_ext.boot import report
+from nova_kvm_ext.boot.spec import NO_AGENT
 from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
@@ -258,17 +259,23 @@ def check_memory(domain: Domain, seen: report.GuestReport) -> Check:
         f'guest\'s kernel')
 
 
-def check_agent(domain: Domain, wanted: bool, answer: str | None) -> Check:
+def check_agent(domain: Domain, wanted: bool, answer: str | None,
+                has_agent: bool | None = None) -> Check:
     """Channel and answer against what the image asks for.
 
     :param wanted: whether the image says hw_qemu_guest_agent=yes
     :param answer: how the agent answered a ping, or None if it did not
+    :param has_agent: whether the guest has an agent in it, None if that is
+        not known
     """
     if domain.agent_channel != wanted:
         return _check('guest agent', False,
                       f'the domain has {"a" if domain.agent_channel else "no"}'
                       f' channel, the image asks for '
                       f'{"one" if wanted else "none"}')
+    if has_agent is False:
+        return Check('guest agent', Result.SKIP,
+                     f'the test guest has none, {NO_AGENT}')
     if not wanted:
         return _check('guest agent', True, 'no channel, as the image asks')
     return _check('guest agent', answer is not None,
@@ -314,7 +321,8 @@ def check_vhost(verdicts: Iterable[proof.Verdict]) -> list[Check]:
 
 def check_all(domain: Domain, wants_agent: bool, agent_answer: str | None,
               seen: report.GuestReport | None, host_model: str | None,
-              known: cpu_map.CPUMap | None) -> list[Check]:
+              known: cpu_map.CPUMap | None,
+              has_agent: bool | None = None) -> list[Check]:
     """Every check that can be made of what the guest told."""
     checks = []
     if seen is not None:
@@ -326,5 +334,5 @@ def check_all(domain: Domain, wants_agent: bool, agent_answer: str | None,
             check_vulnerabilities(seen),
             check_vcpus(domain, seen),
             check_memory(domain, seen)]
-    checks.append(check_agent(domain, wants_agent, agent_answer))
+    checks.append(check_agent(domain, wants_agent, agent_answer, has_agent))
     return checks + check_nics(domain, seen.nics if seen else None)

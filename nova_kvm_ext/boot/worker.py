@@ -241,7 +241,8 @@ class Boot:
                              found=dict(seen.vulnerabilities))
         checks = verify.check_all(
             domain, wants_agent, agent_answer, seen,
-            self._host_model(domain), reader.read_map())
+            self._host_model(domain), reader.read_map(),
+            has_agent=self.spec.has_agent)
         xml = self.domain.XMLDesc(0)
         guest = proof.running(xml)
         if guest is not None:
@@ -270,7 +271,9 @@ class Boot:
         console_path = os.path.join(
             self.record.directory, 'instances', self.record.uuid,
             'console.log')
-        agent = inside.Agent(self.domain) if domain.agent_channel else None
+        agent = None
+        if domain.agent_channel and self.spec.has_agent is not False:
+            agent = inside.Agent(self.domain)
         deadline = time.monotonic() + self.spec.timeout
         seen, answer, is_up = None, None, False
         while time.monotonic() < deadline:

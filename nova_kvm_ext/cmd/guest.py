@@ -108,7 +108,8 @@ class Boot(base.Command, show.ShowOne):
             '--property', metavar='KEY=VALUE', type=_pair, action='append',
             default=[], dest='properties',
             help='image property; the test guest has hw_qemu_guest_agent=yes '
-                 'unless you say otherwise (repeat for more)')
+                 'unless you say otherwise, or this host has no qemu-ga '
+                 '(repeat for more)')
         parser.add_argument(
             '--extra-spec', metavar='KEY=VALUE', type=_pair, action='append',
             default=[], dest='extra_specs',
@@ -197,9 +198,6 @@ class Boot(base.Command, show.ShowOne):
 
     @staticmethod
     def _options(args: argparse.Namespace, files: Sequence[str]) -> spec.Spec:
-        properties = dict(args.properties)
-        if args.image is None:
-            properties.setdefault('hw_qemu_guest_agent', 'yes')
         settings = list(args.settings)
         if args.connect:
             settings.append(('libvirt', 'connection_uri', args.connect))
@@ -213,7 +211,8 @@ class Boot(base.Command, show.ShowOne):
             settings=''.join(f'[{group}]\n{name} = {value}\n'
                              for group, name, value in settings),
             image=args.image, disk_format=args.disk_format,
-            properties=properties, extra_specs=dict(args.extra_specs),
+            properties=dict(args.properties),
+            extra_specs=dict(args.extra_specs),
             vcpus=args.vcpus, memory_mb=args.memory, bridge=args.nic,
             timeout=args.timeout, expect=args.expect,
             cache_dir=args.cache_dir, xml_only=args.xml, keep=args.keep)

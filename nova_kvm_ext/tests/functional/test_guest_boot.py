@@ -12,6 +12,7 @@
 
 """``nova-kvm-ext guest boot`` on real libvirt: real guests and failures."""
 
+from collections.abc import Sequence
 import contextlib
 import glob
 import json
@@ -32,6 +33,15 @@ from testtools import content
 
 from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext.tests.functional import libvirtd
+
+# Prints each path that is there, and those that can be read.
+_LOOK = '''
+while IFS= read -r path; do
+    [ -e "$path" ] && echo "there $path"
+    { if [ -d "$path" ]; then ls "$path"; else head -c 1 "$path"; fi
+    } > /dev/null 2>&1 && echo "read $path"
+done
+'''
 
 # Emulated guests on busy machines: nothing waits this long when all is well.
 _TIMEOUT = 300
@@ -67,11 +77,15 @@ class GuestBootTestCase(base.BaseTestCase):
     def environment(self) -> dict[str, str]:
         return os.environ | {'TMPDIR': self.tmp}
 
-    def boot(self, *arguments: str, virt_type: str = 'qemu'
-             ) -> tuple[int, dict[str, Any]]:
-        """Run it to its end: exit code and what -f json gives."""
+    def boot(self, *arguments: str, virt_type: str = 'qemu',
+             within: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
+        """Run it to its end: exit code and what -f json gives.
+
+        :param within: words of a command that runs it
+        """
         done = subprocess.run(
-            self.command('-f', 'json', *arguments, virt_type=virt_type),
+            [*within, *self.command(
+                '-f', 'json', *arguments, virt_type=virt_type)],
             env=self.environment(), capture_output=True, text=True,
             timeout=_TIMEOUT)
         self.said = done.stderr
@@ -311,9 +325,44 @@ class GuestTestCase(GuestBootTestCase):
         self.assertEqual(ExitCode.PASS, code)
         domain, = self.connection.listAllDomains()
         self.assertTrue(domain.isActive())
+        self.nobody_may_read_it()
         # The next boot does not take it for one that was killed.
         self.assertEqual(ExitCode.PASS, self.boot()[0])
         self.assertTrue(domain.isActive())
+
+    def nobody_may_read_it(self) -> None:
+        """Another user, who even knows each path, reads nothing."""
+        there = [os.path.join(parent, name)
+                 for parent, directories, names in os.walk(self.tmp)
+                 for name in (*directories, *names)]
+        for name in ('settings.conf', 'nova.log', 'console.log', 'disk'):
+            self.assertIn(name, map(os.path.basename, there))
+        # They are below a directory that is its own user's alone.
+        for path in (self.libvirt.instances_path, self.tmp):
+            os.chmod(path, 0o711)
+        looked = subprocess.run(
+            ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups',
+             'sh', '-c', _LOOK],
+            input=''.join(f'{path}\n' for path in there),
+            capture_output=True, text=True, cwd='/').stdout.splitlines()
+        # It has got there; otherwise this would prove nothing.
+        self.assertEqual({f'there {path}' for path in there}, set(looked))
+
+    def test_without_a_guest_agent(self):
+        """No channel, no waiting, no failure: and said what is missing."""
+        hidden = ['unshare', '--mount', 'sh', '-c',
+                  'for f in /usr/sbin/qemu-ga /usr/bin/qemu-ga; do '
+                  '[ ! -e $f ] || mount --bind /dev/null $f; done && '
+                  'exec "$@"', 'sh']
+        code, result = self.boot(within=hidden)
+        self.assertEqual(ExitCode.PASS, code, self.said)
+        self.assertFalse(result['domain']['agent_channel'])
+        check = self.check(result, 'guest agent')
+        self.assertEqual('SKIP', check['result'])
+        self.assertIn('install qemu-guest-agent', check['details'])
+        self.assertIn('install qemu-guest-agent',
+                      result['steps'][0]['details'])
+        self.nothing_is_left()
 
     def test_keep_says_how_to_take_it_away(self):
         self.boot('--keep')

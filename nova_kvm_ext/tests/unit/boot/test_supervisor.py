@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import signal
+import stat
 import sys
 import textwrap
 import time
@@ -240,6 +241,33 @@ class BootTestCase(SupervisorTestCase):
                          self.events[1]['details'])
         self.assertEqual(['/c/t.raw'], self.texts('log'))
 
+    def channel(self, agent: bool, **changes: Any) -> str:
+        """The property of a test guest with or without an agent."""
+        self.events.clear()
+        self.useFixture(fixtures.MockPatchObject(
+            testguest, 'build', lambda cache_dir, progress:
+            testguest.TestGuest('/c/t.raw', '6.1', agent, False)))
+        self.boot("""
+            emit('log', level='INFO', text=str((
+                spec['properties'].get('hw_qemu_guest_agent'),
+                spec['has_agent'])))
+            emit('done', code=0)
+            """, image=None, **changes)
+        text, = self.texts('log')
+        return text
+
+    def test_a_channel_for_a_test_guest_that_has_an_agent(self):
+        self.assertEqual("('yes', True)", self.channel(True))
+        self.assertEqual("(None, False)", self.channel(False))
+        self.assertIn('install qemu-guest-agent', self.events[0]['details'])
+        # The user's word counts.
+        for wanted in ('yes', 'no'):
+            properties = {'hw_qemu_guest_agent': wanted}
+            for agent in (True, False):
+                self.assertEqual(
+                    str((wanted, agent)),
+                    self.channel(agent, properties=properties))
+
     def test_earlier_boots_are_swept_first(self):
         directory, lock = leftovers.make_directory()
         os.close(lock)
@@ -253,6 +281,31 @@ class BootTestCase(SupervisorTestCase):
         self.assertEqual(1, self.boot("emit('done', code=1)", keep=True))
         directory, = os.listdir(self.base)
         self.assertIn(f'rm -r {self.base}/{directory}', self.texts('kept')[0])
+
+    def test_others_cannot_read_what_is_made(self):
+        umask = os.umask(0)
+        self.addCleanup(os.umask, umask)
+        self.boot("""
+            for name in ('nova.log', 'instances/disk'):
+                path = os.path.join(directory, name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, 'w') as f:
+                    f.write('secret')
+            emit('done', code=0)
+            """, keep=True, settings='[database]\nconnection = secret\n')
+        self.assertEqual(0, os.umask(0))
+        found = {}
+        for parent, directories, names in os.walk(self.base):
+            for name in directories + names:
+                path = os.path.join(parent, name)
+                found[name] = stat.S_IMODE(os.stat(path).st_mode)
+        directory, = os.listdir(self.base)
+        # QEMU's user has to get to the disk, which libvirt gives to it.
+        self.assertEqual({0o711}, {found.pop(directory),
+                                   found.pop('instances')})
+        self.assertLessEqual({'settings.conf', 'spec.json', 'worker.log',
+                              'record.json', 'nova.log', 'disk'}, set(found))
+        self.assertEqual({0o600}, set(found.values()), found)
 
     def test_leftovers(self):
         self.useFixture(fixtures.MockPatchObject(

@@ -293,6 +293,15 @@ class TestInputs(FakeHostCase):
             'busybox-static (Debian) or busybox (Fedora).',
             self.build_error())
 
+    def test_a_missing_agent_is_named_along_with_what_is_missing(self):
+        (self.root / 'usr/bin/busybox').unlink()
+        (self.root / 'usr/sbin/qemu-ga').unlink()
+        self.assertEqual(
+            'The test guest cannot be built without busybox; install '
+            'busybox-static (Debian) or busybox (Fedora), and '
+            'qemu-guest-agent for a guest with an agent.',
+            self.build_error())
+
     def test_agent_may_be_missing(self):
         with_agent = self.build().path
         (self.root / 'usr/sbin/qemu-ga').unlink()

@@ -309,9 +309,18 @@ class NumbersTestCase(VerifyTestCase):
 
 class AgentTestCase(VerifyTestCase):
 
-    def check(self, channel: bool, wanted: bool, answer: str | None = None):
+    def check(self, channel: bool, wanted: bool, answer: str | None = None,
+              has_agent: bool | None = None):
         return verify.check_agent(
-            domain(agent_channel=channel), wanted, answer)
+            domain(agent_channel=channel), wanted, answer, has_agent)
+
+    def test_a_test_guest_without_an_agent(self):
+        for channel in (True, False):
+            self.assertCheck(verify.Result.SKIP,
+                             self.check(channel, channel, has_agent=False),
+                             'install qemu-guest-agent')
+        self.assertCheck(FAIL, self.check(False, True, has_agent=False),
+                         'has no channel')
 
     def test_pass(self):
         self.assertCheck(PASS, self.check(True, True, 'answers to ping'),

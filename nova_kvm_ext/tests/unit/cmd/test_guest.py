@@ -115,7 +115,7 @@ class ArgumentsTestCase(GuestBootTestCase):
             Spec(
                 config_files=[], settings='[kvm_ext]\nvirt_type = auto\n',
                 image=None, disk_format=None,
-                properties={'hw_qemu_guest_agent': 'yes'}, extra_specs={},
+                properties={}, extra_specs={},
                 vcpus=1, memory_mb=256, bridge=None, timeout=300,
                 expect='login:', cache_dir='/var/cache/nova-kvm-ext',
                 xml_only=False, keep=False),
@@ -181,10 +181,13 @@ class ArgumentsTestCase(GuestBootTestCase):
             self.assertTrue(self.options(*arguments).settings.endswith(
                 '[kvm_ext]\nvirt_type = auto\n'))
 
-    def test_agent_is_the_test_guests_default(self):
+    def test_connect(self):
+        self.assertTrue(self.options('--connect', 'qemu:///x').settings
+                        .startswith('[libvirt]\nconnection_uri = qemu:///x'))
+
+    def test_properties(self):
         for wanted, arguments in (
-                ({'hw_qemu_guest_agent': 'yes', 'a': 'b'},
-                 ('--property', 'a=b')),
+                ({'a': 'b'}, ('--property', 'a=b')),
                 ({'hw_qemu_guest_agent': 'no'},
                  ('--property', 'hw_qemu_guest_agent=no')),
                 ({}, ('--image', '/x.raw')),
