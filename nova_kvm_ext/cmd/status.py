@@ -209,7 +209,7 @@ class Checks(upgradecheck.UpgradeCommands):
     _upgrade_checks = (
         ('Nova release', _nova_release),
         ('Interface to Nova', _interface),
-        ('Driver beside Nova', _installed),
+        ('Driver found by Nova', _installed),
         ('Options of nova.conf', _options),
         ('Versions of libvirt and QEMU', _versions),
         ('Host checks', _guests),
@@ -256,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     except errors.InvalidOption as e:
         print(f'error: {e}', file=sys.stderr)
         return _ERROR
+    except SystemExit as e:
+        # argparse's code for a wrong command line is that of a Failure.
+        return _ERROR if e.code == 2 else int(e.code or 0)
     base.say_files(found)
     commands.configuration = found
     upgradecheck.CONF = nova

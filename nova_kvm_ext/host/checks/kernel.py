@@ -88,7 +88,7 @@ def _kvm_module(facts: model.HostFacts) -> verdict.Said:
     return causes.no_kvm(facts, *causes.missing_module(facts, module))
 
 
-@GROUP.check('KVM104', 'Module of the CPU', proof=_NO_KVM)
+@GROUP.check('KVM104', 'Module kvm_intel or kvm_amd', proof=_NO_KVM)
 def _cpu_module(facts: model.HostFacts) -> verdict.Said:
     own = [module for name, module in facts.kernel.modules.items()
            if name.startswith('kvm_')]

@@ -186,7 +186,7 @@ def _machines(facts: model.HostFacts) -> verdict.Said:
         f', {said} of hw_machine_type among them' if said else ''))
 
 
-@GROUP.check('KVM506', 'KVM in libvirt\'s eyes', proof=(
+@GROUP.check('KVM506', 'KVM offered by libvirt', proof=(
     'libvirt refuses guests of the type kvm in words of the table below, or '
     'KVM205 or KVM508 has its proof.'))
 def _libvirt_kvm(facts: model.HostFacts) -> verdict.Said:
@@ -252,7 +252,7 @@ def _guest_cpu(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(said)
 
 
-@GROUP.check('KVM508', '64-bit guest', proof=(
+@GROUP.check('KVM508', '64-bit test guest', proof=(
     'A guest was started and did not run, in words of the table below; or it '
     'had seconds of CPU time and did not get through what takes hundredths '
     'of one; or it died twice while the same guest ran in software.'))

@@ -38,7 +38,7 @@ _DRIVER = 'kvm_ext.KVMDriver'
 _SET_DRIVER = f'Set [DEFAULT] compute_driver = {_DRIVER}.'
 
 
-@GROUP.check('KVM401', 'Driver beside Nova', proof=(
+@GROUP.check('KVM401', 'Driver found by Nova', proof=(
     'nova-compute\'s Python does not find nova.virt.kvm_ext, so that '
     'nova-compute ends; or compute_driver names another driver.'))
 def _driver(facts: model.HostFacts) -> verdict.Said:
@@ -108,7 +108,7 @@ def _conf(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(f'{_files(facts)}: {said}')
 
 
-@GROUP.check('KVM403', 'Helper of privsep', proof=(
+@GROUP.check('KVM403', 'privsep helper', proof=(
     'The first program of the command that oslo.privsep runs is not '
     'installed. Nova needs it for each guest, as for the owner of its disks '
     'and its network.'))
@@ -226,7 +226,7 @@ def _space(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(said)
 
 
-@GROUP.check('KVM406', 'Directory of channels', proof='')
+@GROUP.check('KVM406', 'Directory of agent sockets', proof='')
 def _channels(facts: model.HostFacts) -> verdict.Said:
     return causes.weigh(facts, _channels_here(facts))
 

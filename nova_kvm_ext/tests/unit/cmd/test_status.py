@@ -152,8 +152,8 @@ class StatusTestCase(base.BaseTestCase):
     def test_driver_not_beside_nova(self):
         self.become('KVM401', verdict.FAIL)
         self.assertEqual(
-            (2, 'KVM401 Driver beside Nova: it is so (remedy: mend it)'),
-            self.one('Driver beside Nova'))
+            (2, 'KVM401 Driver found by Nova: it is so (remedy: mend it)'),
+            self.one('Driver found by Nova'))
 
     def test_refused_options(self):
         self.become('KVM402', verdict.FAIL)
@@ -245,6 +245,11 @@ class StatusTestCase(base.BaseTestCase):
             self.assertEqual(255, status.main(
                 ['--config-file', '/none.conf', 'upgrade', 'check']))
         self.assertIn('/none.conf', said.getvalue())
+
+    def test_a_wrong_command_line_is_no_failure(self):
+        for words in (['--fly'], ['fly'], []):
+            with contextlib.redirect_stderr(io.StringIO()):
+                self.assertEqual(255, status.main(words), words)
 
     def test_a_defect(self):
         self.version.side_effect = errors.HostError('no')
