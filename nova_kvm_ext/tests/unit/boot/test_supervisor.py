@@ -305,7 +305,7 @@ class BootTestCase(SupervisorTestCase):
                                    found.pop('instances')})
         self.assertLessEqual({'settings.conf', 'spec.json', 'worker.log',
                               'record.json', 'nova.log', 'disk'}, set(found))
-        self.assertEqual({0o600}, set(found.values()), found)
+        self.assertEqual({0o600}, set(found.values()), str(found))
 
     def test_leftovers(self):
         self.useFixture(fixtures.MockPatchObject(
