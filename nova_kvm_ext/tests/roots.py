@@ -269,7 +269,7 @@ class Root:
     :param kvm_mode: of the /dev/kvm of its own, which belongs to root; None
         for none. There is none where the machine has none.
     :param network: whether to have a network of its own, with a loopback
-        device alone, instead of the machine's
+        device alone, instead of the machine's; or the root whose it shares
     :param hostname: its name
     :param anew: whether not to use the cache
     """
@@ -282,7 +282,8 @@ class Root:
 
     def __init__(self, release: str, packages: Sequence[str] = (), *,
                  binds: Sequence[Sequence[str]] = (),
-                 kvm_mode: int | None = 0o600, network: bool = False,
+                 kvm_mode: int | None = 0o600,
+                 network: 'bool | Root' = False,
                  hostname: str = '', anew: bool = False) -> None:
         self._release = release
         self._packages = packages
@@ -356,11 +357,14 @@ class Root:
             f'127.0.0.1 localhost {self._hostname}\n')
 
     def _enter_namespaces(self) -> None:
-        kinds = ['--uts', '--ipc', *(['--net'] if self._network else [])]
+        kinds = ['--uts', '--ipc', *(['--net'] if self._network is True
+                                     else [])]
+        shared = ([] if isinstance(self._network, bool) else
+                  ['nsenter', f'--net=/proc/{self._network.pid}/ns/net'])
         try:
             first = namespaces.start(
-                namespaces.unshare(*kinds, propagation='private'), self._lock,
-                self._directory.name)
+                [*shared, *namespaces.unshare(*kinds, propagation='private')],
+                self._lock, self._directory.name)
         except OSError as e:
             raise RootError(f'No namespaces for a root: {e}; it needs '
                             f'CAP_SYS_ADMIN.') from e

@@ -129,6 +129,29 @@ class RootTestCase(base.BaseTestCase):
              f"mount --no-mtab --rbind {path} './opt/a b'",
              "mount --no-mtab -o remount,bind,ro './opt/a b'"], root._shown())
 
+    def test_network(self):
+        other = roots.Root('trixie', network=True)
+        other.pid = 4711
+        for network, start, more in (
+                (False, 'unshare', False), (True, 'unshare', True),
+                (other, 'nsenter', False)):
+            root = roots.Root('trixie', network=network)
+            root.tree = pathlib.Path('/tree')
+            root._directory, root._lock = pathlib.Path('/'), 0
+            with mock.patch.object(roots.namespaces, 'start') as started, \
+                    mock.patch.object(subprocess, 'run') as run:
+                run.return_value.returncode = 0
+                started.return_value.pid = 12
+                root._enter_namespaces()
+            command = started.call_args[0][0]
+            self.assertEqual(start, command[0])
+            self.assertEqual(more, '--net' in command)
+            self.assertEqual(network is other,
+                             '--net=/proc/4711/ns/net' in command)
+            # Whose network it is in does not change how it is entered.
+            self.assertEqual(bool(network), '--net=/proc/12/ns/net' in
+                             root.enter(['true']))
+
 
 class CommandTestCase(base.BaseTestCase):
 
