@@ -286,15 +286,15 @@ class RealAgentTestCase(AgentTestCase):
             [('one', 'connected'), ('two', 'no channel')],
             [(row['name'], row['state']) for row in rows])
         code, result = self.run_command('ping', 'two')
-        self.assertEqual((1, False), (code, result['answers']))
+        self.assertEqual((2, False), (code, result['answers']))
         code, _ = self.run_command('fstrim', 'one')
         self.assertEqual(0, code, self.said)
         code, result = self.run_command('thaw', 'one')
         self.assertEqual((0, 0), (code, result['thawed']))
-        self.assertEqual(2, self.run_command('ping', 'three')[0])
+        self.assertEqual(3, self.run_command('ping', 'three')[0])
 
         self.domain.destroy()
-        self.assertEqual(2, self.run_command('ping', 'one')[0])
+        self.assertEqual(3, self.run_command('ping', 'one')[0])
 
     def writes(self) -> int:
         """How often the guest has said that it wrote something."""
@@ -311,11 +311,11 @@ class RealAgentTestCase(AgentTestCase):
         self.assertEqual((0, 1), (code, result['frozen']), self.said)
         before = self.writes()
         code, result = self.run_command('show', 'one')
-        self.assertEqual((1, 'frozen'), (code, result['state']))
+        self.assertEqual((2, 'frozen'), (code, result['state']))
         code, result = self.run_command('ping', 'one')
         self.assertEqual((0, True), (code, result['answers']))
         # Not thawed for another's freeze either.
-        self.assertEqual(1, self.run_command('freeze', 'one')[0])
+        self.assertEqual(2, self.run_command('freeze', 'one')[0])
         self.assertIn('frozen already', self.said)
         # What was on its way is one write at most.
         self.assertLessEqual(self.writes(), before + 1)
@@ -362,7 +362,7 @@ class RealAgentTestCase(AgentTestCase):
             self.assertIn('frozen for 600 s', process.stderr.readline())
             self.assertTrue(self.frozen())
             # A snapshot needs it, as far as another command knows.
-            self.assertEqual(1, self.run_command('thaw', 'one')[0])
+            self.assertEqual(2, self.run_command('thaw', 'one')[0])
             self.assertIn('--force', self.said)
             started = time.monotonic()
             process.send_signal(number)
@@ -378,7 +378,7 @@ class RealAgentTestCase(AgentTestCase):
     def test_paused(self):
         self.domain.suspend()
         code, result = self.run_command('ping', 'one')
-        self.assertEqual((1, False), (code, result['answers']))
+        self.assertEqual((2, False), (code, result['answers']))
         self.assertIn('The guest is paused', result['problem'])
         code, rows = self.run_command('list')
         self.assertEqual((0, [('one', 'paused')]), (
@@ -581,7 +581,7 @@ class FakeAgentTestCase(AgentTestCase):
         self.assertLess(self.times['late freeze'], 4 + _SLACK)
 
         code, _ = self.run_command('freeze', 'one', '--timeout', '2')
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         self.assertIn('did not answer guest-fsfreeze-freeze within 2 s',
                       self.said)
         self.assertNotIn('left frozen', self.said)
@@ -638,7 +638,7 @@ class FakeAgentTestCase(AgentTestCase):
         self.assertEqual(
             [('one', 'not answering'), ('two', 'connected')],
             [(row['name'], row['state']) for row in rows])
-        self.assertEqual(1, code)
+        self.assertEqual(2, code)
         # Python and Nova's options take two seconds to load.
         self.assertLess(self.times['list --timeout 2'],
                         2 + _SYNC + _SLACK + 3)

@@ -10,11 +10,18 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import importlib
+import inspect
 import io
+import pathlib
+import re
+import tomllib
 
+from cliff import display
 import fixtures
 from oslotest import base
 
+from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import guest
 from nova_kvm_ext.cmd import main
 from nova_kvm_ext.host import facts
@@ -86,3 +93,42 @@ class MainTestCase(base.BaseTestCase):
             self.assertEqual(3, code, str(argv))
             self.assertIn('fly', out + err)
         self.boot.assert_not_called()
+
+    def test_help_of_what_there_is_not(self):
+        self.assertEqual(3, self.run_main('help', 'fly')[0])
+
+
+class CommandsTestCase(base.BaseTestCase):
+    """What holds for each command that there is."""
+
+    def commands(self) -> dict[str, type]:
+        top = pathlib.Path(main.__file__).parents[2]
+        with open(top / 'pyproject.toml', 'rb') as f:
+            entries = tomllib.load(f)['project']['entry-points'][
+                'nova_kvm_ext.commands']
+        found = {}
+        for name, place in entries.items():
+            module, _, cls = place.partition(':')
+            found[name] = getattr(importlib.import_module(module), cls)
+        return found
+
+    def test_each_tells_its_exit_codes(self):
+        for name, command in self.commands().items():
+            text = ' '.join((inspect.getdoc(command) or '').split())
+            _, _, codes = text.partition('Exit codes: ')
+            self.assertTrue(codes.startswith('0 '), name)
+            # A wrong command line is no finding.
+            self.assertRegex(codes, r'[,;] 3 ', name)
+            self.assertNotRegex(codes, r'[12] (a )?wrong', name)
+            self.assertLessEqual(
+                set(re.findall(r'(?:^|, )([0-9])(?= )', codes)),
+                set('012345'), name)
+
+    def test_each_names_its_columns(self):
+        for name, command in self.commands().items():
+            self.assertTrue(issubclass(command, cmd_base.Command), name)
+            if issubclass(command, display.DisplayCommandBase):
+                self.assertTrue(command.COLUMNS, name)
+                known = set(command.COLUMNS) | set(
+                    getattr(command, '_COLUMNS_FROM', ()))
+                self.assertLessEqual(set(command.ASIDE), known, name)
