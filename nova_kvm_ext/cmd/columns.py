@@ -36,7 +36,7 @@ PLAIN = ('value', 'csv', 'shell')
 
 _SHOWN = 8
 
-_NARROWEST = 12
+_NARROWEST = 8
 """Characters that a column of text has at least."""
 
 

@@ -16,6 +16,7 @@ import io
 import pathlib
 import re
 import tomllib
+from typing import Any
 
 from cliff import display
 import fixtures
@@ -101,7 +102,7 @@ class MainTestCase(base.BaseTestCase):
 class CommandsTestCase(base.BaseTestCase):
     """What holds for each command that there is."""
 
-    def commands(self) -> dict[str, type]:
+    def commands(self) -> dict[str, Any]:
         top = pathlib.Path(main.__file__).parents[2]
         with open(top / 'pyproject.toml', 'rb') as f:
             entries = tomllib.load(f)['project']['entry-points'][
