@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from importlib import metadata
 import os
+import re
 import shutil
 import textwrap
 from typing import Any
@@ -52,9 +53,21 @@ def has_colour(stdout: TextIO, environ: Mapping[str, str]) -> bool:
             environ.get('TERM', 'dumb') not in ('', 'dumb'))
 
 
-def is_sentence(remedy: str) -> bool:
-    """Whether a remedy is no command."""
-    return remedy[:1].isupper() and remedy.endswith('.')
+# "Correct that line, then systemctl restart libvirtd"
+_WITH_COMMAND = re.compile(r'([A-Z].*(?:, then|, set|:)) (.*[^.])')
+
+
+def parts(remedy: str) -> tuple[str, str]:
+    """What a remedy says in words, and the command or option that it ends in.
+
+    Either may be empty.
+    """
+    mixed = _WITH_COMMAND.fullmatch(remedy)
+    if mixed:
+        return mixed[1], mixed[2]
+    if remedy[:1].isupper() or remedy.endswith('.'):
+        return remedy, ''
+    return '', remedy
 
 
 def render(results: Sequence[Mapping[str, Any]], width: int, colour: bool,
@@ -86,11 +99,10 @@ def _paragraph(result: Mapping[str, Any], width: int, colour: bool
     remedy = result['remedy']
     if not remedy or kind not in _FINDINGS:
         return
-    if is_sentence(remedy):
-        yield from _lines(f'Remedy: {remedy}', width)
-    else:
-        yield '     Remedy:'
-        yield f'     {remedy}'
+    words, command = parts(remedy)
+    yield from _lines(f'Remedy: {words}', width)
+    if command:
+        yield f'     {command}'
 
 
 def _lines(text: str, width: int) -> Iterable[str]:

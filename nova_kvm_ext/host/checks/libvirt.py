@@ -262,8 +262,8 @@ def _probe(facts: model.HostFacts) -> verdict.Said:
         return verdict.passed(probe.reason)
     if probe.runs is None:
         return (verdict.warn(
-            f'not known: {probe.reason}', 'nova-kvm-ext host check, when '
-            'libvirt and the host are less busy')
+            f'not known: {probe.reason}', 'Run nova-kvm-ext host check '
+            'again when libvirt and the host are less busy.')
             if probe.tried else verdict.skip(probe.reason))
     if probe.virt_type == 'qemu':
         return verdict.fail(probe.reason, f'Read {_LOG}')

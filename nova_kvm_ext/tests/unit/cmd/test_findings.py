@@ -49,6 +49,21 @@ class FindingsTestCase(base.BaseTestCase):
                       'out.', lines)
         self.assertIn('--all', lines[-1])
 
+    def test_words_and_commands(self):
+        for remedy, wanted in (
+                ('modprobe kvm', ('', 'modprobe kvm')),
+                ('Boot a kernel that has kvm.', (
+                    'Boot a kernel that has kvm.', '')),
+                ('Correct that line, then systemctl restart libvirtd',
+                 ('Correct that line, then', 'systemctl restart libvirtd')),
+                ('Remove what is not needed there: du -x /run',
+                 ('Remove what is not needed there:', 'du -x /run')),
+                ('Start nova-compute: its log has more.',
+                 ('Start nova-compute: its log has more.', '')),
+                ('nova-kvm-ext cpu model list has what is usable.',
+                 ('nova-kvm-ext cpu model list has what is usable.', ''))):
+            self.assertEqual(wanted, findings.parts(remedy))
+
     def test_all(self):
         lines = self.render(result('PASS', 'KVM101'), result('SKIP', 'KVM103'),
                             everything=True)
