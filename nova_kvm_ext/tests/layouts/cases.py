@@ -161,6 +161,7 @@ def debian13(context: Context) -> Iterator[report.Layout]:
         _write_conf(here)
         yield Layout(context, 'Debian 13, user nova').look(
             _starts(here, _DEBIAN), _agrees(here), here.guest_boot)
+        yield _refused(context, here, 'Debian 13', _DEBIAN)
         yield _full_disk(context, here)
         yield _loaded(context, here)
         yield _modular(context, here)
@@ -200,6 +201,35 @@ def _as_packaged(context: Context, here: system.System) -> report.Layout:
 
     return Layout(context, 'Debian 13, as packaged').look(
         starts, check, _no("Nova's own driver is to run"))
+
+
+def _refused(context: Context, here: system.System, name: str,
+             command: str) -> report.Layout:
+    """A CPU that cannot be, so that the service ends and says so."""
+    here.stop('nova-compute')
+    _write_conf(here, {'kvm_ext': {'virt_type': 'qemu',
+                                   'cpu_mode': 'host-passthrough'}})
+
+    def starts() -> str:
+        here.start_compute(command)
+        code = here.ended()
+        if code != 1 or 'host-passthrough' not in here.compute_log():
+            raise system.Wrong(f'nova-compute ended with {code}: ' +
+                               system.errors_of(here.compute_log()))
+        return 'refuses, as it has to, and ends with exit code 1'
+
+    def check() -> str:
+        code, rows = here.host_check()
+        if code != 2 or 'KVM402' not in system.bad(rows):
+            raise system.Wrong(system.told(code, rows))
+        return f'exit code 2; KVM402 FAIL: {system.bad(rows)["KVM402"]}'
+
+    try:
+        return Layout(context, f'{name}, refused CPU').look(
+            starts, check, _no('no guest can have this CPU'))
+    finally:
+        here.stop('nova-compute')
+        _write_conf(here)
 
 
 def _full_disk(context: Context, here: system.System) -> report.Layout:
@@ -246,10 +276,11 @@ def _loaded(context: Context, here: system.System) -> report.Layout:
     here.sh('rm -rf /var/lib/nova/kvm-ext* /var/cache/nova-kvm-ext/probe*')
     loops = 8 * (os.cpu_count() or 1)
     # Kind to what else this machine does; the layout is kinder still. Each
-    # ends by itself.
+    # ends by itself. In the foreground, or timeout takes a process group of
+    # its own.
     load = subprocess.Popen(
-        ['sh', '-c', f'for i in $(seq {loops}); do nice -n 5 timeout 900 '
-         'sh -c "while :; do :; done" & done; wait'],
+        ['sh', '-c', f'for i in $(seq {loops}); do nice -n 5 timeout '
+         '--foreground 900 sh -c "while :; do :; done" & done; wait'],
         start_new_session=True)
     try:
         return Layout(context, f'Debian 13, {loops} busy loops').look(
@@ -314,7 +345,8 @@ def split(context: Context) -> Iterator[report.Layout]:
                        f'nova; fi; chgrp nova /dev/kvm; chmod 0660 /dev/kvm')
             here.sh('install -d -o nova -g nova /var/lib/nova '
                     '/var/lib/nova/boot; chown -R nova:nova /var/lib/nova '
-                    '/var/log/nova; chmod 0711 /var/lib/nova/boot')
+                    '/var/log/nova; chgrp -R nova /etc/nova; '
+                    'chmod 0711 /var/lib/nova/boot')
             there.write('/etc/libvirt/qemu.conf',
                         'user = "nova"\ngroup = "nova"\n'
                         'security_driver = "none"\n', 0o600)
@@ -384,19 +416,20 @@ def debian12(context: Context) -> Iterator[report.Layout]:
             'mkdir -p /etc/nova; cp -r /opt/nova/etc/nova/. /etc/nova/')
         # As the installation guide of Nova has it for packages.
         here.write('/etc/sudoers.d/nova',
+                   'Defaults:nova secure_path = "/opt/nova/bin:/usr/sbin:'
+                   '/usr/bin:/sbin:/bin"\n'
                    'nova ALL = (root) NOPASSWD: /opt/nova/bin/nova-rootwrap '
                    '/etc/nova/rootwrap.conf *\n', 0o440)
         here.sh('sed -i "s,^exec_dirs=,&/opt/nova/bin\\,," '
                 '/etc/nova/rootwrap.conf')
         here.allow_kvm()
         here.start_controller(_SOURCES)
-        _write_conf(here, {'DEFAULT': {'rootwrap_config': (
-            '/etc/nova/rootwrap.conf')}})
         here.start_libvirt()
+        command = ('setpriv --reuid nova --regid nova --init-groups '
+                   f'/opt/nova/bin/nova-compute --log-file {system.LOG}')
         yield Layout(context, 'Debian 12, Nova 34 in a venv').look(
-            _starts(here, 'setpriv --reuid nova --regid nova --init-groups '
-                    f'/opt/nova/bin/nova-compute --log-file {system.LOG}'),
-            _agrees(here), here.guest_boot)
+            _starts(here, command), _agrees(here), here.guest_boot)
+        yield _refused(context, here, 'Debian 12, Nova 34', command)
         here.stop('nova-compute')
 
 
