@@ -247,7 +247,7 @@ def _full_disk(context: Context, here: system.System) -> report.Layout:
             found := here.service()).get('disabled') and found)
         if 'KVM405' not in (row['disabled_reason'] or ''):
             raise system.Wrong(f'disabled for: {row["disabled_reason"]}')
-        return f'{here.registered()} ({row["disabled_reason"]})'
+        return f'scheduling is disabled: {row["disabled_reason"]}'
 
     def check() -> str:
         code, rows = here.host_check()

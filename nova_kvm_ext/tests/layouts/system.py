@@ -269,9 +269,8 @@ EOF""", check=False)
         ours = next((line for line in log.splitlines() if _OURS in line), '')
         if not ours:
             raise Wrong('nova-compute runs, and not with KVMDriver')
-        return (f'{ours[ours.index(_OURS):].split(" [instance")[0]} Service '
-                + ('disabled: ' + str(row['disabled_reason'])
-                   if row['disabled'] else 'enabled'))
+        return (f'{ours[ours.index(_OURS):]} Service '
+                + ('disabled' if row['disabled'] else 'enabled'))
 
     def ended(self, timeout: float = TIMEOUT) -> int:
         """The exit code of a nova-compute that does not start."""
@@ -343,12 +342,11 @@ def bad(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def told(code: int, rows: dict[str, dict[str, Any]]) -> str:
-    """A host check in one line."""
+    """A host check in a line, and one for each FAIL."""
     kinds = [row['result'] for row in rows.values()]
-    worse = [f'{code} {row["result"]}: {row["details"]}'
-             for code, row in rows.items() if row['result'] in (
-                 'WARN', 'FAIL')]
+    warned = [code for code, row in rows.items() if row['result'] == 'WARN']
     return '\n'.join([
         f'exit code {code}; ' + ', '.join(
-            f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)),
-        *worse])
+            f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)) +
+        (f' ({", ".join(warned)})' if warned else ''),
+        *(f'{code} FAIL: {said}' for code, said in bad(rows).items())])

@@ -105,7 +105,7 @@ class SystemTestCase(base.BaseTestCase):
                 'KVM405': {'result': 'FAIL', 'details': 'full'}}
         self.assertEqual({'KVM405': 'full'}, system.bad(rows))
         self.assertEqual(
-            'exit code 2; 1 PASS, 1 WARN, 1 FAIL\nKVM204 WARN: b\n'
+            'exit code 2; 1 PASS, 1 WARN, 1 FAIL (KVM204)\n'
             'KVM405 FAIL: full', system.told(2, rows))
 
     def test_errors_of(self):
