@@ -18,13 +18,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from nova_kvm_ext.tests.layouts import cases
 from nova_kvm_ext.tests.layouts import report
 from nova_kvm_ext.tests.layouts import system
-from nova_kvm_ext.tests import namespaces
 from nova_kvm_ext.tests import roots
 
 _SOURCES = pathlib.Path(__file__).parents[3]
@@ -75,13 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f'no layout: {", ".join(sorted(unknown))}')
     layouts: list[report.Layout] = []
-    with tempfile.TemporaryDirectory(
-            prefix='nova-kvm-ext-images-', dir=namespaces.BASE) as images:
-        context = cases.Context(
-            _SOURCES, args.wheel.absolute(), pathlib.Path(images),
-            roots.cache_directory(), say)
-        for name in args.only or cases.ALL:
-            layouts += run(context, name)
+    context = cases.Context(
+        _SOURCES, args.wheel.absolute(), roots.cache_directory(), say)
+    for name in args.only or cases.ALL:
+        layouts += run(context, name)
     if args.format == 'json':
         print(json.dumps(report.for_programs(layouts), indent=1))
     else:

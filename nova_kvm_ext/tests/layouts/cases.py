@@ -34,8 +34,6 @@ _GUEST = ('busybox-static', 'e2fsprogs', 'kmod', 'linux-image-cloud-amd64',
 _PACKAGES = {
     'debian13': (*_NOVA, 'nova-compute-kvm', *_LIBVIRT, 'qemu-utils',
                  *_GUEST),
-    # Nothing of QEMU but its tools, no libvirtd, none of their accounts.
-    'split nova': (*_NOVA, 'python3-libvirt', 'qemu-utils'),
     'split libvirt': (*_LIBVIRT, 'iproute2', 'procps'),
     'debian12': (*_LIBVIRT, 'iproute2', 'procps', 'python3-libvirt',
                  'python3-venv', 'qemu-utils', 'rabbitmq-server', 'sudo',
@@ -45,14 +43,23 @@ _PACKAGES = {
 _COMPUTE_CONF = '/etc/nova/nova-compute.conf'
 _SOURCES = '/nova-kvm-ext'
 _WHEELS = '/wheels'
-_IMAGES = '/images'
 
 # As Debian's unit does: User=nova, and this command.
 _DEBIAN = ('setpriv --reuid nova --regid nova --init-groups '
            '/etc/init.d/nova-compute systemd-start')
 
-# Kolla's, which is in no Debian.
-_KOLLA = 42436
+# Kolla's users and groups, whose numbers are the same in all its images.
+_KOLLA_NOVA, _KOLLA_LIBVIRT = 42436, 42427
+
+# Debian's package depends on a hypervisor's, so what Kolla's image does not
+# have is taken away: QEMU and its user, libvirtd and its files, and the
+# nova-compute.conf that comes with them. qemu-img stays.
+_NO_HYPERVISOR = """
+rm -rf /usr/bin/qemu-system-* /usr/bin/kvm /usr/sbin/libvirtd \\
+    /usr/sbin/virtlogd /usr/lib/*/libvirt /etc/libvirt \\
+    /etc/nova/nova-compute.conf
+userdel libvirt-qemu
+"""
 
 _README: system.Settings = {'kvm_ext': {
     'virt_type': 'kvm', 'cpu_mode': 'custom', 'cpu_model': 'Nehalem'}}
@@ -64,21 +71,18 @@ class Context:
 
     :ivar sources: this package's directory
     :ivar wheels: where its wheel is
-    :ivar images: where test guests are kept for roots that cannot make one
     :ivar cache: what outlives a run
     :ivar say: for progress
     """
 
     sources: pathlib.Path
     wheels: pathlib.Path
-    images: pathlib.Path
     cache: pathlib.Path
     say: Callable[[str], None]
 
     def binds(self) -> list[tuple[str, ...]]:
         return [(str(self.sources), _SOURCES, 'ro'),
-                (str(self.wheels), _WHEELS, 'ro'),
-                (str(self.images), _IMAGES)]
+                (str(self.wheels), _WHEELS, 'ro')]
 
 
 class Layout(report.Layout):
@@ -324,9 +328,8 @@ def split(context: Context) -> Iterator[report.Layout]:
         for name, path in (('run', '/run/libvirt'), ('nova', '/var/lib/nova')):
             pathlib.Path(shared, name).mkdir(mode=0o755)
             binds.append((f'{shared}/{name}', path))
-        image = _test_guest(context)
         with roots.Root(
-                'trixie', _PACKAGES['split nova'], network=True,
+                'trixie', _PACKAGES['debian13'], network=True,
                 kvm_mode=0o600, hostname='compute',
                 binds=[*context.binds(), *binds]) as nova_root, roots.Root(
                     'trixie', _PACKAGES['split libvirt'], network=nova_root,
@@ -335,24 +338,26 @@ def split(context: Context) -> Iterator[report.Layout]:
             here, there = (system.System(nova_root),
                            system.System(libvirt_root))
             _install(here)
-            # One number in both, as in Kolla's images.
+            here.sh(_NO_HYPERVISOR)
             for one in (here, there):
-                one.sh(f'if getent passwd nova > /dev/null; then '
-                       f'groupmod -g {_KOLLA} nova; '
-                       f'usermod -u {_KOLLA} -g {_KOLLA} nova; '
-                       f'else groupadd -g {_KOLLA} nova; '
-                       f'useradd -M -u {_KOLLA} -g nova -d /var/lib/nova '
-                       f'nova; fi; chgrp nova /dev/kvm; chmod 0660 /dev/kvm')
-            here.sh('install -d -o nova -g nova /var/lib/nova '
-                    '/var/lib/nova/boot; chown -R nova:nova /var/lib/nova '
-                    '/var/log/nova; chgrp -R nova /etc/nova; '
-                    'chmod 0711 /var/lib/nova/boot')
+                one.sh(f'groupmod -g {_KOLLA_LIBVIRT} libvirt\n'
+                       'if getent passwd nova > /dev/null; then\n'
+                       f'groupmod -g {_KOLLA_NOVA} nova\n'
+                       f'usermod -u {_KOLLA_NOVA} -g nova nova\n'
+                       f'else groupadd -g {_KOLLA_NOVA} nova\n'
+                       f'useradd -M -u {_KOLLA_NOVA} -g nova '
+                       '-d /var/lib/nova nova\n'
+                       'fi\nusermod -aG libvirt nova\n'
+                       'if [ -e /dev/kvm ]; then chgrp libvirt /dev/kvm; '
+                       'chmod 0660 /dev/kvm; fi')
+            here.sh('install -d -o nova -g nova /var/lib/nova\n'
+                    'install -d -m 0711 /var/lib/nova/boot\n'
+                    'chown -R nova:nova /var/log/nova\n'
+                    'chgrp -R nova /etc/nova')
             there.write('/etc/libvirt/qemu.conf',
                         'user = "nova"\ngroup = "nova"\n'
                         'security_driver = "none"\n', 0o600)
             here.start_controller(_SOURCES)
-            there.sh('groupmod -g 42500 libvirt')
-            here.sh('groupadd -g 42500 libvirt; usermod -aG libvirt nova')
             there.start_libvirt(
                 conf='listen_tls = 0\nlisten_tcp = 1\nauth_tcp = "none"\n'
                 'listen_addr = "127.0.0.1"\n', options='--listen')
@@ -362,21 +367,8 @@ def split(context: Context) -> Iterator[report.Layout]:
                 _write_conf(here, {'libvirt': {'connection_uri': uri}})
                 yield Layout(context, f'split, {name}').look(
                     _starts(here, _DEBIAN), _agrees(here),
-                    lambda: here.guest_boot(
-                        '--image', image, directory='/var/lib/nova/boot'))
+                    lambda: here.guest_boot(directory='/var/lib/nova/boot'))
             here.stop('nova-compute')
-
-
-def _test_guest(context: Context) -> str:
-    """A test guest for where there is no kernel to make one of."""
-    with roots.Root('trixie', _PACKAGES['debian13'], kvm_mode=None,
-                    binds=context.binds()) as root:
-        return root.run(
-            ['python3', '-c', 'import sys\n'
-             f'sys.path.insert(0, "{_SOURCES}")\n'
-             'from nova_kvm_ext.boot import testguest\n'
-             f'print(testguest.build("{_IMAGES}").path)'],
-            stdout=subprocess.PIPE, timeout=600).stdout.strip()
 
 
 # Debian 12
