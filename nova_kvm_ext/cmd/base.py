@@ -177,6 +177,9 @@ class Command(command.Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        # 0 switches the width off, so the terminal's is None.
+        parser.set_defaults(
+            max_width=parser.get_default('max_width') or None)
         return parser
 
     def get_epilog(self) -> str:
@@ -266,10 +269,12 @@ class Command(command.Command):
             return rows
         if not args.columns and self.ASIDE:
             args.columns = [name for name in names if name not in self.ASIDE]
-        if args.max_width <= 0:
+        if args.max_width is None:
             args.max_width = shutil.get_terminal_size((80, 24)).columns
         rows = [['' if value is None else value for value in row]
                 for row in rows]
+        if args.max_width < 1:
+            return rows
         shown = [at for at, name in enumerate(names)
                  if not args.columns or name in args.columns]
         if many:

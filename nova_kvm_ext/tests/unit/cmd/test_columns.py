@@ -11,7 +11,6 @@
 #    under the License.
 
 import argparse
-from collections.abc import Sequence
 import contextlib
 import io
 from typing import Any
@@ -28,22 +27,26 @@ from nova_kvm_ext.cmd import columns
 _LONG = 'a sentence that is longer than the terminal is wide ' * 3
 
 
+def rows() -> list[tuple[Any, ...]]:
+    return [
+        ('one', columns.Names([f'feature-{n:02}' for n in range(30)]),
+         columns.Shown([{'x': 1, 'y': ['a', 'b']}, {'x': None}], 'some facts'),
+         columns.Text(_LONG), None, 'x'),
+        ('two', columns.Names([]), columns.Shown([], ''), columns.Text(None),
+         True, 'x')]
+
+
 class ManyOfThem(cmd_base.Command, lister.Lister):
 
     COLUMNS = ('name', 'names', 'facts', 'why', 'nothing', 'aside')
     ASIDE = ('aside',)
     EMPTY = 'Nobody is here.'
-    rows: Sequence[Sequence[Any]] = (
-        ('one', columns.Names([f'feature-{n:02}' for n in range(30)]),
-         columns.Shown([{'x': 1, 'y': ['a', 'b']}, {'x': None}], 'some facts'),
-         columns.Text(_LONG), None, 'x'),
-        ('two', columns.Names([]), columns.Shown([], ''), columns.Text(None),
-         True, 'x'))
+    empty = False
     done = False
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         self.done = True
-        return self.COLUMNS, self.rows
+        return self.COLUMNS, [] if self.empty else rows()
 
 
 class OutputTestCase(base.BaseTestCase):
@@ -69,12 +72,18 @@ class OutputTestCase(base.BaseTestCase):
             self.assertNotIn('None', out)
             self.assertNotIn('aside', out)
 
+    def test_other_widths(self):
+        for wanted, least, most in (('0', 160, 999), ('70', 60, 70)):
+            _, out, _ = self.run_command('--max-width', wanted)
+            width = max(map(len, out.splitlines()))
+            self.assertTrue(least <= width <= most, out)
+
     def test_one_at_80_columns(self):
         class One(cmd_base.Command, show.ShowOne):
             COLUMNS = ManyOfThem.COLUMNS
 
             def take_action(self, parsed_args):
-                return self.COLUMNS, (_LONG, *ManyOfThem.rows[0][1:])
+                return self.COLUMNS, (_LONG, *rows()[0][1:])
 
         self.useFixture(fixtures.EnvironmentVariable('COLUMNS', '80'))
         _, out, _ = self.run_command(command=One)
@@ -114,7 +123,7 @@ class OutputTestCase(base.BaseTestCase):
 
     def test_empty(self):
         for form in ('table', 'json', 'value'):
-            with mock.patch.object(ManyOfThem, 'rows', ()):
+            with mock.patch.object(ManyOfThem, 'empty', True):
                 code, out, err = self.run_command('-f', form)
             self.assertEqual((0, 'Nobody is here.\n'), (code, err))
             self.assertEqual('[]' if form == 'json' else '', out.strip())
