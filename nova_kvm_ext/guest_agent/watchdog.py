@@ -26,6 +26,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,11 +59,19 @@ class Watchdog:
         self._arguments = [uri, state_path, service]
 
     def __enter__(self) -> 'Watchdog':
-        # -P: what is installed, not what lies in this directory.
-        self._process = subprocess.Popen(
-            [sys.executable, '-P', '-m', __name__, *self._arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True)
+        # A socket, not a pipe: eventlet's os.write tries again forever where
+        # nobody reads the pipe any more (EPIPE).
+        self._messages, stdin = socket.socketpair()
+        try:
+            # -P: what is installed, not what lies in this directory.
+            self._process = subprocess.Popen(
+                [sys.executable, '-P', '-m', __name__, *self._arguments],
+                stdin=stdin, stdout=subprocess.PIPE, start_new_session=True)
+        except BaseException:
+            self._messages.close()
+            raise
+        finally:
+            stdin.close()
         assert self._process.stdout is not None
         ready, _, _ = select.select(
             [self._process.stdout], [], [], START_TIMEOUT)
@@ -90,10 +99,8 @@ class Watchdog:
             self._tell({'done': True})
 
     def _tell(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b'\n')
-            self._process.stdin.flush()
+            self._messages.sendall(json.dumps(message).encode() + b'\n')
         except OSError:
             raise errors.HostError(
                 'The process that thaws the guests if this one is killed has '
@@ -103,10 +110,9 @@ class Watchdog:
         self._close()
 
     def _close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):
-                stream.close()
+        assert self._process.stdout is not None
+        self._messages.close()
+        self._process.stdout.close()
         # What it still has to thaw is its own business, and may take a while.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)

@@ -34,8 +34,9 @@ class PlaceTestCase(base.BaseTestCase):
 
     def serve(self, name: str = 'libvirt-sock') -> str:
         path = os.path.join(self.root, 'run/libvirt', name)
-        server = socket.socket(socket.AF_UNIX)
-        self.addCleanup(server.close)
+        # Kept as a whole: a socket of eventlet is closed when it is collected,
+        # even if its method close() is still to be called.
+        server = self.enterContext(socket.socket(socket.AF_UNIX))
         server.bind(path)
         server.listen(5)
         return path
