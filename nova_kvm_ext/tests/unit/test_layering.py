@@ -72,8 +72,8 @@ NOVA = {
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
-    'cmd.fleet', 'cmd.guest', 'cmd.host', 'cmd.image', 'cmd.lazy',
-    'cmd.main', 'cmd.status', 'cmd.vhost'}
+    'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.host', 'cmd.image',
+    'cmd.lazy', 'cmd.main', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
     'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}
