@@ -369,6 +369,32 @@ def split(context: Context) -> Iterator[report.Layout]:
                     _starts(here, _DEBIAN), _agrees(here),
                     lambda: here.guest_boot(directory='/var/lib/nova/boot'))
             here.stop('nova-compute')
+            there.stop('libvirtd')
+            yield _libvirt_down(context, here)
+
+
+def _libvirt_down(context: Context, here: system.System) -> report.Layout:
+    """The libvirt of another root does not run, as when Kolla restarts it."""
+    def starts() -> str:
+        here.start_compute(_DEBIAN)
+        code = here.ended()
+        if code != 1:
+            raise system.Wrong(f'nova-compute ended with {code}: ' +
+                               system.errors_of(here.compute_log()))
+        return 'ends with exit code 1: ' + system.errors_of(
+            here.compute_log())
+
+    def check() -> str:
+        code, rows = here.host_check()
+        found = rows['KVM502']
+        if code != 2 or list(system.bad(rows)) != ['KVM502'] or (
+                'apt-get' in found['remedy']):
+            raise system.Wrong(f'{system.told(code, rows)}\nremedy: '
+                               f'{found["remedy"]}')
+        return f'{system.told(code, rows)}\nremedy: {found["remedy"]}'
+
+    return Layout(context, 'split, libvirt down').look(
+        starts, check, _no('there is no libvirt to boot it'))
 
 
 # Debian 12

@@ -19,7 +19,6 @@ and logs an error a minute.
 from http import server
 import json
 import re
-import sys
 from typing import Any
 
 PORT = 8778
@@ -46,8 +45,9 @@ class Handler(server.BaseHTTPRequestHandler):
         return json.loads(self.rfile.read(size) or '{}')
 
     def _part(self, uuid: str, part: str) -> dict[str, Any]:
-        empty = {'allocations': {}, 'inventories': {}, 'aggregates': [],
-                 'traits': []}
+        empty: dict[str, Any] = {
+            'allocations': {}, 'inventories': {}, 'aggregates': [],
+            'traits': []}
         return {part: empty.get(part, []), 'resource_provider_generation':
                 self.providers[uuid]['generation'],
                 **self.parts.get((uuid, part), {})}
@@ -105,5 +105,4 @@ class Handler(server.BaseHTTPRequestHandler):
 
 if __name__ == '__main__':
     server.ThreadingHTTPServer(
-        ('127.0.0.1', int((sys.argv[1:] or [PORT])[0])),
-        Handler).serve_forever()
+        ('127.0.0.1', PORT), Handler).serve_forever()
