@@ -254,7 +254,7 @@ EOF""", check=False)
 
         def look() -> dict[str, Any] | None:
             row = self.service()
-            if row.get('report_count', 0) > self._registered:
+            if row and row['report_count'] > self._registered:
                 return row
             if daemon.poll() is not None:
                 raise Wrong(f'nova-compute ended with {daemon.returncode}: '

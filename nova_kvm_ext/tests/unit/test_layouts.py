@@ -15,6 +15,7 @@
 import configparser
 import json
 import threading
+from unittest import mock
 from urllib import request
 
 from http import server
@@ -118,6 +119,47 @@ class SystemTestCase(base.BaseTestCase):
         e = self.assertRaises(
             system.Wrong, system.wait_for, 'socket', lambda: None, -1)
         self.assertIn('no socket', str(e))
+
+
+class RegisteredTestCase(base.BaseTestCase):
+    """When nova-compute is up, and when it is not."""
+
+    def _here(self, before, after, ended, log):
+        here = system.System(mock.Mock())
+        rows = iter([before])
+        here.service = lambda: next(rows, after)
+        here.path = mock.Mock()
+        here.start = lambda name, _: here._daemons.update(
+            {name: mock.Mock(**{'poll.return_value': ended,
+                                'returncode': ended})})
+        here.compute_log = lambda: log
+        here.start_compute('nova-compute')
+        return here
+
+    def test_first_start(self):
+        here = self._here(
+            {}, {'report_count': 0, 'disabled': 0}, None,
+            'x INFO y Guests run with virt_type=qemu (why).')
+        self.assertEqual('Guests run with virt_type=qemu (why). Service '
+                         'enabled', here.registered())
+
+    def test_ended_before_it_registered(self):
+        here = self._here({}, {}, 1, '1 ERROR no such user')
+        e = self.assertRaises(system.Wrong, here.registered)
+        self.assertIn('nova-compute ended with 1', str(e))
+        self.assertIn('no such user', str(e))
+
+    def test_ended_after_an_earlier_one_had_registered(self):
+        row = {'report_count': 7, 'disabled': 0}
+        here = self._here(row, row, 0, '')
+        e = self.assertRaises(system.Wrong, here.registered)
+        self.assertIn('nova-compute ended with 0', str(e))
+
+    def test_another_driver(self):
+        here = self._here({}, {'report_count': 0, 'disabled': 0}, None,
+                          'x INFO started')
+        e = self.assertRaises(system.Wrong, here.registered)
+        self.assertIn('not with KVMDriver', str(e))
 
 
 class PlacementTestCase(base.BaseTestCase):
