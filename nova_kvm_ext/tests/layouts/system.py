@@ -311,6 +311,9 @@ EOF""", check=False)
         if done.returncode:
             raise Wrong(f'guest boot: exit code {done.returncode}: '
                         f'{done.stderr[-1200:]}{done.stdout[-800:]}')
+        if 'Error updating resources' in self.compute_log():
+            raise Wrong('nova-compute cannot look at this host any more: ' +
+                        errors_of(self.compute_log()))
         return f'exit code 0; {_results(done.stdout)}'
 
     def _ours(self) -> str:

@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import stat
 
 import fixtures
 from nova import exception
@@ -153,6 +154,27 @@ class AsStopTestCase(base.BaseTestCase):
                             'AttributeError: no such thing',
                             'a defect of nova-kvm-ext', '--keep',
                             otherwise=otherwise)
+
+
+class OnlyForGroupTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.useFixture(fixtures.TempDir()).path
+        os.chmod(self.path, 0o711)
+        self.chown = self.useFixture(
+            fixtures.MockPatchObject(os, 'chown')).mock
+
+    def test_qemus(self):
+        worker._only_for_group(self.path, 64055)
+        self.chown.assert_called_once_with(self.path, -1, 64055)
+        self.assertEqual(0o710, stat.S_IMODE(os.stat(self.path).st_mode))
+
+    def test_roots(self):
+        """QEMU may be root with another group, or without its powers."""
+        worker._only_for_group(self.path, 0)
+        self.chown.assert_not_called()
+        self.assertEqual(0o711, stat.S_IMODE(os.stat(self.path).st_mode))
 
 
 class TailTestCase(base.BaseTestCase):
