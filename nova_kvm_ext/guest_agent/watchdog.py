@@ -66,7 +66,8 @@ class Watchdog:
             # -P: what is installed, not what lies in this directory.
             self._process = subprocess.Popen(
                 [sys.executable, '-P', '-m', __name__, *self._arguments],
-                stdin=stdin, stdout=subprocess.PIPE, start_new_session=True)
+                stdin=stdin.fileno(), stdout=subprocess.PIPE,
+                start_new_session=True)
         except BaseException:
             self._messages.close()
             raise
