@@ -228,11 +228,14 @@ def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
     """The arithmetic, where model and features of both are known."""
     assert host.host_model is not None and cpu.model is not None
     forbidden = has & _named(cpu, 'forbid')
-    if forbidden:
-        return _must_not_have(forbidden)
     free = (_named(cpu, 'force') | _named(cpu, 'optional') |
             _named(cpu, 'disable'))
     blockers = _blockers(cpu, host, known)
+    # Where libvirt goes by blockers, it does not look at forbidden features:
+    # such a guest starts without them on a host that has them (libvirt 11.3,
+    # check='partial').
+    if forbidden and (blockers is None or cpu.is_hosts):
+        return _must_not_have(forbidden)
     # What the model has and the CPU forbids is wanted all the same: libvirt
     # takes only force, optional and disable for a word about the model.
     if blockers is None:

@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import dataclasses
+
 import hypothesis
 from oslotest import base
 
@@ -59,6 +61,23 @@ class CompareTestCase(base.BaseTestCase):
         found = answer(CPU('custom', 'Nehalem', features=(
             ('avx2', 'forbid'), ('pcid', 'forbid'))))
         self.assertEqual((False, ('avx2',)), (found.possible, found.missing))
+
+    def test_what_is_forbidden_where_blockers_count(self):
+        """Libvirt only asks what QEMU lacks then, as libvirt 11.3 does."""
+        known = dataclasses.replace(
+            documents.KNOWN, compares_by_qemu=True,
+            strict_models=frozenset({'Nehalem', 'Haswell'}))
+        forbidden = (('avx2', 'forbid'),)
+        self.assertIs(True, answer(
+            CPU('custom', 'Nehalem', features=forbidden), known=known
+        ).possible)
+        caps = documents.host(documents.TCG).caps
+        caps = dataclasses.replace(caps, models=tuple(
+            dataclasses.replace(model, blockers=('pcid',))
+            if model.name == 'Haswell' else model for model in caps.models))
+        found = compare.compare(
+            CPU('custom', 'Haswell', features=forbidden), caps, known)
+        self.assertEqual((False, ('pcid',)), (found.possible, found.missing))
 
     def test_forbidden_features_of_the_model_are_wanted_too(self):
         """As libvirt has it: no host will do."""
