@@ -447,7 +447,7 @@ def debian12(context: Context) -> Iterator[report.Layout]:
                    f'/opt/nova/bin/nova-compute --log-file {system.LOG}')
         yield Layout(context, 'Debian 12, Nova 34 in a venv').look(
             _starts(here, command), _agrees(here), here.guest_boot)
-        yield _refused(context, here, 'Debian 12, Nova 34', command)
+        yield _refused(context, here, 'Debian 12', command)
         here.stop('nova-compute')
 
 
