@@ -29,7 +29,8 @@ from nova_kvm_ext.tests.layouts import system
 def _layout(*results, missing=''):
     steps = [report.Step(result, f'what was seen {number}', 12.3)
              for number, result in enumerate(results)]
-    return report.Layout('Debian 13, full disk', *steps, missing=missing)
+    return report.Layout('Debian 13, full disk', missing=missing, **dict(
+        zip(('starts', 'check', 'boots'), steps)))
 
 
 class ReportTestCase(base.BaseTestCase):
@@ -127,12 +128,16 @@ class RegisteredTestCase(base.BaseTestCase):
     def _here(self, before, after, ended, log):
         here = system.System(mock.Mock())
         rows = iter([before])
-        here.service = lambda: next(rows, after)
-        here.path = mock.Mock()
-        here.start = lambda name, _: here._daemons.update(
-            {name: mock.Mock(**{'poll.return_value': ended,
-                                'returncode': ended})})
-        here.compute_log = lambda: log
+
+        def start(name, _):
+            here._daemons[name] = mock.Mock(
+                **{'poll.return_value': ended, 'returncode': ended})
+
+        patched = mock.patch.multiple(
+            here, service=lambda: next(rows, after), path=mock.Mock(),
+            start=start, compute_log=lambda: log)
+        patched.start()
+        self.addCleanup(patched.stop)
         here.start_compute('nova-compute')
         return here
 
