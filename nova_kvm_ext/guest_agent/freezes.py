@@ -604,7 +604,6 @@ class Freezes:
             # Never sent, or another program's.
             self._holds.over(freeze)
             return True
-        started = time.monotonic()
         try:
             self._thaws.thaw(freeze.uuid, timeout)
         except errors.AgentError as e:
@@ -613,7 +612,7 @@ class Freezes:
                 self._holds.over(freeze)
                 return True
             # Unlocked, it is what settle() looks for.
-            self._thaws.leave(entry, time.monotonic() - started)
+            self._thaws.leave(entry)
             self._holds.over(freeze)
             LOG.error('Instance %s may be frozen: %s It is tried again every '
                       '[DEFAULT] update_resources_interval, and when this '
@@ -622,7 +621,7 @@ class Freezes:
         except BaseException:
             # Nova tells the message bus of a connection that it cannot make,
             # and that may fail in its own way. settle() must find the guest.
-            self._thaws.leave(entry, 0)
+            self._thaws.leave(entry)
             self._holds.over(freeze)
             raise
         self._thawed(freeze, stood)

@@ -158,13 +158,14 @@ class Thaws:
             LOG.info('Instance %s is not frozen, as it might have been (%s).',
                      uuid, errors.clean(entry.text))
 
-    def leave(self, entry: ledger.Entry, seconds: float) -> None:
+    @staticmethod
+    def leave(entry: ledger.Entry) -> None:
         """Have :meth:`settle` find a guest that was not thawed at once.
 
-        :param seconds: that the thaw that failed took
+        The next round tries it, without any back-off: an agent that was given
+        up often freezes late, and answers then.
         """
         entry.release()
-        self._failed(entry.uuid, seconds)
 
     def _failed(self, uuid: str, seconds: float) -> None:
         """Try it again: soon where libvirt said no at once, later if not.

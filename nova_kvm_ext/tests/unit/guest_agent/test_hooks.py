@@ -720,6 +720,15 @@ class KilledTestCase(HooksTestCase):
         self.assertEqual([], self.ledger.left_behind())
         self.assertEqual({}, agents.freezes._thaws._failures)
 
+    def test_one_that_was_given_up(self):
+        """It may freeze late: the next round thaws it, without a back-off."""
+        thaws_ = self.driver._guest_agents.freezes._thaws
+        thaws_.leave(self.ledger.enter(uuids.instance, 'snapshot'))
+        self.domain.frozen = True
+        self.driver._guest_agents.freezes.settle()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+
     def test_one_that_is_paused(self):
         """libvirt says so at once: it is thawed as soon as it runs."""
         self.ledger.enter(uuids.instance, 'snapshot').release()
