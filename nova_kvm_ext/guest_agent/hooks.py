@@ -152,8 +152,10 @@ class GuestAgents:
         with self._not_in_the_way(instance):
             guest = self._host.get_guest(instance)
             self.limits.apply(guest)
-            # A frozen guest does not set its clock.
-            if not self.freezes.arrived(instance, guest):
+            # A guest without a channel has nobody to ask. A frozen one does
+            # not set its clock.
+            if (self.see(instance).connected is None or
+                    not self.freezes.arrived(instance, guest)):
                 guest.sync_guest_time()
 
     def resumed(self, instance: Any, guest: Any) -> None:

@@ -314,6 +314,11 @@ class TimeoutTestCase(HooksTestCase):
         self.assertEqual(['guest-fsfreeze-status', 'setTime'],
                          self.domain.calls)
 
+    def test_guest_without_a_channel_after_live_migration(self):
+        self.domain.xml = NO_CHANNEL
+        self.driver._guest_agents.migrated(self.instance)
+        self.assertEqual(['setTime'], self.domain.calls)
+
     def test_guest_that_migrates_frozen(self):
         """Its snapshot may be under way; then Nova's API thaws it here."""
         def migrate():
