@@ -227,7 +227,7 @@ class SoftwareTestCase(HostCheckTestCase):
         # The guest's answer is kept now.
         results = self.check()
         self.assertIn('kept in', results['KVM508']['details'])
-        self.assertLess(self.seconds, 2)
+        self.assertLess(self.seconds, 10)
         self.assertEqual(['kvm-ext-probe.json'], os.listdir(self.state))
         self.assertEqual([], os.listdir(self.instances))
 
@@ -254,10 +254,10 @@ class SoftwareTestCase(HostCheckTestCase):
     def test_unusable_model(self):
         # TCG gives no AVX-512.
         self.configure(cpu_mode='custom', cpu_model='Icelake-Server')
-        found = self.fault('cpu_model = Icelake-Server, virt_type = qemu',
-                           'KVM507')
+        found = self.check()['KVM507']
+        # libvirt starts such a guest, without what is missing.
+        self.assertEqual('WARN', found['result'])
         self.assertIn('avx512', found['details'])
-        self.assertIn('Nehalem', found['remedy'])
 
     def test_dead_libvirt(self):
         self.libvirt.stop_libvirtd()
@@ -395,7 +395,8 @@ class KVMTestCase(HostCheckTestCase):
         self.assertEqual('FAIL', results['KVM205']['result'])
         for code in ('KVM505', 'KVM506', 'KVM507', 'KVM508'):
             self.assertEqual('SKIP', results[code]['result'])
-        self.assertLess(self.seconds, 3, 'did it ask libvirt all the same?')
+        # libvirt takes a minute over each question then.
+        self.assertLess(self.seconds, 20, 'did it ask libvirt all the same?')
         self.mended()
 
     def test_wrong_group(self):
