@@ -410,7 +410,9 @@ class PackagingTest(testtools.TestCase):
         other = self.base / 'other'
         self._install('--target', other, self.wheel)
         environment = {'PYTHONPATH': str(other)}
-        command = ['-m', 'nova_kvm_ext.cmd.main', 'guest', 'boot', '--help']
+        # A command that runs, and has nothing to do.
+        command = ['-m', 'nova_kvm_ext.cmd.main', 'image', 'check',
+                   '/no/such']
         beside_nova = self.site / 'nova/virt'
         door = other / 'nova/virt/kvm_ext'
 
@@ -419,7 +421,8 @@ class PackagingTest(testtools.TestCase):
                            cwd=self.base, environment=environment)
         self.assertNotEqual(0, loading.returncode)
         self.assertIn("No module named 'nova.virt.kvm_ext'", loading.stderr)
-        warning = self._python(*command, environment=environment).stderr
+        warning = _attempt(self.prefix / 'bin/python', *command,
+                           cwd=self.base, environment=environment).stderr
         self.assertIn(
             f'{_WARNING}compute_driver = kvm_ext.KVMDriver cannot load: Nova '
             f'is installed in {beside_nova} ', warning)
@@ -430,7 +433,8 @@ class PackagingTest(testtools.TestCase):
         self.addCleanup((beside_nova / 'kvm_ext').unlink, missing_ok=True)
         _run('sh', '-ec', remedy, cwd=self.base)
         self._assert_loads_from(other, environment=environment)
-        healthy = self._python(*command, environment=environment)
+        healthy = _attempt(self.prefix / 'bin/python', *command,
+                           cwd=self.base, environment=environment)
         self.assertNotIn(_WARNING, healthy.stderr)
 
         # pip install --target is none: it passes over a nova/ that exists,
