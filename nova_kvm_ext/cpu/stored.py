@@ -12,7 +12,7 @@
 
 """The exact CPU of a guest, as the driver keeps it with the instance.
 
-Pure: takes Nova's object, whoever holds it, and asks nothing.
+Pure: takes Nova's object and asks nothing.
 """
 
 from typing import Any

@@ -34,7 +34,7 @@ introspective instance monitor finds the guests that have an agent."""
 
 MASAKARI_EXPRESSION = (r'/(var/lib|var/run|run)/libvirt/qemu/.*'
                        r'org\.qemu\.guest_agent\.0.*')
-"""One that finds them whoever chose the path of the socket."""
+"""An expression that matches Nova's paths and libvirt's own."""
 
 SOCKETS = (
     # Nova's own driver

@@ -391,7 +391,7 @@ class Freezes:
     def arrived(self, instance: Any, guest: Any) -> bool:
         """A guest has come here by live migration: was it frozen before?
 
-        Whoever froze it on the other host cannot thaw it any more. Nova's
+        The source host, which froze the guest, cannot thaw it now. Nova's
         API, if it was that, thaws it here; if not, :meth:`settle` does.
         """
         if self._is_frozen(guest._domain) is not True:

@@ -81,7 +81,7 @@ class Hold:
 
 
 class NotFrozen(Exception):
-    """Whoever froze the guest failed, or took too long."""
+    """The operation that froze the guest failed, or took too long."""
 
 
 class Holds:
