@@ -49,7 +49,8 @@ PURE = {
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
-    'fleet.this_host', 'guest_agent.client', 'host.configuration',
+    'fleet.this_host', 'guest_agent.client', 'guests.pauses',
+    'host.configuration',
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
