@@ -41,6 +41,7 @@ from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
+from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
 from nova_kvm_ext.vhost import vif
@@ -91,7 +92,8 @@ class KVMDriver(driver.LibvirtDriver):
         self._departures = departures.Departures()
         self._published = fleet_hooks.Published()
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
-        self._guest_agents.freezes.quiesce_direct_snapshots(self)
+        self._snapshots = storage_hooks.Snapshots(
+            self, self._guest_agents.freezes)
         self._host_check = host_hooks.HostCheck(self)
         self._images: images_hooks.ImageFetch | None = None
         self._numa_support = False
@@ -360,7 +362,7 @@ class KVMDriver(driver.LibvirtDriver):
     @host_hooks.explains_libvirt_errors
     def _live_snapshot(self, context: Any, instance: Any, *args: Any,
                        **kwargs: Any) -> None:
-        with self._guest_agents.freezes.live_snapshot(instance):
+        with self._snapshots.live(instance):
             super()._live_snapshot(context, instance, *args, **kwargs)
 
     @host_hooks.explains_libvirt_errors
@@ -368,7 +370,7 @@ class KVMDriver(driver.LibvirtDriver):
                                 *args: Any, **kwargs: Any) -> None:
         super()._volume_snapshot_create(
             context, instance,
-            self._guest_agents.freezes.for_volume_snapshot(
+            self._snapshots.of_volume(
                 instance, guest, self._requires_quiesce(instance.image_meta)),
             *args, **kwargs)
 
@@ -379,7 +381,7 @@ class KVMDriver(driver.LibvirtDriver):
         if self._needs_suspend_resume_for_snapshot(
                 live_snapshot, current_power_state):
             image_meta = instance.image_meta
-            self._guest_agents.freezes.cold_snapshot(
+            self._snapshots.cold(
                 instance, self._requires_quiesce(image_meta),
                 functools.partial(self._can_quiesce, instance, image_meta))
         super()._suspend_guest_for_snapshot(

@@ -28,13 +28,11 @@ from collections.abc import Iterator
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import time
 from typing import Any
 
 from nova import conf as nova_conf
 from nova import exception
-from nova.virt.libvirt import imagebackend
 from oslo_log import log as logging
 
 from nova_kvm_ext import errors
@@ -127,11 +125,11 @@ class Freezes:
         operation = self._current(instance)
         try:
             check()
-            hold = self._acquire(
+            hold = self.acquire(
                 instance.uuid, self._host.get_guest(instance)._domain, freeze,
                 lasting=operation is None)
         except (exception.NovaException, *UNREADABLE) as e:
-            reason = _reason(e)
+            reason = why(e)
             what = 'guest' if operation is None else 'snapshot'
             if required:
                 LOG.error('The snapshot fails, because the image says '
@@ -200,7 +198,7 @@ class Freezes:
         try:
             self._under_limit(instance, thaw)()
         except (exception.NovaException, *UNREADABLE) as e:
-            raise exception.InstanceQuiesceFailed(reason=_reason(e)) from None
+            raise exception.InstanceQuiesceFailed(reason=why(e)) from None
         # Perhaps frozen by a service that has been killed since.
         self._thaws.forget(uuid)
 
@@ -227,166 +225,10 @@ class Freezes:
         finally:
             self._operation.reset(token)
             if operation.hold is not None:
-                self._release_quietly(operation.hold)
+                self.release_quietly(operation.hold)
             # A freeze whose answer came late may have come to its end now.
             if not self._holds.known(operation.uuid):
                 self._thaws.settle_one(operation.uuid)
-
-    def live_snapshot(self, instance: Any
-                      ) -> contextlib.AbstractContextManager[Operation]:
-        """Around Nova's live snapshot: afterwards the guest is not frozen.
-
-        Nova freezes near the end of it, in a ``finally``, and thaws only if
-        nothing goes wrong between the two.
-        """
-        return self.operating(instance, late=True)
-
-    def for_volume_snapshot(self, instance: Any, guest: Any, required: bool
-                            ) -> Any:
-        """The guest as Nova is to see it while it snapshots a volume.
-
-        Nova has libvirt freeze and thaw. libvirt knows nothing of others that
-        need the guest frozen, does not thaw after a freeze that it gave up
-        waiting for, and refuses a guest that is frozen already. So we freeze,
-        and libvirt makes the snapshot alone.
-
-        :param guest: nova.virt.libvirt.guest.Guest
-        :param required: the image's os_require_quiesce
-        """
-        return _VolumeSnapshotGuest(guest, functools.partial(
-            self._snapshot_volume, instance, guest, required))
-
-    def _snapshot_volume(self, instance: Any, guest: Any, required: bool,
-                         snapshot: Callable[[], Any]) -> None:
-        """Have libvirt make a snapshot of the frozen guest.
-
-        :raises nova.exception.QemuGuestAgentNotEnabled: it is not frozen; of
-            Nova's exceptions the one after which it snapshots without
-            quiescing, where that is allowed
-        """
-        try:
-            hold = self._acquire(instance.uuid, guest._domain,
-                                 guest._domain.fsFreeze)
-        except (exception.NovaException, *UNREADABLE) as e:
-            reason = f'The guest is not quiesced: {_reason(e)}'
-            (LOG.error if required else LOG.warning)(
-                'The snapshot of a volume %s. %s',
-                'fails, because the image says os_require_quiesce' if required
-                else 'is made without quiescing', reason, instance=instance)
-            raise exception.QemuGuestAgentNotEnabled(reason) from None
-        try:
-            snapshot()
-        except BaseException:
-            self._release_quietly(hold)
-            raise
-        # QEMU writes to the new file by now: an error from here on would have
-        # Cinder throw that away.
-        if self._release_quietly(hold) is False:
-            LOG.error('The guest did not stay frozen until the snapshot of '
-                      'its volume was made. Do not count on that snapshot.',
-                      instance=instance)
-
-    def quiesce_direct_snapshots(self, driver: Any) -> None:
-        """Have RBD's own snapshots made of a quiesced guest.
-
-        Nova makes those without a word to the guest. It is frozen while Ceph
-        makes the snapshot, not while that is copied into the image's pool.
-
-        :param driver: whose image backend is to be changed
-        """
-        by_libvirt_path = driver.image_backend.by_libvirt_path
-
-        # Nova asks in this way for the disk that it takes a snapshot of, and
-        # for no other.
-        def quiesced_by_libvirt_path(instance: Any, *args: Any,
-                                     **kwargs: Any) -> Any:
-            disk = by_libvirt_path(instance, *args, **kwargs)
-            if isinstance(disk, imagebackend.Rbd):
-                disk.driver.create_snap = functools.partial(
-                    self._create_rbd_snap, driver, instance, disk,
-                    disk.driver.create_snap)
-            return disk
-
-        driver.image_backend.by_libvirt_path = quiesced_by_libvirt_path
-
-    def _create_rbd_snap(self, driver: Any, instance: Any, disk: Any,
-                         create_snap: Callable[..., None], volume: str,
-                         name: str, *args: Any, **kwargs: Any) -> None:
-        """Nova's, for its volume of this name with the guest frozen.
-
-        :param disk: nova.virt.libvirt.imagebackend.Rbd, the guest's own: Nova
-            also makes a snapshot of the copy
-        :raises nova.exception.NovaException: the guest must be quiesced, and
-            is not
-        """
-        # Nova also makes a snapshot of the copy.
-        if volume != disk.rbd_name or not driver._host.get_guest(
-                instance).is_active():
-            create_snap(volume, name, *args, **kwargs)
-            return
-        image_meta = instance.image_meta
-        context = instance._context
-        required = driver._requires_quiesce(image_meta)
-        with self.operating(instance) as operation:
-            try:
-                driver.quiesce(context, instance, image_meta)
-            except exception.NovaException:
-                if required:
-                    raise
-            try:
-                create_snap(volume, name, *args, **kwargs)
-            finally:
-                if operation.hold is not None:
-                    try:
-                        driver.unquiesce(context, instance, image_meta)
-                    except exception.NovaException as e:
-                        # Raised here, it would leave the snapshot in Ceph. It
-                        # has been written down, and is tried again.
-                        LOG.error('%s', errors.clean(e), instance=instance)
-        if operation.stood is not False:
-            return
-        reason = 'it did not stay frozen until Ceph had made the snapshot'
-        if not required:
-            LOG.warning('The snapshot is not quiesced: %s', reason,
-                        instance=instance)
-            return
-        LOG.error('The snapshot fails, because the image says '
-                  'os_require_quiesce and the guest is not quiesced: %s',
-                  reason, instance=instance)
-        disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
-        raise exception.InstanceQuiesceFailed(reason=reason)
-
-    def cold_snapshot(self, instance: Any, required: bool,
-                      check: Callable[[], Any]) -> None:
-        """Nova is about to suspend a guest for a snapshot.
-
-        What the guest has not written out then is in its memory alone, so the
-        copy is that of a disk after a power failure.
-
-        :param required: the image's os_require_quiesce
-        :param check: Nova's, whether the guest can be frozen
-        :raises nova.exception.InstanceQuiesceFailed: the guest must be
-            quiesced
-        """
-        reason = ('Nova makes a cold snapshot: it suspends the guest and '
-                  'copies the disk, and what the guest has not written yet is '
-                  'missing. See [workarounds] disable_libvirt_livesnapshot; '
-                  'for disks in Ceph, whether the image is in the same Ceph, '
-                  'its direct URL is shown (show_multiple_locations or '
-                  'show_image_direct_url of Glance) and Nova\'s Ceph user '
-                  'may write to the pool of images')
-        if required:
-            LOG.error('The snapshot fails, because the image says '
-                      'os_require_quiesce and the guest is not quiesced: %s.',
-                      reason, instance=instance)
-            raise exception.InstanceQuiesceFailed(reason=reason)
-        try:
-            check()
-        except exception.NovaException:
-            # Without an agent nobody expects more.
-            return
-        LOG.warning('The snapshot is not quiesced: %s.', reason,
-                    instance=instance)
 
     def arrived(self, instance: Any, guest: Any) -> bool:
         """A guest has come here by live migration: was it frozen before?
@@ -408,7 +250,7 @@ class Freezes:
                 hold.freeze.entry = self._enter(
                     instance.uuid, 'frozen before it migrated here')
             except exception.InstanceQuiesceFailed as e:
-                LOG.error('%s', _reason(e), instance=instance)
+                LOG.error('%s', why(e), instance=instance)
             self._holds.frozen(hold.freeze)
         return True
 
@@ -420,7 +262,7 @@ class Freezes:
         """
         for hold in self._holds.expired(VOLUME_FREEZE_LIMIT):
             uuid = hold.freeze.uuid
-            stood = self._release_quietly(hold, thaws.FIRST_TIMEOUT)
+            stood = self.release_quietly(hold, thaws.FIRST_TIMEOUT)
             if stood is False:
                 # It has been stopped, or has moved to another host.
                 LOG.info('Instance %s, which was frozen %d s ago for a '
@@ -440,8 +282,8 @@ class Freezes:
         return (operation if operation is not None and
                 operation.uuid == instance.uuid else None)
 
-    def _acquire(self, uuid: str, domain: Any, freeze: Callable[[], Any],
-                 lasting: bool = False) -> holds.Hold:
+    def acquire(self, uuid: str, domain: Any, freeze: Callable[[], Any],
+                lasting: bool = False) -> holds.Hold:
         """Have a guest frozen, by this operation or by another one.
 
         :param lasting: of :class:`holds.Hold`
@@ -495,7 +337,7 @@ class Freezes:
         except BaseException as e:
             # However it ends: the freeze may be on its way, or the guest
             # frozen and the answer lost.
-            self._holds.failed(state, _reason(e))
+            self._holds.failed(state, why(e))
             self._undo(state)
             raise
         if not wanted:
@@ -563,8 +405,8 @@ class Freezes:
                      'that ends.', hold.freeze.uuid)
         return stood
 
-    def _release_quietly(self, hold: holds.Hold,
-                         timeout: float = client.THAW_TIMEOUT) -> bool | None:
+    def release_quietly(self, hold: holds.Hold,
+                        timeout: float = client.THAW_TIMEOUT) -> bool | None:
         """The same, where a thaw that fails is no reason to fail."""
         try:
             return self._release(hold, timeout=timeout)
@@ -583,7 +425,7 @@ class Freezes:
             try:
                 thaw()
             except (exception.NovaException, *UNREADABLE) as e:
-                reason = _reason(e)
+                reason = why(e)
                 LOG.warning('Instance %s is not thawed at once: %s',
                             freeze.uuid, reason)
             except BaseException:
@@ -644,9 +486,9 @@ class Freezes:
                      {'uuid': freeze.uuid, 'frozen': now - answered,
                       'freeze': answered - freeze.asked})
 
-    def _enter(self, uuid: str, why: str) -> ledger.Entry:
+    def _enter(self, uuid: str, purpose: str) -> ledger.Entry:
         try:
-            return self._thaws.book.enter(uuid, why)
+            return self._thaws.book.enter(uuid, purpose)
         except ledger.Held:
             raise exception.InstanceQuiesceFailed(
                 reason='it is being frozen or thawed already') from None
@@ -657,7 +499,7 @@ class Freezes:
             ) from e
 
 
-def _reason(error: BaseException) -> str:
+def why(error: BaseException) -> str:
     """Why a freeze or thaw failed, without Nova's words before it.
 
     The guest's own words may be in it.
@@ -665,24 +507,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, exception.InstanceQuiesceFailed):
         return errors.clean(error.kwargs.get('reason') or error)
     return errors.clean(error) or type(error).__name__
-
-
-class _VolumeSnapshotGuest:
-    """Nova's Guest, of which libvirt makes snapshots while we froze it."""
-
-    def __init__(self, guest: Any,
-                 quiesced: Callable[[Callable[[], Any]], None]) -> None:
-        self._real = guest
-        self._quiesced = quiesced
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def snapshot(self, *args: Any, quiesce: bool = False, **kwargs: Any
-                 ) -> None:
-        snapshot = functools.partial(
-            self._real.snapshot, *args, quiesce=False, **kwargs)
-        if quiesce:
-            self._quiesced(snapshot)
-        else:
-            snapshot()

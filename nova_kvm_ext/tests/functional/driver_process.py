@@ -110,7 +110,7 @@ class Steps:
             disk.source_path = os.path.join(directory, f'{number}.qcow2')
             wanted = config.LibvirtConfigGuestSnapshot()
             wanted.add_disk(disk)
-            guest = self._driver._guest_agents.freezes.for_volume_snapshot(
+            guest = self._driver._snapshots.of_volume(
                 self._instance, self._driver._host.get_guest(self._instance),
                 required=True)
             try:

@@ -67,7 +67,8 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
-    'host.hooks', 'images.hooks', 'vhost.hooks', 'vhost.privileged',
+    'host.hooks', 'images.hooks', 'storage.hooks', 'storage.rbd',
+    'storage.volumes', 'vhost.hooks', 'vhost.privileged',
     'vhost.vif'}
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}

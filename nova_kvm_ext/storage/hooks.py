@@ -1,0 +1,93 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver does about snapshots: the part that knows Nova.
+
+:class:`Snapshots` is made by the driver and called from its overrides. How a
+guest is frozen and thawed is in :mod:`nova_kvm_ext.guest_agent.freezes`; here
+is when, for each way in which Nova makes a snapshot: live of a file, direct
+in Ceph (:mod:`nova_kvm_ext.storage.rbd`), cold, and of a volume by libvirt
+(:mod:`nova_kvm_ext.storage.volumes`).
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+from nova import exception
+from oslo_log import log as logging
+
+from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext.storage import rbd
+from nova_kvm_ext.storage import volumes
+
+LOG = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """The snapshots that Nova makes on this host.
+
+    :param driver: whose image backend is changed, so that RBD's own snapshots
+        are of a quiesced guest
+    """
+
+    def __init__(self, driver: Any, freezes: guest_freezes.Freezes) -> None:
+        self._freezes = freezes
+        rbd.quiesce_direct_snapshots(driver, freezes)
+
+    @contextlib.contextmanager
+    def live(self, instance: Any) -> Iterator[None]:
+        """Around Nova's live snapshot: afterwards the guest is not frozen.
+
+        Nova freezes near the end of it, in a ``finally``, and thaws only if
+        nothing goes wrong between the two.
+        """
+        with self._freezes.operating(instance, late=True):
+            yield
+
+    def of_volume(self, instance: Any, guest: Any, required: bool) -> Any:
+        """See :func:`nova_kvm_ext.storage.volumes.guest_to_snapshot`."""
+        return volumes.guest_to_snapshot(
+            self._freezes, instance, guest, required)
+
+    def cold(self, instance: Any, required: bool,
+             check: Callable[[], Any]) -> None:
+        """Nova is about to suspend a guest for a snapshot.
+
+        What the guest has not written out then is in its memory alone, so the
+        copy is that of a disk after a power failure.
+
+        :param required: the image's os_require_quiesce
+        :param check: Nova's, whether the guest can be frozen
+        :raises nova.exception.InstanceQuiesceFailed: the guest must be
+            quiesced
+        """
+        reason = ('Nova makes a cold snapshot: it suspends the guest and '
+                  'copies the disk, and what the guest has not written yet is '
+                  'missing. See [workarounds] disable_libvirt_livesnapshot; '
+                  'for disks in Ceph, whether the image is in the same Ceph, '
+                  'its direct URL is shown (show_multiple_locations or '
+                  'show_image_direct_url of Glance) and Nova\'s Ceph user '
+                  'may write to the pool of images')
+        if required:
+            LOG.error('The snapshot fails, because the image says '
+                      'os_require_quiesce and the guest is not quiesced: %s.',
+                      reason, instance=instance)
+            raise exception.InstanceQuiesceFailed(reason=reason)
+        try:
+            check()
+        except exception.NovaException:
+            # Without an agent nobody expects more.
+            return
+        LOG.warning('The snapshot is not quiesced: %s.', reason,
+                    instance=instance)

@@ -1,0 +1,103 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Direct snapshots in Ceph, of a quiesced guest.
+
+Nova has RBD snapshot the guest's disk and clone the snapshot into the pool of
+images, without a word to the guest.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from nova import exception
+from nova.virt.libvirt import imagebackend
+from oslo_log import log as logging
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import freezes as guest_freezes
+
+LOG = logging.getLogger(__name__)
+
+
+def quiesce_direct_snapshots(driver: Any, freezes: guest_freezes.Freezes
+                             ) -> None:
+    """Have RBD's own snapshots made of a quiesced guest.
+
+    The guest is frozen while Ceph makes the snapshot, not while the snapshot
+    is copied into the pool of images.
+
+    :param driver: whose image backend is to be changed
+    """
+    by_libvirt_path = driver.image_backend.by_libvirt_path
+
+    # Nova asks in this way for the disk that it takes a snapshot of, and for
+    # no other.
+    def quiesced_by_libvirt_path(instance: Any, *args: Any, **kwargs: Any
+                                 ) -> Any:
+        disk = by_libvirt_path(instance, *args, **kwargs)
+        if isinstance(disk, imagebackend.Rbd):
+            disk.driver.create_snap = functools.partial(
+                _create_snap, driver, freezes, instance, disk,
+                disk.driver.create_snap)
+        return disk
+
+    driver.image_backend.by_libvirt_path = quiesced_by_libvirt_path
+
+
+def _create_snap(driver: Any, freezes: guest_freezes.Freezes, instance: Any,
+                 disk: Any, create_snap: Callable[..., None], volume: str,
+                 name: str, *args: Any, **kwargs: Any) -> None:
+    """Nova's, for its volume of this name with the guest frozen.
+
+    :param disk: nova.virt.libvirt.imagebackend.Rbd, the guest's own: Nova
+        also makes a snapshot of the copy
+    :raises nova.exception.NovaException: the guest must be quiesced, and
+        is not
+    """
+    # Nova also makes a snapshot of the copy.
+    if volume != disk.rbd_name or not driver._host.get_guest(
+            instance).is_active():
+        create_snap(volume, name, *args, **kwargs)
+        return
+    image_meta = instance.image_meta
+    context = instance._context
+    required = driver._requires_quiesce(image_meta)
+    with freezes.operating(instance) as operation:
+        try:
+            driver.quiesce(context, instance, image_meta)
+        except exception.NovaException:
+            if required:
+                raise
+        try:
+            create_snap(volume, name, *args, **kwargs)
+        finally:
+            if operation.hold is not None:
+                try:
+                    driver.unquiesce(context, instance, image_meta)
+                except exception.NovaException as e:
+                    # Raised here, it would leave the snapshot in Ceph. It
+                    # has been written down, and is tried again.
+                    LOG.error('%s', errors.clean(e), instance=instance)
+    if operation.stood is not False:
+        return
+    reason = 'it did not stay frozen until Ceph had made the snapshot'
+    if not required:
+        LOG.warning('The snapshot is not quiesced: %s', reason,
+                    instance=instance)
+        return
+    LOG.error('The snapshot fails, because the image says '
+              'os_require_quiesce and the guest is not quiesced: %s',
+              reason, instance=instance)
+    disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
+    raise exception.InstanceQuiesceFailed(reason=reason)

@@ -1,0 +1,428 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the driver does about snapshots, on Nova's fake libvirt."""
+
+import os
+from typing import Any
+from unittest import mock
+
+import ddt
+import fixtures
+from nova.compute import power_state
+from nova import exception
+from nova.tests.fixtures import libvirt as fakelibvirt
+from oslo_utils.fixture import uuidsentinel as uuids
+from testtools import matchers
+
+from nova_kvm_ext.tests.unit.guest_agent import test_hooks
+
+
+def no_answer() -> Exception:
+    return test_hooks.libvirt_error(
+        test_hooks.UNRESPONSIVE, test_hooks.SILENT)
+
+
+@ddt.ddt
+class LiveSnapshotTestCase(test_hooks.HooksTestCase):
+    """Nova's own code, whose end is a ``finally`` that freezes and thaws."""
+
+    def setUp(self):
+        super().setUp()
+        self.device = mock.Mock()
+        self.device.is_job_complete.return_value = True
+        self.snapshot_guest = mock.Mock()
+        self.snapshot_guest.get_block_device.return_value = self.device
+        for path in ('nova.virt.libvirt.utils.get_disk_size',
+                     'nova.virt.libvirt.utils.get_disk_backing_file',
+                     'nova.virt.libvirt.utils.create_image',
+                     'oslo_utils.fileutils.delete_if_exists'):
+            self.useFixture(fixtures.MockPatch(path))
+        self.extract = self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.utils.extract_snapshot')).mock
+        self.chown = self.useFixture(fixtures.MockPatch(
+            'nova.privsep.path.chown')).mock
+        self.write_config = self.useFixture(fixtures.MockPatchObject(
+            self.driver._host, 'write_instance_config')).mock
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver, '_delete_guest_configuration'))
+
+    def snapshot(self, **properties: str) -> None:
+        self.driver._live_snapshot(
+            self.context, self.instance, self.snapshot_guest, '/disk', '/out',
+            'qcow2', 'qcow2', self.image(**properties))
+
+    def test_success(self):
+        self.write_config.side_effect = lambda xml: self.assertTrue(
+            self.domain.frozen)
+        self.snapshot()
+        self.assertIn('fsFreeze', self.domain.calls)
+        self.extract.assert_called_once()
+        self.settled()
+        self.assertIn('was frozen for', self.log.output)
+
+    @ddt.data('abort_job', 'chown', 'write_config')
+    def test_error_between(self, what):
+        broken = (self.device.abort_job if what == 'abort_job' else
+                  getattr(self, what))
+        # The first abort_job() comes before all else.
+        broken.side_effect = (
+            [None, RuntimeError('broken')] if what == 'abort_job'
+            else RuntimeError('broken'))
+        error = self.assertRaises(RuntimeError, self.snapshot)
+        self.assertEqual('broken', str(error))
+        self.assertIn('fsFreeze', self.domain.calls)
+        self.settled()
+
+    def in_order(self) -> None:
+        """What Nova does after the copy has been done."""
+        self.assertEqual(2, self.device.abort_job.call_count)
+        self.chown.assert_called_once()
+        self.write_config.assert_called_once()
+
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_required(self, what):
+        self.domain.broken[what] = no_answer()
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.snapshot,
+            os_require_quiesce='yes')
+        self.assertIn('Guest agent' if what != 'guest-fsfreeze-status' else
+                      'did not answer', str(error))
+        self.in_order()
+        self.extract.assert_not_called()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_not_required(self, what):
+        self.domain.broken[what] = no_answer()
+        self.snapshot()
+        self.in_order()
+        self.extract.assert_called_once()
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_required_of_an_agent_that_is_not_there(self):
+        """Before anything is copied."""
+        self.domain.xml = test_hooks.XML.format('disconnected')
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.snapshot,
+                          os_require_quiesce='yes')
+        self.device.rebase.assert_not_called()
+
+    def test_agent_that_goes_while_the_disk_is_copied(self):
+        def go(*args, **kwargs):
+            self.domain.xml = test_hooks.XML.format('disconnected')
+
+        self.device.rebase.side_effect = go
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
+                          os_require_quiesce='yes')
+        self.in_order()
+
+    def test_a_failure_is_forgotten_with_its_snapshot(self):
+        self.domain.broken['fsFreeze'] = no_answer()
+        self.device.abort_job.side_effect = [None, RuntimeError('broken')]
+        self.assertRaises(RuntimeError, self.snapshot,
+                          os_require_quiesce='yes')
+        self.domain.broken = {}
+        self.device.abort_job.side_effect = None
+        self.snapshot(os_require_quiesce='yes')
+        self.settled()
+
+    @ddt.data(True, False)
+    def test_guest_that_does_not_stay_frozen(self, required):
+        def thaw(xml):
+            self.domain.frozen = False
+
+        self.write_config.side_effect = thaw
+        if required:
+            self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
+                              os_require_quiesce='yes')
+            self.extract.assert_not_called()
+        else:
+            self.snapshot()
+            self.extract.assert_called_once()
+        self.in_order()
+        self.settled()
+        self.assertIn('frozen any more' if not required else
+                      'os_require_quiesce', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+
+    def test_late_freeze_is_thawed_at_the_end_of_the_snapshot(self):
+        silent = no_answer()
+        self.domain.broken = {'late:fsFreeze': silent,
+                              'guest-fsfreeze-thaw': silent}
+        self.write_config.side_effect = lambda xml: self.domain.broken.clear()
+        self.snapshot()
+        self.settled()
+
+
+@ddt.ddt
+class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
+    """A volume that is a file; libvirt would freeze by itself."""
+
+    def take(self, snapshot: Any, **properties: str) -> None:
+        guest = mock.Mock(_domain=self.domain, snapshot=snapshot)
+        xml = ("<domain><devices><disk type='file'><source file='/volume'/>"
+               "<target dev='vdb' bus='virtio'/><serial>volume</serial></disk>"
+               "</devices></domain>")
+        guest.get_xml_desc.return_value = xml
+        self.instance.system_metadata = {
+            f'image_{key}': value for key, value in
+            ({'hw_qemu_guest_agent': 'yes'} | properties).items()}
+        self.driver._volume_snapshot_create(
+            self.context, self.instance, guest, 'volume', 'new')
+
+    def test_success(self):
+        def snapshot(conf, quiesce, **kwargs):
+            self.assertFalse(quiesce)
+            self.assertTrue(self.domain.frozen)
+            self.assertEqual([uuids.instance], self.ledger.left_behind())
+
+        self.take(snapshot)
+        self.assertEqual(60, self.domain.timeouts['fsFreeze'])
+        self.settled()
+        self.assertIn('was frozen for', self.log.output)
+
+    @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
+    def test_freeze_that_fails(self, what):
+        self.domain.broken[what] = no_answer()
+        snapshot = mock.Mock()
+        self.take(snapshot)
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertIn('is made without quiescing', self.log.output)
+        snapshot.reset_mock()
+        self.domain.frozen = False
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.take,
+                          snapshot, os_require_quiesce='yes')
+        snapshot.assert_not_called()
+        self.assertIn('os_require_quiesce', self.log.output)
+        self.assertFalse(self.domain.frozen)
+        self.assertEqual([], self.ledger.left_behind())
+
+    def test_snapshot_that_fails(self):
+        snapshot = mock.Mock(side_effect=test_hooks.libvirt_error(1, 'broken'))
+        self.assertRaises(fakelibvirt.libvirtError, self.take, snapshot,
+                          os_require_quiesce='yes')
+        snapshot.assert_called_once()
+        self.settled()
+
+    def test_thaw_that_fails(self):
+        """QEMU writes to the new file: the snapshot did not fail."""
+        self.domain.broken['guest-fsfreeze-thaw'] = no_answer()
+        self.take(mock.Mock(), os_require_quiesce='yes')
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.broken.clear()
+        self.driver._guest_agents.freezes.settle()
+        self.settled()
+
+    def test_guest_that_does_not_stay_frozen(self):
+        def snapshot(conf, **kwargs):
+            self.domain.frozen = False
+
+        self.take(snapshot, os_require_quiesce='yes')
+        self.settled()
+        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+
+    def test_frozen_by_another_program(self):
+        """By an operator, for example, who thaws it."""
+        self.domain.frozen = True
+        snapshot = mock.Mock()
+        self.take(snapshot, os_require_quiesce='yes')
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertTrue(self.domain.frozen)
+        self.assertNotIn('fsFreeze', self.domain.calls)
+        self.assertNotIn('guest-fsfreeze-thaw', self.domain.calls)
+        self.assertNotIn('Do not count', self.log.output)
+        self.assertEqual({}, self.freezes())
+
+    def test_frozen_by_the_api_already(self):
+        """libvirt would refuse to freeze it twice."""
+        self.quiesce()
+        self.take(mock.Mock(), os_require_quiesce='yes')
+        self.assertEqual(1, self.domain.calls.count('fsFreeze'))
+        self.assertTrue(self.domain.frozen)
+        self.unquiesce()
+        self.settled()
+
+    def test_no_agent(self):
+        self.domain.xml = test_hooks.NO_CHANNEL
+        snapshot = mock.Mock()
+        self.take(snapshot)
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertEqual([], self.ledger.left_behind())
+
+
+@ddt.ddt
+class ColdSnapshotTestCase(test_hooks.HooksTestCase):
+    """Nova suspends the guest, and copies what is on its disk."""
+
+    def suspend(self, state: int = power_state.RUNNING, live: bool = False,
+                **properties: str) -> bool:
+        """Whether Nova came to suspend the guest."""
+        self.instance.system_metadata = {
+            f'image_{key}': value for key, value in
+            ({'hw_qemu_guest_agent': 'yes'} | properties).items()}
+        with mock.patch.object(self.driver, 'suspend') as suspend:
+            self.driver._suspend_guest_for_snapshot(
+                self.context, live, state, self.instance)
+        return suspend.called
+
+    @ddt.data(power_state.RUNNING, power_state.PAUSED)
+    def test_required(self, state):
+        error = self.assertRaises(
+            exception.InstanceQuiesceFailed, self.suspend, state,
+            os_require_quiesce='yes')
+        self.assertIn('cold snapshot', str(error))
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    def test_not_required(self):
+        self.assertTrue(self.suspend())
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_without_an_agent(self):
+        self.domain.xml = test_hooks.NO_CHANNEL
+        self.assertTrue(self.suspend())
+        self.assertNotIn('not quiesced', self.log.output)
+
+    def test_guest_that_is_off(self):
+        """It has written all that it had."""
+        self.assertFalse(self.suspend(power_state.SHUTDOWN,
+                                      os_require_quiesce='yes'))
+
+    def test_live(self):
+        self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
+
+
+class RbdSnapshotTestCase(test_hooks.HooksTestCase):
+    """Nova's direct snapshot of an RBD volume, on a Ceph that is none."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(images_rbd_pool='pool', group='libvirt')
+        self.ceph = self.useFixture(fixtures.MockPatch(
+            'nova.storage.rbd_utils.RBDDriver')).mock.return_value
+        self.ceph.pool, self.ceph.rbd_user = 'pool', None
+        self.ceph.ceph_conf = None
+        self.frozen: list[tuple[str, bool]] = []
+        for name in ('create_snap', 'clone', 'flatten'):
+            setattr(self.ceph, name, mock.Mock(
+                side_effect=lambda *args, name=name, **kwargs:
+                self.frozen.append((name, self.domain.frozen))))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.imagebackend.Rbd._get_parent_pool',
+            return_value='images'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.imagebackend.Rbd.cleanup_direct_snapshot'))
+
+    def snapshot(self) -> str:
+        disk = self.driver.image_backend.by_libvirt_path(
+            self.instance, 'pool/volume', image_type='rbd')
+        return disk.direct_snapshot(
+            self.context, 'snap', 'raw', 'copy', uuids.image)
+
+    def test_frozen_no_longer_than_needed(self):
+        self.assertIn('copy', self.snapshot())
+        self.assertEqual([('create_snap', True), ('clone', False),
+                          ('flatten', False), ('create_snap', False)],
+                         self.frozen)
+        self.settled()
+
+    def test_not_required(self):
+        self.domain.broken['fsFreeze'] = no_answer()
+        self.snapshot()
+        self.assertIn('is not quiesced', self.log.output)
+
+    def test_required(self):
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.domain.broken['fsFreeze'] = no_answer()
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.assertEqual([], self.frozen)
+
+    def test_ceph_fails(self):
+        self.ceph.create_snap.side_effect = RuntimeError('broken')
+        self.assertRaises(RuntimeError, self.snapshot)
+        self.settled()
+
+    def test_thaw_fails(self):
+        """The snapshot is good, and Nova must get to clean up after it."""
+        silent = no_answer()
+        self.domain.broken = {'fsThaw': silent, 'guest-fsfreeze-thaw': silent}
+        self.snapshot()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
+
+    def test_limit_and_words(self):
+        """Those of a snapshot, not of Nova's API."""
+        def entry(*args, **kwargs):
+            uuid, = self.ledger.left_behind()
+            with open(os.path.join(self.ledger._directory, uuid)) as f:
+                self.assertThat(f.read(), matchers.EndsWith(', snapshot\n'))
+
+        self.domain.during['fsFreeze'] = entry
+        self.snapshot()
+        self.assertEqual(60, self.domain.timeouts['fsFreeze'])
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.domain.broken['fsFreeze'] = no_answer()
+        error = self.assertRaises(exception.InstanceQuiesceFailed,
+                                  self.snapshot)
+        self.assertEqual(1, str(error).count('Failed to quiesce'))
+        self.assertIn('os_require_quiesce', self.log.output)
+
+    def thaw_meanwhile(self) -> None:
+        def create_snap(volume, *args, **kwargs):
+            if volume == 'volume':
+                self.domain.frozen = False
+
+        self.ceph.create_snap.side_effect = create_snap
+
+    def test_guest_that_does_not_stay_frozen(self):
+        self.thaw_meanwhile()
+        self.snapshot()
+        self.settled()
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+        self.assertNotIn('was frozen for', self.log.output)
+        self.ceph.remove_snap.assert_not_called()
+
+    def test_guest_that_must_stay_frozen(self):
+        self.thaw_meanwhile()
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.settled()
+        self.ceph.remove_snap.assert_called_once_with(
+            'volume', 'snap', ignore_errors=True, force=True)
+        self.ceph.clone.assert_not_called()
+
+    def test_ceph_that_stalls_for_longer_than_the_api_may(self):
+        """The guest stays frozen: who waits for Ceph thaws it."""
+        def create_snap(volume, *args, **kwargs):
+            if volume == 'volume':
+                self.expire()
+                self.driver._guest_agents.freezes.settle()
+                self.assertTrue(self.domain.frozen)
+
+        self.ceph.create_snap.side_effect = create_snap
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.snapshot()
+        self.settled()
+
+    def test_guest_that_is_off(self):
+        self.domain.active = False
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.snapshot()
+        self.assertNotIn('fsFreeze', self.domain.calls)
+
+    def test_other_disks_are_left_alone(self):
+        disk = self.driver.image_backend.by_libvirt_path(
+            self.instance, '/disk', image_type='qcow2')
+        self.assertEqual('/disk', disk.path)
