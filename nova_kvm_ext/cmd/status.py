@@ -237,13 +237,22 @@ def _written(file: str) -> set[str]:
     return set(sections.get(conf.GROUP.name, {}))
 
 
+def register_commands(conf_: cfg.ConfigOpts, commands: Checks) -> None:
+    """Have options parsed from the command line; the man page is of these.
+
+    :param conf_: the configuration that parses
+    :param commands: what the commands run
+    """
+    upgradecheck.register_cli_options(conf_, commands)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     nova = nova_conf.CONF
     conf.register_opts(nova)
     commands = Checks()
     # What upgradecheck.main() does, but for the files that are read.
-    upgradecheck.register_cli_options(nova, commands)
+    register_commands(nova, commands)
     try:
         found = configuration.named(argv)
         if found is None:

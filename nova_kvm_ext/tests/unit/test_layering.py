@@ -75,7 +75,7 @@ SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
     'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.host', 'cmd.image',
-    'cmd.lazy', 'cmd.main', 'cmd.status', 'cmd.vhost'}
+    'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
     'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}
@@ -95,8 +95,8 @@ RULES = {
              PURE | READERS | MAKERS | NOVA),
     'SCHEDULER': (SCHEDULER, {'nova', 'oslo_log'}, PURE),
     'COMMANDS': (COMMANDS,
-                 {'cliff', 'libvirt', 'oslo_config', 'oslo_upgradecheck',
-                  'stevedore'} | NO_NOVA,
+                 {'cliff', 'docutils', 'libvirt', 'oslo_config',
+                  'oslo_upgradecheck', 'shtab', 'stevedore'} | NO_NOVA,
                  (PURE | READERS | MAKERS | COMMANDS)),
 }
 
