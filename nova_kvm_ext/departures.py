@@ -27,9 +27,10 @@ from typing import Any
 from nova import context as nova_context
 from nova import exception
 from nova import objects
-from oslo_log import log as logging
 
-LOG = logging.getLogger(__name__)
+from nova_kvm_ext import log
+
+LOG = log.getLogger(__name__)
 
 
 class Departures:
@@ -64,12 +65,12 @@ class Departures:
             # One that we move ourselves has just arrived.
             if instance.uuid not in self._leaving:
                 LOG.error(
-                    'The guest is not on this host: nova-compute ended while '
-                    'it was being moved to %(destination)s, and libvirt will '
-                    'have completed that. Nova has it here all the same. Do '
-                    'not start, reboot or delete it before it is back: see '
-                    '"A guest that moved while nova-compute was down" in the '
-                    'troubleshooting guide.',
+                    'KVML701 The guest is not on this host: nova-compute '
+                    'ended while it was being moved to %(destination)s, and '
+                    'libvirt will have completed that. Nova has it here all '
+                    'the same. Do not start, reboot or delete it before it is '
+                    'back: see "A guest that moved while nova-compute was '
+                    'down" in the troubleshooting guide.',
                     {'destination': _destination(instance)},
                     instance=instance)
             raise

@@ -27,7 +27,6 @@ from typing import Any
 from nova import conf as nova_conf
 from nova import exception
 from nova.virt.libvirt import driver
-from oslo_log import log as logging
 
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
@@ -41,12 +40,13 @@ from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
+from nova_kvm_ext import log
 from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
 from nova_kvm_ext.vhost import vif
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 conf.register_opts(CONF)
 
@@ -63,7 +63,7 @@ def _wrong_options_said() -> Iterator[None]:
     try:
         yield
     except errors.KVMExtError as e:
-        LOG.critical('%s', e)
+        LOG.critical('KVML101 %s', e)
         raise exception.InvalidConfiguration(str(e)) from e
 
 
@@ -178,7 +178,7 @@ class KVMDriver(driver.LibvirtDriver):
             instance.system_metadata.get('image_hw_qemu_guest_agent'),
             policy=CONF.kvm_ext.guest_agent)
         if not decision.understood:
-            LOG.warning('%s guest agent channel: %s.',
+            LOG.warning('KVML401 %s guest agent channel: %s.',
                         'A' if decision.attach else 'No', decision.reason,
                         instance=instance)
         designer.set_guest_agent_channel(guest, decision)

@@ -18,6 +18,7 @@ from docutils.parsers import rst
 from docutils import statemachine
 
 from nova_kvm_ext import known_errors
+from nova_kvm_ext import log_codes
 
 extensions = [
     'openstackdocstheme',
@@ -77,6 +78,24 @@ class KnownErrors(rst.Directive):
         return found.children
 
 
+class LogMessages(rst.Directive):
+    """The table of log messages, from the package's own."""
+
+    def run(self) -> list[Any]:
+        lines = []
+        for row in log_codes.TABLE:
+            who = ', '.join(who.value for who in row.who)
+            each = ' It is said for each request.' if row.each_request else ''
+            lines += [f'``{row.code}``',
+                      f'  {literal(row.meaning)}{each}', '',
+                      f'  *What to do:* {literal(row.remedy)}', '',
+                      f'  *Who:* {who}', '']
+        found = nodes.container()
+        self.state.nested_parse(
+            statemachine.StringList(lines, 'log_codes'), 0, found)
+        return found.children
+
+
 def literal(text: str) -> str:
     """Text that is no markup, as such."""
     return text.replace('*', '\\*').replace('_', '\\_').replace('`', '\\`')
@@ -84,3 +103,4 @@ def literal(text: str) -> str:
 
 def setup(app: Any) -> None:
     app.add_directive('known-errors', KnownErrors)
+    app.add_directive('log-messages', LogMessages)

@@ -34,7 +34,6 @@ from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import utils as libvirt_utils
-from oslo_log import log as logging
 
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import capabilities
@@ -47,9 +46,10 @@ from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
+from nova_kvm_ext import log
 from nova_kvm_ext import request
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 # libvirt src/cpu/cpu_x86.c: what it cannot parse it cannot run either. Of
 # errors without such words it is not known whether the guest would start.
@@ -122,13 +122,13 @@ class CPUHooks:
         self._settings = settings
         host = self._read_host(virt_type)
         if host.caps.odd:
-            LOG.warning('libvirt\'s answer about domain capabilities has '
-                        'what this driver does not understand and leaves '
+            LOG.warning('KVML201 libvirt\'s answer about domain capabilities '
+                        'has what this driver does not understand and leaves '
                         'out: %s.', usable.some(host.caps.odd))
         self._host = self._asked(host, choose.questions(settings, host))
         self.choice = choose.choose(settings, self._host)
         for warning in self.choice.warnings:
-            LOG.warning('%s', warning)
+            LOG.warning('KVML202 %s', warning)
         return self.choice
 
     def _asked(self, host: usable.Host,
@@ -157,9 +157,9 @@ class CPUHooks:
         except nova_driver.libvirt.libvirtError as e:
             # KVM that is broken must not keep the service from starting:
             # Nova starts too, and its other guests must be looked after.
-            LOG.warning('libvirt does not tell which CPUs %(type)s guests '
-                        'can have, so that none is refused before it fails: '
-                        '%(error)s',
+            LOG.warning('KVML203 libvirt does not tell which CPUs %(type)s '
+                        'guests can have, so that none is refused before it '
+                        'fails: %(error)s',
                         {'type': virt_type,
                          'error': errors.with_explanation(e)})
             return unknown
@@ -226,7 +226,8 @@ class CPUHooks:
             return
         found = self._request(instance)
         for name in found.unknown():
-            LOG.warning('This driver knows no %s. Is it misspelt?', name,
+            LOG.warning('KVML204 This driver knows no %s. Is it misspelt?',
+                        name,
                         instance=instance)
         arch = arch_of(image_meta)
         if guest.cpu is None or arch != self._host_arch:
@@ -304,8 +305,9 @@ class CPUHooks:
             runs, got = _runs(xml), self._running_cpu(xml)
         except (nova_driver.libvirt.libvirtError, exception.NovaException,
                 errors.HostError) as e:
-            LOG.warning('The guest\'s CPU cannot be read, so that it is not '
-                        'known for a live migration: %s', errors.clean(e),
+            LOG.warning('KVML205 The guest\'s CPU cannot be read, so that it '
+                        'is not known for a live migration: %s',
+                        errors.clean(e),
                         instance=instance)
             return
         try:
@@ -323,7 +325,8 @@ class CPUHooks:
         except Exception:
             # The guest runs. Nova saves the instance too when it is done, and
             # whatever ails the database must not end the guest.
-            LOG.warning('The guest\'s CPU could not be kept.', exc_info=True,
+            LOG.warning('KVML206 The guest\'s CPU could not be kept.',
+                        exc_info=True,
                         instance=instance)
 
     def _running_cpu(self, xml: str) -> definition.CPU | None:
@@ -366,7 +369,8 @@ class CPUHooks:
         assert self._host is not None
         change = definition.difference(had, got, self._host.known)
         if change:
-            LOG.warning('The guest has another CPU than before: %s.', change,
+            LOG.warning('KVML207 The guest has another CPU than before: %s.',
+                        change,
                         instance=instance)
 
     # -- hard reboot ----------------------------------------------------------
@@ -404,7 +408,7 @@ class CPUHooks:
         problem = self._cannot_give(had)
         if problem is None:
             return had
-        LOG.warning('The guest cannot keep its CPU: %s', problem,
+        LOG.warning('KVML208 The guest cannot keep its CPU: %s', problem,
                     instance=instance)
         return None
 
@@ -431,7 +435,7 @@ class CPUHooks:
             return False
         problem = self._cannot_give(stored.from_object(guest_cpu))
         if problem is not None:
-            LOG.error('A guest cannot migrate here: %s', problem)
+            LOG.error('KVML209 A guest cannot migrate here: %s', problem)
             raise exception.InvalidCPUInfo(reason=problem)
         return True
 
@@ -451,10 +455,10 @@ class CPUHooks:
             return (f'{found}.' if found.missing or not answer.words else
                     f'{found} (libvirt says: {answer.words}).')
         for warning in found.warnings:
-            LOG.warning('%s', warning)
+            LOG.warning('KVML210 %s', warning)
         if found.possible is None:
-            LOG.warning('Whether this host can give a guest the CPU that it '
-                        'has is not known: %(reason)s.%(libvirt)s',
+            LOG.warning('KVML211 Whether this host can give a guest the CPU '
+                        'that it has is not known: %(reason)s.%(libvirt)s',
                         {'reason': found, 'libvirt': '' if not answer.words
                          else f' (libvirt says: {answer.words})'})
         return None

@@ -33,7 +33,6 @@ from typing import Any
 
 from nova import conf as nova_conf
 from nova import exception
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
@@ -41,8 +40,9 @@ from nova_kvm_ext.guest_agent import holds
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext.guest_agent import thaws
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 UNREADABLE = (SystemError, ValueError)
@@ -132,11 +132,11 @@ class Freezes:
             reason = why(e)
             what = 'guest' if operation is None else 'snapshot'
             if required:
-                LOG.error('The snapshot fails, because the image says '
+                LOG.error('KVML402 The snapshot fails, because the image says '
                           'os_require_quiesce and the guest is not quiesced: '
                           '%s', reason, instance=instance)
             else:
-                LOG.warning('The %s is not quiesced: %s', what, reason,
+                LOG.warning('KVML403 The %s is not quiesced: %s', what, reason,
                             instance=instance)
             if required and operation is not None and operation.late:
                 operation.failure = reason
@@ -172,8 +172,8 @@ class Freezes:
         stood = self._release(hold, self._under_limit(instance, thaw))
         if operation is None:
             if stood is False:
-                LOG.error('The guest did not stay frozen until its snapshot '
-                          'was done. Do not count on that snapshot.',
+                LOG.error('KVML404 The guest did not stay frozen until its '
+                          'snapshot was done. Do not count on that snapshot.',
                           instance=instance)
             return
         operation.stood = stood
@@ -181,11 +181,11 @@ class Freezes:
             reason = ('it was not frozen any more when the snapshot had been '
                       'made')
             if operation.required:
-                LOG.error('The snapshot fails, because the image says '
+                LOG.error('KVML402 The snapshot fails, because the image says '
                           'os_require_quiesce, and the guest did not stay '
                           'frozen.', instance=instance)
                 raise exception.InstanceQuiesceFailed(reason=reason)
-            LOG.warning('The snapshot is not quiesced: %s', reason,
+            LOG.warning('KVML403 The snapshot is not quiesced: %s', reason,
                         instance=instance)
 
     def _thaw_of_nobody(self, instance: Any, thaw: Callable[[], Any]) -> None:
@@ -238,8 +238,9 @@ class Freezes:
         """
         if self._is_frozen(guest._domain) is not True:
             return False
-        LOG.warning('The guest was frozen when it migrated here. If nobody '
-                    'thaws it, that is done in %d s.', VOLUME_FREEZE_LIMIT,
+        LOG.warning('KVML406 The guest was frozen when it migrated here. If '
+                    'nobody thaws it, that is done in %d s.',
+                    VOLUME_FREEZE_LIMIT,
                     instance=instance)
         try:
             hold, first = self._holds.take(instance.uuid, True, 0)
@@ -250,7 +251,7 @@ class Freezes:
                 hold.freeze.entry = self._enter(
                     instance.uuid, 'frozen before it migrated here')
             except exception.InstanceQuiesceFailed as e:
-                LOG.error('%s', why(e), instance=instance)
+                LOG.error('KVML407 %s', why(e), instance=instance)
             self._holds.frozen(hold.freeze)
         return True
 
@@ -270,9 +271,9 @@ class Freezes:
                          uuid, VOLUME_FREEZE_LIMIT)
             else:
                 LOG.warning(
-                    'Instance %s was frozen %d s ago for a snapshot of its '
-                    'volumes that did not end. It was told to thaw. Do not '
-                    'count on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
+                    'KVML408 Instance %s was frozen %d s ago for a snapshot '
+                    'of its volumes that did not end. It was told to thaw. Do '
+                    'not count on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
         self._thaws.settle(self._holds.known)
 
     # How a guest is frozen and thawed.
@@ -426,7 +427,7 @@ class Freezes:
                 thaw()
             except (exception.NovaException, *UNREADABLE) as e:
                 reason = why(e)
-                LOG.warning('Instance %s is not thawed at once: %s',
+                LOG.warning('KVML409 Instance %s is not thawed at once: %s',
                             freeze.uuid, reason)
             except BaseException:
                 self._undo(freeze, timeout)
@@ -456,9 +457,9 @@ class Freezes:
             # Unlocked, it is what settle() looks for.
             self._thaws.leave(entry)
             self._holds.over(freeze)
-            LOG.error('Instance %s may be frozen: %s It is tried again every '
-                      '[DEFAULT] update_resources_interval, and when this '
-                      'service starts.', freeze.uuid, e)
+            LOG.error('KVML405 Instance %s may be frozen: %s It is tried '
+                      'again every [DEFAULT] update_resources_interval, and '
+                      'when this service starts.', freeze.uuid, e)
             return False
         except BaseException:
             # Nova tells the message bus of a connection that it cannot make,

@@ -32,15 +32,15 @@ from typing import Any
 from lxml import etree
 from nova import conf as nova_conf
 from nova import exception
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import freezes
 from nova_kvm_ext.guest_agent import limits
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 
@@ -137,8 +137,8 @@ class GuestAgents:
             for guest in self._host.list_guests():
                 self.limits.apply(guest)
         except (exception.NovaException, limits.libvirt().libvirtError) as e:
-            LOG.warning('[kvm_ext] guest_agent_timeout is not set for the '
-                        'guests that run: %s', errors.clean(e))
+            LOG.warning('KVML415 [kvm_ext] guest_agent_timeout is not set for '
+                        'the guests that run: %s', errors.clean(e))
         self.freezes.settle()
 
     # Agents at work.
@@ -172,8 +172,9 @@ class GuestAgents:
         try:
             yield
         except (exception.NovaException, limits.libvirt().libvirtError) as e:
-            LOG.warning('The guest agent has no time limit or the clock is '
-                        'not set: %s', errors.clean(e), instance=instance)
+            LOG.warning('KVML416 The guest agent has no time limit or the '
+                        'clock is not set: %s',
+                        errors.clean(e), instance=instance)
 
     def shut_down(self, driver: Any, instance: Any, timeout: int
                   ) -> tuple[Any, int]:

@@ -29,14 +29,14 @@ from typing import Any
 
 from nova import conf as nova_conf
 from nova import exception
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guest_agent import limits
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 SETTLE_TIME = 3
@@ -96,8 +96,8 @@ class Thaws:
         try:
             left = self.book.left_behind()
         except OSError as e:
-            LOG.error('Guests that were left frozen cannot be found: %s. Look '
-                      'at the directory and its permissions.',
+            LOG.error('KVML410 Guests that were left frozen cannot be found: '
+                      '%s. Look at the directory and its permissions.',
                       errors.clean(e))
             return
         for uuid in self._failures.keys() - set(left):
@@ -107,8 +107,8 @@ class Thaws:
         for uuid in sorted(left, key=lambda uuid: dataclasses.astuple(
                 self._failures.get(uuid, nothing))):
             if time.monotonic() - started > SETTLE_TIME:
-                LOG.warning('More guests may have been left frozen; the rest '
-                            'is seen to the next time.')
+                LOG.warning('KVML411 More guests may have been left frozen; '
+                            'the rest is seen to the next time.')
                 break
             failure = self._failures.get(uuid, nothing)
             if busy(uuid) or failure.due > started:
@@ -127,8 +127,9 @@ class Thaws:
         except ledger.Held:
             return
         except OSError as e:
-            LOG.error('Instance %s may have been left frozen, but what was '
-                      'written down of it cannot be read: %s. Remove it.',
+            LOG.error('KVML412 Instance %s may have been left frozen, but '
+                      'what was written down of it cannot be read: %s. Remove '
+                      'it.',
                       uuid, errors.clean(e))
             return
         if entry is None:
@@ -143,8 +144,8 @@ class Thaws:
             entry.release()
             # Said aloud the first time only: an agent may hang for weeks.
             (LOG.debug if uuid in self._failures else LOG.error)(
-                'Instance %s may have been left frozen (%s): %s It is tried '
-                'again.', uuid, errors.clean(entry.text), e)
+                'KVML405 Instance %s may have been left frozen (%s): %s It is '
+                'tried again.', uuid, errors.clean(entry.text), e)
             self._failed(uuid, time.monotonic() - started)
             return
         except BaseException:
@@ -152,7 +153,8 @@ class Thaws:
             raise
         self.remove(entry)
         if count:
-            LOG.warning('Instance %s was left frozen (%s) and is thawed.',
+            LOG.warning('KVML413 Instance %s was left frozen (%s) and is '
+                        'thawed.',
                         uuid, errors.clean(entry.text))
         else:
             LOG.info('Instance %s is not frozen, as it might have been (%s).',
@@ -195,9 +197,9 @@ class Thaws:
         try:
             entry.remove()
         except OSError as e:
-            LOG.warning('Instance %s is thawed, and it cannot be written '
-                        'down: %s. It will be thawed once more, which does no '
-                        'harm.', entry.uuid, errors.clean(e))
+            LOG.warning('KVML414 Instance %s is thawed, and it cannot be '
+                        'written down: %s. It will be thawed once more, which '
+                        'does no harm.', entry.uuid, errors.clean(e))
 
     def needless(self, uuid: str, error: errors.AgentError) -> bool:
         """Whether a thaw that failed was not needed."""

@@ -39,7 +39,6 @@ from nova import objects
 import nova.privsep
 from nova import utils
 from nova.virt.libvirt import driver as libvirt_driver
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import runner
@@ -47,8 +46,9 @@ from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 MARK = 'nova-kvm-ext: '
@@ -90,9 +90,10 @@ def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
             for note in getattr(found, '__notes__', ())):
         return
     found.add_note(f'{MARK}{row.cause} {row.remedy} ({row.name})')
-    LOG.error('%(cause)s %(remedy)s (%(name)s; libvirt says: %(said)s)',
+    LOG.error('KVML501 %(cause)s %(remedy)s (%(name)s; libvirt says: '
+              '%(said)s)',
               {'cause': row.cause, 'remedy': row.remedy, 'name': row.name,
-               'said': errors.clean(found)},
+               'said': errors.clean(found)}, subject=row.name,
               **({} if instance is None else {'instance': instance}))
 
 
@@ -220,8 +221,8 @@ class HostCheck:
         results = self._results(self._facts)
         for result in results:
             if result.result in (verdict.WARN, verdict.FAIL):
-                LOG.log(logging.ERROR if result.result == verdict.FAIL else
-                        logging.WARNING, '%s', _sentence(result))
+                (LOG.error if result.result == verdict.FAIL else LOG.warning)(
+                    '%s', _sentence(result))
         LOG.info('Host check: %s.', ', '.join(
             f'{sum(found.result == kind for found in results)} {kind}'
             for kind in (verdict.PASS, verdict.WARN, verdict.FAIL,

@@ -60,12 +60,12 @@ from typing import Any
 import uuid
 
 from lxml import etree
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import kvm_proof
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 ITERATIONS = 50_000_000
 """What the guest counts. TCG takes 0.2 s, KVM on hardware a tenth of that,
@@ -387,9 +387,9 @@ def _destroyed_afterwards(conn: Any, guest_uuid: str,
             if not _is_libvirt_error(e):
                 raise
             if errors.libvirt_error_code(e) != _NO_DOMAIN:
-                LOG.warning('The probe guest %(name)s was not destroyed; '
-                            'libvirt does it when this connection closes: '
-                            '%(error)s',
+                LOG.warning('KVML502 The probe guest %(name)s was not '
+                            'destroyed; libvirt does it when this connection '
+                            'closes: %(error)s',
                             {'name': name, 'error': errors.clean(e)})
 
 

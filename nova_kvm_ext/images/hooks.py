@@ -37,7 +37,6 @@ from nova.virt import images
 from nova.virt.libvirt import imagecache
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
-from oslo_log import log as logging
 from oslo_utils import fileutils
 
 from nova_kvm_ext.conf import Settings
@@ -47,9 +46,10 @@ from nova_kvm_ext.images import convert
 from nova_kvm_ext.images import facts
 from nova_kvm_ext.images import qemu_img
 from nova_kvm_ext.images import verdict
+from nova_kvm_ext import log
 from nova_kvm_ext import traits
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 # What is replaced, as it was when Nova was imported. For rbd Nova hands over
@@ -209,12 +209,12 @@ class ImageFetch:
         try:
             yield
         except qemu_img.QemuImgFailure as e:
-            LOG.error('%s', e)
+            LOG.error('KVML601 %s', e)
             raise
         except (exception.ImageUnacceptable, exception.InvalidDiskInfo) as e:
             if _was_killed(e):
                 # Nova gives up such a build, as it does with a bad image.
-                LOG.error('%s', errors.clean(e, 1000))
+                LOG.error('KVML602 %s', errors.clean(e, 1000))
                 raise qemu_img.QemuImgFailure(
                     'qemu-img was killed while Nova asked it about an image.',
                     'Look at the load and the memory of this host, and at '
@@ -224,7 +224,7 @@ class ImageFetch:
             hidden = verdict.without_paths(reason)
             if hidden == reason:
                 raise
-            LOG.error('%s', errors.clean(e, 1000))
+            LOG.error('KVML603 %s', errors.clean(e, 1000))
             raise type(e)(**e.kwargs | {'reason': hidden}) from e
 
     def _fetch(self, context: Any, target: str, image_id: str,
@@ -266,8 +266,8 @@ class ImageFetch:
             kernel=bool((image.get('properties') or {}).get('kernel_id')))
         if decided.accepted:
             return decided
-        LOG.error('Image %(id)s, declared as %(declared)s, is refused by the '
-                  'check "%(check)s": %(reason)s %(remedy)s',
+        LOG.error('KVML604 Image %(id)s, declared as %(declared)s, is refused '
+                  'by the check "%(check)s": %(reason)s %(remedy)s',
                   {'id': image['id'], 'declared': errors.clean(declared, 40),
                    'check': decided.check, 'reason': decided.reason,
                    'remedy': decided.remedy})
@@ -291,7 +291,7 @@ class ImageFetch:
                     direct=privsep_utils.supports_direct_io(
                         os.path.dirname(target)))
         except convert.ConversionError as e:
-            LOG.error('Image %(id)s cannot be converted: %(why)s',
+            LOG.error('KVML605 Image %(id)s cannot be converted: %(why)s',
                       {'id': image_id, 'why': e})
             raise exception.ImageUnacceptable(
                 image_id=image_id, reason=errors.clean(

@@ -25,13 +25,13 @@ import contextlib
 from typing import Any
 
 from nova import exception
-from oslo_log import log as logging
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext import log
 from nova_kvm_ext.storage import rbd
 from nova_kvm_ext.storage import volumes
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 
 class Snapshots:
@@ -80,7 +80,7 @@ class Snapshots:
                   'show_image_direct_url of Glance) and Nova\'s Ceph user '
                   'may write to the pool of images')
         if required:
-            LOG.error('The snapshot fails, because the image says '
+            LOG.error('KVML402 The snapshot fails, because the image says '
                       'os_require_quiesce and the guest is not quiesced: %s.',
                       reason, instance=instance)
             raise exception.InstanceQuiesceFailed(reason=reason)
@@ -89,5 +89,5 @@ class Snapshots:
         except exception.NovaException:
             # Without an agent nobody expects more.
             return
-        LOG.warning('The snapshot is not quiesced: %s.', reason,
+        LOG.warning('KVML403 The snapshot is not quiesced: %s.', reason,
                     instance=instance)

@@ -22,12 +22,12 @@ from typing import Any
 
 from nova import exception
 from nova.virt.libvirt import imagebackend
-from oslo_log import log as logging
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 
 def quiesce_direct_snapshots(driver: Any, freezes: guest_freezes.Freezes
@@ -88,15 +88,16 @@ def _create_snap(driver: Any, freezes: guest_freezes.Freezes, instance: Any,
                 except exception.NovaException as e:
                     # Raised here, it would leave the snapshot in Ceph. It
                     # has been written down, and is tried again.
-                    LOG.error('%s', errors.clean(e), instance=instance)
+                    LOG.error('KVML405 %s', errors.clean(e),
+                              instance=instance)
     if operation.stood is not False:
         return
     reason = 'it did not stay frozen until Ceph had made the snapshot'
     if not required:
-        LOG.warning('The snapshot is not quiesced: %s', reason,
+        LOG.warning('KVML403 The snapshot is not quiesced: %s', reason,
                     instance=instance)
         return
-    LOG.error('The snapshot fails, because the image says '
+    LOG.error('KVML402 The snapshot fails, because the image says '
               'os_require_quiesce and the guest is not quiesced: %s',
               reason, instance=instance)
     disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)

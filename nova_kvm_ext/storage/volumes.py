@@ -17,11 +17,11 @@ import functools
 from typing import Any
 
 from nova import exception
-from oslo_log import log as logging
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext import log
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 
 def guest_to_snapshot(freezes: guest_freezes.Freezes, instance: Any,
@@ -53,10 +53,12 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
                                guest._domain.fsFreeze)
     except (exception.NovaException, *guest_freezes.UNREADABLE) as e:
         reason = f'The guest is not quiesced: {guest_freezes.why(e)}'
-        (LOG.error if required else LOG.warning)(
-            'The snapshot of a volume %s. %s',
-            'fails, because the image says os_require_quiesce' if required
-            else 'is made without quiescing', reason, instance=instance)
+        if required:
+            LOG.error('KVML402 The snapshot fails, because the image says '
+                      'os_require_quiesce. %s', reason, instance=instance)
+        else:
+            LOG.warning('KVML403 The snapshot of a volume is made without '
+                        'quiescing. %s', reason, instance=instance)
         raise exception.QemuGuestAgentNotEnabled(reason) from None
     try:
         snapshot()
@@ -66,8 +68,8 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
     # QEMU writes to the new file by now: an error from here on would have
     # Cinder throw that away.
     if freezes.release_quietly(hold) is False:
-        LOG.error('The guest did not stay frozen until the snapshot of '
-                  'its volume was made. Do not count on that snapshot.',
+        LOG.error('KVML404 The guest did not stay frozen until the snapshot '
+                  'of its volume was made. Do not count on that snapshot.',
                   instance=instance)
 
 

@@ -28,13 +28,13 @@ from nova import exception
 from nova.objects import migrate_data as migrate_data_obj
 from nova.virt import hardware
 from nova.virt.libvirt import config as vconfig
-from oslo_log import log as logging
 
 from nova_kvm_ext import conf
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
+from nova_kvm_ext import log
 from nova_kvm_ext import request
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import policy
@@ -43,7 +43,7 @@ from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 from nova_kvm_ext.vhost import queues
 
-LOG = logging.getLogger(__name__)
+LOG = log.getLogger(__name__)
 
 TRAIT = traits.name('vhost_net')
 
@@ -92,8 +92,8 @@ class VhostNet:
         self._settings, self._virt_type = settings, virt_type
         if virt_type != 'kvm':
             if settings.vhost_net == policy.REQUIRE:
-                LOG.warning('[kvm_ext] vhost_net = require has no effect: '
-                            'there is no vhost-net for guests of '
+                LOG.warning('KVML301 [kvm_ext] vhost_net = require has no '
+                            'effect: there is no vhost-net for guests of '
                             'virt_type = %s.', virt_type)
             return
         if settings.vhost_net == policy.OFF:
@@ -109,7 +109,7 @@ class VhostNet:
                 f'[kvm_ext] vhost_net = require, and this host cannot do '
                 f'vhost-net: {state.reason}.',
                 'Or set [kvm_ext] vhost_net = prefer.')
-        LOG.warning('Guests do without vhost-net, on slower userspace '
+        LOG.warning('KVML302 Guests do without vhost-net, on slower userspace '
                     'virtio: %s.', state.reason)
 
     def _look(self, load: bool = False) -> policy.HostState:
@@ -309,10 +309,10 @@ class VhostNet:
             raise exception.ComputeResourcesUnavailable(
                 reason=f'interface {interface.mac_addr} would lose vhost-net, '
                 f'and [kvm_ext] vhost_net = require: {decision.reason}')
-        LOG.warning('Interface %(mac)s does without vhost-net, on slower '
-                    'userspace virtio: %(reason)s.',
+        LOG.warning('KVML303 Interface %(mac)s does without vhost-net, on '
+                    'slower userspace virtio: %(reason)s.',
                     {'mac': interface.mac_addr, 'reason': decision.reason},
-                    instance=instance)
+                    instance=instance, subject=interface.mac_addr)
 
     def guest_started(self, instance: Any,
                       get_xml: Callable[[], str]) -> None:
@@ -331,8 +331,8 @@ class VhostNet:
         except Exception as e:
             # The guest runs. That it cannot be looked at, whatever the
             # reason, must not fail its start.
-            LOG.warning('Whether the guest uses vhost-net cannot be seen: '
-                        '%s.', errors.clean(e), instance=instance)
+            LOG.warning('KVML304 Whether the guest uses vhost-net cannot be '
+                        'seen: %s.', errors.clean(e), instance=instance)
             return
         for verdict in verdicts:
             self._say(instance, verdict)
@@ -354,8 +354,9 @@ class VhostNet:
         unasked = (self._settings.vhost_net == policy.REQUIRE and
                    verdict.nic.unfit is None and verdict.uses is False)
         if verdict.broken or unasked:
-            LOG.warning('Interface %(mac)s does not use vhost-net as it '
-                        'should (%(details)s).', said, instance=instance)
+            LOG.warning('KVML305 Interface %(mac)s does not use vhost-net as '
+                        'it should (%(details)s).', said, instance=instance,
+                        subject=verdict.nic.mac)
         elif verdict.promised and verdict.uses is None:
             LOG.info('Interface %(mac)s names vhost-net; whether it uses it '
                      'cannot be told (%(details)s).', said, instance=instance)
@@ -426,8 +427,8 @@ class VhostNet:
         except Exception as e:
             # The destination goes by its own options then, as it would
             # without this.
-            LOG.warning('The queues of the running interfaces cannot be '
-                        'told to the destination: %s.', errors.clean(e),
+            LOG.warning('KVML306 The queues of the running interfaces cannot '
+                        'be told to the destination: %s.', errors.clean(e),
                         instance=instance)
 
     @staticmethod
@@ -454,8 +455,8 @@ class VhostNet:
         except Exception as e:
             # Nova asks for the same XML next, and has its own ways when that
             # fails; before them, an exception would leave a migration behind.
-            LOG.warning('The queues of the running interfaces cannot be '
-                        'seen: %s.', errors.clean(e), instance=instance)
+            LOG.warning('KVML307 The queues of the running interfaces cannot '
+                        'be seen: %s.', errors.clean(e), instance=instance)
             return
         for vif in vifs:
             count = running.get(vif.source_vif['address'].lower())

@@ -18,9 +18,12 @@ import os
 
 import hypothesis
 
+from nova_kvm_ext import log
 from nova_kvm_ext.tests import policy_file
 
 policy_file.parse_once()
+# A test sees its own warnings, whatever the tests before it have seen.
+log.REPEATS.quiet = 0
 # Where it starts tests, GNU readline in stestr's process sets them to 80 x 24.
 for name in 'COLUMNS', 'LINES':
     os.environ.pop(name, None)

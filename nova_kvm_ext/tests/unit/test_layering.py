@@ -39,7 +39,7 @@ PURE = {
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.kvm_proof', 'host.model',
     'host.options', 'host.qemu_conf', 'images.qed', 'images.signatures',
-    'images.verdict', 'images.vmdk',
+    'images.verdict', 'images.vmdk', 'log_codes',
     'known_errors.__init__', 'known_errors.connection', 'known_errors.cpu',
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
@@ -54,7 +54,7 @@ READERS = {
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.qemu_img',
+    'images.qemu_img', 'log',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
@@ -86,14 +86,14 @@ RULES = {
     'PURE': (PURE, PURE_LIBRARIES, PURE),
     'READERS': (READERS, PURE_LIBRARIES | {'keystoneauth1', 'libvirt_qemu',
                                            'openstack', 'oslo_concurrency',
-                                           'oslo_log'},
+                                           'oslo_context', 'oslo_log'},
                 PURE | READERS),
     'MAKERS': (MAKERS, {'jinja2', 'libvirt'}, PURE | READERS | MAKERS),
     'NOVA': (NOVA, (PURE_LIBRARIES | NO_NOVA |
                     {'libvirt_qemu', 'nova', 'oslo_concurrency', 'oslo_log',
                      'oslo_serialization'}),
              PURE | READERS | MAKERS | NOVA),
-    'SCHEDULER': (SCHEDULER, {'nova', 'oslo_log'}, PURE),
+    'SCHEDULER': (SCHEDULER, {'nova', 'oslo_log'}, PURE | {'log'}),
     'COMMANDS': (COMMANDS,
                  {'cliff', 'docutils', 'libvirt', 'oslo_config',
                   'oslo_upgradecheck', 'shtab', 'stevedore'} | NO_NOVA,

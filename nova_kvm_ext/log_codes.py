@@ -1,0 +1,344 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The codes of our log messages, which the documentation is made from too.
+
+Each line of level WARNING or above begins with a code of this table. Codes
+are part of this package's interface: a code is never given to another
+message, and one that is no longer used is not used again.
+
+1xx start of the service, 2xx CPU, 3xx vhost-net, 4xx guest agent and
+snapshots, 5xx libvirt and the host, 6xx images, 7xx migration, 8xx storage,
+9xx this service itself. ``KVM101`` and so on, without the L, are checks of
+``nova-kvm-ext host check``.
+"""
+
+import dataclasses
+import enum
+
+
+class Who(enum.Enum):
+    """Who can do something about a message."""
+
+    OPERATOR = 'operator'       # of this host or of the cloud
+    IMAGE_OWNER = 'owner of the image'
+    TENANT = 'owner of the instance'
+    ADMINISTRATOR = 'administrator of flavors'
+    DEVELOPER = 'developer of this driver'
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMessage:
+    """A message in the log of nova-compute.
+
+    :param code: what its lines begin with
+    :param meaning: what has happened, in a sentence or two
+    :param remedy: what to do, in the imperative
+    :param who: who can do that, whoever is concerned first
+    :param each_request: two requests of users are two things, so that both
+        are said; other messages are said once for the same thing
+    """
+
+    code: str
+    meaning: str
+    remedy: str
+    who: tuple[Who, ...]
+    each_request: bool = False
+
+
+_OPERATOR = (Who.OPERATOR,)
+
+TABLE: tuple[LogMessage, ...] = (
+    LogMessage(
+        'KVML101',
+        'nova-compute does not start: an option is wrong, or this host '
+        'cannot run guests as nova.conf asks.',
+        'Do what the line says; it names the option and the value, or the '
+        'host check and its remedy.',
+        _OPERATOR),
+
+    LogMessage(
+        'KVML201',
+        'libvirt\'s domain capabilities have an entry that this driver does '
+        'not understand. The entry is left out; all others count.',
+        'Nothing, if guests get the CPU that you want. Report the line, with '
+        'the versions of libvirt and QEMU.',
+        (Who.DEVELOPER,)),
+    LogMessage(
+        'KVML202',
+        'The CPU that nova.conf asks for is used, but something about it is '
+        'not as you may expect, or is not known.',
+        'Read the line; nova-kvm-ext cpu show has the whole CPU.',
+        _OPERATOR),
+    LogMessage(
+        'KVML203',
+        'libvirt does not tell which CPUs guests can have. No CPU is refused '
+        'beforehand, so a guest may fail when it starts.',
+        'Run nova-kvm-ext host check; mend what libvirt complains about and '
+        'restart nova-compute.',
+        _OPERATOR),
+    LogMessage(
+        'KVML204',
+        'A flavor or an image has a property of this driver that does not '
+        'exist. It has no effect.',
+        'Correct the name of the extra spec or of the image property.',
+        (Who.ADMINISTRATOR, Who.IMAGE_OWNER)),
+    LogMessage(
+        'KVML205',
+        'The CPU of a running guest cannot be read, so that it is not kept '
+        'for a later live migration or hard reboot.',
+        'See why libvirt did not answer. The guest runs on; its CPU is read '
+        'again when it next starts.',
+        _OPERATOR),
+    LogMessage(
+        'KVML206',
+        'The CPU of a guest could not be kept in Nova\'s database.',
+        'See the traceback: most often the database or nova-conductor does '
+        'not answer. The CPU is kept when the guest next starts.',
+        _OPERATOR),
+    LogMessage(
+        'KVML207',
+        'A guest has been started with another CPU than it had before.',
+        'Nothing, if that is meant (a new cpu_mode, another QEMU). Otherwise '
+        'see [kvm_ext] keep_guest_cpu.',
+        _OPERATOR),
+    LogMessage(
+        'KVML208',
+        '[kvm_ext] keep_guest_cpu is set and this host cannot give a guest '
+        'the CPU that it had. It gets the CPU that nova.conf asks for now.',
+        'Move the guest to a host that can give that CPU (nova-kvm-ext fleet '
+        'fit), or accept the new one.',
+        _OPERATOR),
+    LogMessage(
+        'KVML209',
+        'A live migration to this host is refused: the host cannot give the '
+        'guest the CPU that it has.',
+        'Choose another host (nova-kvm-ext fleet drain names them), or the '
+        'same CPU for all hosts (nova-kvm-ext fleet baseline).',
+        _OPERATOR),
+    LogMessage(
+        'KVML210',
+        'A guest\'s CPU can be given here, but something about it is not '
+        'known.',
+        'Read the line. The start of the guest or the migration tells.',
+        _OPERATOR),
+    LogMessage(
+        'KVML211',
+        'Whether this host can give a guest the CPU that it has is not '
+        'known. Nothing is refused.',
+        'Nothing, if the guest starts or the migration succeeds. Otherwise '
+        'choose another host.',
+        _OPERATOR),
+
+    LogMessage(
+        'KVML301',
+        '[kvm_ext] vhost_net = require has no effect, because guests are not '
+        'of type kvm.',
+        'Set [kvm_ext] virt_type = kvm, or vhost_net = prefer.',
+        _OPERATOR),
+    LogMessage(
+        'KVML302',
+        'This host cannot do vhost-net, so all guests do without it. Their '
+        'network works and is slower.',
+        'Do what the line says; see "vhost-net" in the administration guide.',
+        _OPERATOR),
+    LogMessage(
+        'KVML303',
+        'An interface is made without vhost-net, though it could have it.',
+        'Do what the line says, then reboot the guest (hard) or attach the '
+        'interface again.',
+        _OPERATOR),
+    LogMessage(
+        'KVML304',
+        'Whether the interfaces of a guest use vhost-net cannot be seen. The '
+        'guest runs.',
+        'Run nova-kvm-ext vhost list as root.',
+        _OPERATOR),
+    LogMessage(
+        'KVML305',
+        'An interface was promised vhost-net and does not use it.',
+        'See QEMU\'s log of the guest and nova-kvm-ext vhost list; mend '
+        '/dev/vhost-net and reboot the guest (hard).',
+        _OPERATOR),
+    LogMessage(
+        'KVML306',
+        'The source of a live migration is not told how many queues each '
+        'interface has. The destination goes by its own limits.',
+        'Nothing, if the migration succeeds. Otherwise set the same '
+        '[kvm_ext] and [libvirt] limits of queues on both hosts.',
+        _OPERATOR),
+    LogMessage(
+        'KVML307',
+        'The source of a live migration cannot see how many queues each '
+        'interface has.',
+        'As for KVML306.',
+        _OPERATOR),
+
+    LogMessage(
+        'KVML401',
+        'The image property hw_qemu_guest_agent has a value that is no yes '
+        'and no no. The line says what the guest got.',
+        'Set hw_qemu_guest_agent to yes or no.',
+        (Who.IMAGE_OWNER,)),
+    LogMessage(
+        'KVML402',
+        'A snapshot fails, because the image says os_require_quiesce and the '
+        'guest was not quiesced.',
+        'Look at the guest agent (nova-kvm-ext agent show); repeat the '
+        'snapshot when it answers.',
+        (Who.TENANT, Who.OPERATOR), each_request=True),
+    LogMessage(
+        'KVML403',
+        'A snapshot is made of a guest that was not quiesced. It is like a '
+        'disk after a power failure.',
+        'Repeat the snapshot when the guest agent answers (nova-kvm-ext agent '
+        'show), if programs in the guest need it.',
+        (Who.TENANT, Who.OPERATOR), each_request=True),
+    LogMessage(
+        'KVML404',
+        'A guest was frozen for a snapshot and did not stay frozen until the '
+        'snapshot was made.',
+        'Do not count on that snapshot. Repeat it; see what in the guest or '
+        'on the host thaws it.',
+        (Who.OPERATOR, Who.TENANT), each_request=True),
+    LogMessage(
+        'KVML405',
+        'A guest may be frozen: its agent did not answer when it was told to '
+        'thaw. The driver tries again at each periodic update and when '
+        'nova-compute starts.',
+        'See nova-kvm-ext agent show; if it stays frozen, nova-kvm-ext agent '
+        'thaw, then a reboot (hard).',
+        (Who.OPERATOR, Who.TENANT)),
+    LogMessage(
+        'KVML406',
+        'A guest was frozen when it migrated here. It is thawed when its '
+        'snapshot ends, or after the time that the line says.',
+        'Nothing. Do not migrate guests while they are backed up.',
+        _OPERATOR),
+    LogMessage(
+        'KVML407',
+        'It could not be written down that a guest is frozen, so that it is '
+        'not thawed if nova-compute dies.',
+        'Look at [DEFAULT] state_path: is it full, read-only, of another '
+        'user?',
+        _OPERATOR),
+    LogMessage(
+        'KVML408',
+        'A guest was frozen for a snapshot of its volumes that did not end, '
+        'and was told to thaw.',
+        'Do not count on that snapshot. See why Nova\'s API or Cinder did '
+        'not end it.',
+        _OPERATOR),
+    LogMessage(
+        'KVML409',
+        'A guest was not thawed at once by Nova. The driver thaws it itself.',
+        'Nothing, unless KVML405 follows.',
+        _OPERATOR),
+    LogMessage(
+        'KVML410',
+        'The list of guests that may be frozen cannot be read.',
+        'Look at [DEFAULT] state_path and its permissions.',
+        _OPERATOR),
+    LogMessage(
+        'KVML411',
+        'There are more guests that may be frozen than can be asked in one '
+        'periodic update. The rest follows in the next.',
+        'See nova-kvm-ext agent list for guests whose agent hangs.',
+        _OPERATOR),
+    LogMessage(
+        'KVML412',
+        'What was written down of a guest that may be frozen cannot be read.',
+        'Thaw the guest (nova-kvm-ext agent thaw), then remove the file that '
+        'the line names.',
+        _OPERATOR),
+    LogMessage(
+        'KVML413',
+        'A guest was left frozen by a snapshot or a program that has ended, '
+        'and is thawed now.',
+        'Do not count on a snapshot that was made before.',
+        _OPERATOR),
+    LogMessage(
+        'KVML414',
+        'A guest is thawed, and that cannot be written down. It is thawed '
+        'once more, which does no harm.',
+        'Look at [DEFAULT] state_path: is it full, read-only, of another '
+        'user?',
+        _OPERATOR),
+    LogMessage(
+        'KVML415',
+        '[kvm_ext] guest_agent_timeout is not set for guests that ran when '
+        'nova-compute started.',
+        'See why libvirt did not answer, and restart nova-compute.',
+        _OPERATOR),
+    LogMessage(
+        'KVML416',
+        'After a migration or a suspension the agent of a guest has no time '
+        'limit, or the clock of the guest is not set.',
+        'See nova-kvm-ext agent show; set the clock in the guest.',
+        (Who.OPERATOR, Who.TENANT)),
+
+    LogMessage(
+        'KVML501',
+        'libvirt reported an error that is known. The line has the cause, '
+        'the remedy, the name of the error and libvirt\'s own words.',
+        'Do what the line says. "Errors of libvirt" has the error by its '
+        'name.',
+        _OPERATOR),
+    LogMessage(
+        'KVML502',
+        'The guest that tests KVM was not destroyed. libvirt destroys it '
+        'when this connection closes.',
+        'Nothing, unless virsh list still shows it later.',
+        _OPERATOR),
+
+    LogMessage(
+        'KVML601',
+        'qemu-img could not do its work on an image. Nova tries another '
+        'host.',
+        'Do what the line says.',
+        _OPERATOR),
+    LogMessage(
+        'KVML602',
+        'qemu-img was killed while Nova asked it about an image.',
+        'Look at the load and the memory of this host, and at [libvirt] '
+        'images_cpu_time_limit and images_address_space_limit.',
+        _OPERATOR),
+    LogMessage(
+        'KVML603',
+        'Nova refused an image. This line has the paths of this host that '
+        'the tenant is not shown.',
+        'See what the line says about the image.',
+        (Who.IMAGE_OWNER, Who.OPERATOR)),
+    LogMessage(
+        'KVML604',
+        'An image is refused. The line names the check, the reason and the '
+        'remedy.',
+        'Do what the line says; nova-kvm-ext image check says the same of '
+        'the file.',
+        (Who.IMAGE_OWNER,)),
+    LogMessage(
+        'KVML605',
+        'An image was accepted and cannot be converted.',
+        'Convert the image before it is uploaded (nova-kvm-ext image '
+        'convert).',
+        (Who.IMAGE_OWNER, Who.OPERATOR)),
+
+    LogMessage(
+        'KVML701',
+        'A guest moved to another host while nova-compute was down, and Nova '
+        'still has it on this one.',
+        'Do not start, reboot or delete it. Follow "A guest that moved while '
+        'nova-compute was down" in the troubleshooting guide.',
+        _OPERATOR),
+)
+
+BY_CODE = {row.code: row for row in TABLE}
