@@ -40,6 +40,7 @@ from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
+from nova_kvm_ext.images import questions
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
@@ -394,6 +395,18 @@ class KVMDriver(driver.LibvirtDriver):
         with self._host_check.again():
             return self._published.add_to(
                 super().get_available_resource(nodename))
+
+    def _get_instance_disk_info_from_config(
+            self, *args: Any, **kwargs: Any) -> Any:
+        """Nova's look at a guest's disks, without a process for each."""
+        with questions.by_headers():
+            return super()._get_instance_disk_info_from_config(
+                *args, **kwargs)
+
+    def manage_image_cache(self, context: Any, all_instances: Any) -> None:
+        """Nova's pass over its image cache, which looks at each disk."""
+        with questions.by_headers():
+            super().manage_image_cache(context, all_instances)
 
     def _can_set_admin_password(self, image_meta: Any) -> None:
         super()._can_set_admin_password(

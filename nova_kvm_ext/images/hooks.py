@@ -21,16 +21,13 @@ cache names stay Nova's; what is decided about the file is
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import contextvars
 import os
-import threading
 from typing import Any
 from typing import BinaryIO
 
 from nova.compute import utils as compute_utils
 from nova import conf as nova_conf
 from nova import exception
-from nova.privsep import qemu
 from nova.privsep import utils as privsep_utils
 from nova import utils
 from nova.virt import images
@@ -45,6 +42,7 @@ from nova_kvm_ext.images import answers
 from nova_kvm_ext.images import convert
 from nova_kvm_ext.images import facts
 from nova_kvm_ext.images import qemu_img
+from nova_kvm_ext.images import questions
 from nova_kvm_ext.images import verdict
 from nova_kvm_ext import log
 from nova_kvm_ext import traits
@@ -55,54 +53,6 @@ CONF = nova_conf.CONF
 # What is replaced, as it was when Nova was imported. For rbd Nova hands over
 # a function that clones inside Ceph; that one is left alone.
 _NOVAS_FETCH = libvirt_utils.fetch_image
-
-
-class _QemuImgInfo:
-    """Takes the place of Nova's question to qemu-img while disks are made.
-
-    Nova asks it three times at each boot about a base image that is the same
-    as ever, from places that nothing can be handed to. So its function is
-    replaced, only while a driver of ours makes a disk and only for the thread
-    or greenlet that does, and asked about that one base image it remembers.
-    """
-
-    def __init__(self) -> None:
-        self._base: contextvars.ContextVar[
-            tuple[str, answers.Answers] | None] = contextvars.ContextVar(
-                'base', default=None)
-        self._lock = threading.Lock()
-        self._users = 0
-
-    @contextlib.contextmanager
-    def remembered(self, base: str, known: answers.Answers
-                   ) -> Iterator[None]:
-        """Ask once about this image.
-
-        :param base: its path, as Nova will have it
-        """
-        with self._lock:
-            if not self._users:
-                self._novas = qemu.unprivileged_qemu_img_info
-                qemu.unprivileged_qemu_img_info = self._ask
-            self._users += 1
-        token = self._base.set((base, known))
-        try:
-            yield
-        finally:
-            self._base.reset(token)
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    qemu.unprivileged_qemu_img_info = self._novas
-
-    def _ask(self, path: str, format: str | None = None) -> str:
-        base, known = self._base.get() or (None, None)
-        if known is None or path != base:
-            return self._novas(path, format)
-        return known.get(path, format, self._novas)
-
-
-_QEMU_IMG_INFO = _QemuImgInfo()
 
 
 def _was_killed(error: Exception) -> bool:
@@ -195,7 +145,7 @@ class ImageFetch:
 
         :param filename: in the cache
         """
-        return _QEMU_IMG_INFO.remembered(os.path.join(
+        return questions.remembered(os.path.join(
             CONF.instances_path, CONF.image_cache.subdirectory_name,
             filename), self._answers)
 

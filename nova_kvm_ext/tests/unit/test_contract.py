@@ -40,6 +40,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.attach_interface': (4, ()),
     f'{LIBVIRT_DRIVER}.attach_volume': (7, ()),
     f'{LIBVIRT_DRIVER}.get_available_resource': (1, ()),
+    f'{LIBVIRT_DRIVER}._get_instance_disk_info_from_config': (2, ()),
+    f'{LIBVIRT_DRIVER}.manage_image_cache': (2, ()),
     f'{LIBVIRT_DRIVER}.spawn': (6, ('network_info', 'block_device_info')),
     f'{LIBVIRT_DRIVER}.destroy': (3, ()),
     f'{LIBVIRT_DRIVER}._get_guest_config': (4, ()),
@@ -72,7 +74,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.images:do_image_deep_inspection': (3, ()),
     'nova.virt.libvirt.utils:fetch_image': (
         0, ('context', 'target', 'image_id', 'trusted_certs')),
-    # Called as Nova calls it, and replaced for the time of a boot.
+    # Called as Nova calls it, and replaced while disks are looked at.
     'nova.privsep.qemu:unprivileged_qemu_img_info': (1, ('format',)),
     'nova.privsep.utils:supports_direct_io': (1, ()),
     'nova.virt.libvirt.imagecache:get_cache_fname': (1, ()),
@@ -248,11 +250,28 @@ class ContractTestCase(base.BaseTestCase):
             'qemu_img_info'}, called)
 
     def test_how_nova_asks_qemu_img(self):
-        """images/hooks.py steps between these two."""
+        """images/questions.py steps between these two."""
         self.assertIn(
             'nova.privsep.qemu.unprivileged_qemu_img_info(path, '
             'format=format)',
             inspect.getsource(find('nova.virt.images:qemu_img_info')))
+
+    def test_where_nova_asks_about_disks(self):
+        """Each of these is under an override that has headers answer."""
+        for path, question in (
+                (f'{LIBVIRT_DRIVER}._get_instance_disk_info_from_config',
+                 'disk_api.get_disk_info(path)'),
+                (f'{LIBVIRT_DRIVER}._get_disk_over_committed_size_total',
+                 'self._get_instance_disk_info_from_config('),
+                (f'{LIBVIRT_DRIVER}.get_available_resource',
+                 'self._get_disk_over_committed_size_total()'),
+                (f'{LIBVIRT_DRIVER}.manage_image_cache',
+                 'self.image_cache_manager.update('),
+                ('nova.virt.disk.api:get_disk_info',
+                 'images.qemu_img_info(path)'),
+                ('nova.virt.libvirt.utils:get_disk_backing_file',
+                 'images.qemu_img_info(path, format)')):
+            self.assertIn(question, inspect.getsource(find(path)), path)
 
     def test_attributes(self):
         self.check([f'{path}: no attribute {name}'

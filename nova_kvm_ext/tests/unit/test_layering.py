@@ -38,8 +38,8 @@ PURE = {
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.kvm_proof', 'host.model',
-    'host.options', 'host.qemu_conf', 'images.qed', 'images.signatures',
-    'images.verdict', 'images.vmdk', 'log_codes',
+    'host.options', 'host.qemu_conf', 'images.qcow2', 'images.qed',
+    'images.signatures', 'images.verdict', 'images.vmdk', 'log_codes',
     'known_errors.__init__', 'known_errors.connection', 'known_errors.cpu',
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
@@ -54,7 +54,7 @@ READERS = {
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.qemu_img', 'log',
+    'images.headers', 'images.qemu_img', 'log',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
@@ -67,8 +67,8 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
-    'host.hooks', 'images.hooks', 'storage.hooks', 'storage.rbd',
-    'storage.volumes', 'vhost.hooks', 'vhost.privileged',
+    'host.hooks', 'images.hooks', 'images.questions', 'storage.hooks',
+    'storage.rbd', 'storage.volumes', 'vhost.hooks', 'vhost.privileged',
     'vhost.vif'}
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}
