@@ -38,8 +38,10 @@ from oslo_upgradecheck import upgradecheck
 
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext import conf
+from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guests import survey
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import configuration
@@ -176,6 +178,37 @@ class Checks(upgradecheck.UpgradeCommands):
         return self._of_host(*(set(runner.codes()) - {
             _INSTALLED, _OPTIONS, *_VERSIONS}))
 
+    def _running_guests(self) -> Result:
+        """Guests that still run what was there before the last upgrade."""
+        nova = nova_conf.CONF
+        uri = nova.libvirt.connection_uri or base.LIBVIRT_URI
+        try:
+            with base.libvirt_connection(uri) as connection:
+                found = survey.look(connection, nova, uri)
+        except Exception as e:
+            if not (isinstance(e, errors.HostError) or
+                    hasattr(e, 'get_error_code')):
+                raise
+            # The checks of the host say so.
+            return Result(Code.SUCCESS, 'libvirt does not tell which guests '
+                                        'run')
+        said = []
+        for guests, what in (
+                (found.old_qemu(), 'an older QEMU'),
+                (found.old_machine(), 'a machine type that is deprecated or '
+                                      'that QEMU does not have any more')):
+            if guests:
+                names = usable.some((one.guest.name for one in guests), 3)
+                said.append(
+                    f'{len(guests)} guest{"s" if len(guests) > 1 else ""} '
+                    f'run{"" if len(guests) > 1 else "s"} {what} ({names})')
+        if not said:
+            return Result(Code.SUCCESS)
+        return Result(Code.WARNING, f'{"; ".join(said)}. A hard reboot, or a '
+                                    f'live migration for QEMU alone, brings '
+                                    f'them up to date: nova-kvm-ext guest '
+                                    f'list --outdated shows them.')
+
     def _masakari(self) -> Result:
         """Whether Masakari finds the guests that have an agent."""
         remedy = (f'[introspectiveinstancemonitor] '
@@ -213,6 +246,7 @@ class Checks(upgradecheck.UpgradeCommands):
         ('Options of nova.conf', _options),
         ('Versions of libvirt and QEMU', _versions),
         ('Host checks', _guests),
+        ('Guests that run', _running_guests),
         ('Guest agents and Masakari', _masakari),
     )
 

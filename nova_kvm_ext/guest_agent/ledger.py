@@ -155,6 +155,25 @@ class Ledger:
             entry.release()
         return None
 
+    def written(self) -> dict[str, tuple[float, str]]:
+        """What is written down, without a lock and so in nobody's way.
+
+        :returns: when, in seconds since 1970, and what, by UUID. What cannot
+            be read is left out
+        """
+        found = {}
+        with contextlib.suppress(OSError):
+            for uuid in self.left_behind():
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(
+                        os.path.join(self._directory, uuid),
+                        _FLAGS & ~os.O_RDWR | os.O_RDONLY)
+                    with os.fdopen(descriptor, 'rb') as f:
+                        text = f.read(_TEXT_BYTES).decode('utf-8', 'replace')
+                        found[uuid] = (os.fstat(f.fileno()).st_mtime,
+                                       text.strip())
+        return found
+
     def left_behind(self) -> list[str]:
         """UUIDs that are written down, locked ones among them.
 

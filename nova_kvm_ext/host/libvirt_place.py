@@ -84,6 +84,23 @@ def read(uri: str, root: str = '/') -> model.LibvirtPlace:
     return _compare(pid, root)
 
 
+def files(uri: str, root: str = '/') -> str | None:
+    """The directory below which the files of a URI's libvirt are seen.
+
+    :returns: None where that is not known; only root sees another's
+    """
+    path = None if is_remote(uri) else _socket_path(uri, root)
+    pid = None if path is None else _server(path, root)[0]
+    if pid is None:
+        return None
+    found = os.path.join(root, 'proc', str(pid), 'root')
+    try:
+        os.stat(found)
+    except OSError:
+        return None
+    return found
+
+
 def ask(connection: Any, arch: str, known: model.LibvirtPlace,
         root: str = '/') -> model.LibvirtPlace:
     """Have libvirt look at a file that has just been made in /var/tmp.

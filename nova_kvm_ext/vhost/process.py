@@ -18,6 +18,7 @@ are taken below a root that tests can replace.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import os
 import re
@@ -43,8 +44,8 @@ _FELL_BACK = re.compile(
     rb'userspace virtio', re.MULTILINE)
 
 
-def read_vhost(guests: Iterable[proof.Running],
-               root: str = '/') -> dict[str, model.VhostFacts]:
+def read_vhost(guests: Iterable[proof.Running], root: str = '/',
+               logs: str | None = None) -> dict[str, model.VhostFacts]:
     """Look at what running guests have of vhost-net.
 
     libvirt has no call that tells the process of a domain. Its file with the
@@ -53,6 +54,8 @@ def read_vhost(guests: Iterable[proof.Running],
     another PID namespace, or its /run not to be seen) all processes are
     walked through, once for all of them.
 
+    :param logs: directory below which libvirt's logs are seen; None for
+        ``root``
     :returns: facts by UUID
     """
     proc = os.path.join(root, 'proc')
@@ -62,8 +65,10 @@ def read_vhost(guests: Iterable[proof.Running],
     if missing:
         pids |= _search(missing, proc)
     names = {guest.uuid: guest.name for guest in guests}
+    of_kernel = _kernel_workers(proc)
     return {uuid: model.VhostFacts() if pid is None else
-            _look(pid, proc, read_fall_backs(names[uuid], root))
+            _look(pid, proc, read_fall_backs(names[uuid], logs or root),
+                  of_kernel)
             for uuid, pid in pids.items()}
 
 
@@ -78,10 +83,21 @@ def read_fall_backs(name: str, root: str = '/') -> int | None:
     :returns: how often since this QEMU was started; None where the log
         cannot be read (it is root's)
     """
+    text = read_log(name, root)
+    return None if text is None else len(_FELL_BACK.findall(text))
+
+
+def read_log(name: str, root: str = '/') -> bytes | None:
+    """What is in the log of a guest's QEMU since that was started.
+
+    :param name: of the domain
+    :returns: from libvirt's line about the start on; all that there is where
+        that line is not found; None where the log cannot be read
+    """
     if '/' in name:
         return None
     path = os.path.join(root, _LOGS, f'{name}.log')
-    count = None
+    found = None
     for older in range(-1, _OLDER_LOGS):
         try:
             with open(path if older < 0 else f'{path}.{older}', 'rb') as f:
@@ -89,12 +105,11 @@ def read_fall_backs(name: str, root: str = '/') -> int | None:
                 text = f.read(_LOG_BYTES)
         except OSError:
             break
-        starts = [found.end() for found in _STARTED.finditer(text)]
-        count = (count or 0) + len(_FELL_BACK.findall(
-            text, starts[-1] if starts else 0))
+        starts = [start.start() for start in _STARTED.finditer(text)]
+        found = text[starts[-1] if starts else 0:] + (found or b'')
         if starts:
             break
-    return count
+    return found
 
 
 def _pid_of(guest: proof.Running, root: str, proc: str) -> int | None:
@@ -133,11 +148,9 @@ def _search(uuids: Iterable[str], proc: str) -> dict[str, int | None]:
             for uuid, pids in found.items()}
 
 
-def _look(pid: int, proc: str, fall_backs: int | None) -> model.VhostFacts:
-    workers = list(_own_workers(proc, pid))
-    of_kernel = None if workers else _kernel_workers(proc, pid)
-    if of_kernel:
-        workers = of_kernel
+def _look(pid: int, proc: str, fall_backs: int | None,
+          of_kernel: Mapping[int, list[str]] | None) -> model.VhostFacts:
+    workers = list(_own_workers(proc, pid)) or (of_kernel or {}).get(pid, [])
     return model.VhostFacts(
         pid, _descriptors(proc, pid),
         len(workers) if workers or of_kernel is not None else None,
@@ -168,13 +181,14 @@ def _own_workers(proc: str, pid: int) -> Iterator[str]:
                 yield task
 
 
-def _kernel_workers(proc: str, pid: int) -> list[str] | None:
+def _kernel_workers(proc: str) -> dict[int, list[str]] | None:
     """Threads of the kernel that work for a process, as before Linux 6.4.
 
-    They have the owner's PID in their name and are children of kthreadd.
+    They have the owner's PID in their name and are children of kthreadd,
+    which can have thousands.
 
-    :returns: their directories; None where kernel threads are not seen, as
-        in a PID namespace
+    :returns: their directories by that PID; None where kernel threads are
+        not seen, as in a PID namespace
     """
     kthreadd = os.path.join(proc, '2')
     try:
@@ -188,12 +202,13 @@ def _kernel_workers(proc: str, pid: int) -> list[str] | None:
     except OSError:
         # A kernel without CONFIG_PROC_CHILDREN.
         names = [name for name in os.listdir(proc) if name.isdecimal()]
-    found = []
+    found: dict[int, list[str]] = {}
     for name in names:
         with contextlib.suppress(OSError):
             task = os.path.join(proc, name)
-            if _read_comm(task) == f'vhost-{pid}':
-                found.append(task)
+            worker = re.fullmatch('vhost-([0-9]+)', _read_comm(task))
+            if worker:
+                found.setdefault(int(worker[1]), []).append(task)
     return found
 
 

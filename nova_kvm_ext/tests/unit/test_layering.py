@@ -33,7 +33,8 @@ PURE = {
     'cpu.usable', 'cpu.vulnerabilities', 'errors', 'exit_codes',
     'fleet.admit', 'fleet.baseline', 'fleet.drain', 'fleet.export',
     'fleet.fit', 'fleet.kinds', 'guest_agent.channel',
-    'guest_agent.replies', 'host.access', 'host.checks.causes',
+    'guest_agent.replies', 'guests.drift', 'guests.model',
+    'guests.verdicts', 'host.access', 'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
@@ -50,6 +51,7 @@ PURE = {
 READERS = {
     'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
     'fleet.this_host', 'guest_agent.client', 'guests.pauses',
+    'guests.reader',
     'host.configuration',
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
@@ -60,6 +62,7 @@ READERS = {
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest', 'fleet.page',
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
+    'guests.survey',
     'images.convert'}
 # The edge to Nova.
 NOVA = {
@@ -74,8 +77,9 @@ NOVA = {
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
-    'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.host', 'cmd.image',
-    'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.status', 'cmd.vhost'}
+    'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests', 'cmd.host',
+    'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.status',
+    'cmd.vhost'}
 
 NO_NOVA = {
     'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}

@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import fixtures
+import libvirt
 from nova import conf as nova_conf
 from oslo_config import cfg
 from oslo_upgradecheck import upgradecheck
@@ -30,6 +31,9 @@ from nova_kvm_ext.cmd import status
 from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guests import model
+from nova_kvm_ext.guests import survey
+from nova_kvm_ext.guests import verdicts
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
@@ -45,6 +49,10 @@ class StatusTestCase(base.BaseTestCase):
         self.results = list(PASSED)
         self.mocked(facts, 'read_host')
         self.mocked(runner, 'run').side_effect = lambda found: self.results
+        self.mocked(status.base, 'libvirt_connection').side_effect = (
+            lambda uri: contextlib.nullcontext())
+        self.look = self.mocked(survey, 'look')
+        self.look.return_value = survey.Survey((), model.Today())
         self.version = self.mocked(status.metadata, 'version')
         self.version.return_value = '34.0.0'
         self.contract = self.mocked(subprocess, 'run')
@@ -203,6 +211,33 @@ class StatusTestCase(base.BaseTestCase):
             self.assertEqual(1, [
                 check(commands).code for _, check in
                 commands._upgrade_checks].count(upgradecheck.Code.FAILURE))
+
+    def test_guests_with_an_older_qemu(self):
+        old = verdicts.judge(model.Guest(
+            'u', 'instance-1', process=model.Process(7, 'S', replaced=True)),
+            model.Today())
+        gone = verdicts.judge(model.Guest(
+            'v', 'instance-2', arch='x', machine='pc-1.0'), model.Today(
+                machines={'x': {'pc': model.Machine('pc')}}))
+        self.look.return_value = survey.Survey((old, gone), model.Today())
+        code, details = self.one('Guests that run')
+        self.assertEqual(1, code)
+        said = ' '.join(details.split())
+        self.assertIn('1 guest runs an older QEMU (instance-1)', said)
+
+    def test_many_guests_with_an_older_qemu(self):
+        old = verdicts.judge(model.Guest(
+            'u', 'instance-1', process=model.Process(7, 'S', replaced=True)),
+            model.Today())
+        self.look.return_value = survey.Survey((old,) * 23, model.Today())
+        _, details = self.one('Guests that run')
+        self.assertIn('23 guests run an older QEMU',
+                      ' '.join(details.split()))
+
+    def test_guests_of_a_libvirt_that_is_down(self):
+        error = libvirt.libvirtError('down')
+        self.look.side_effect = error
+        self.assertEqual(0, self.check()[0])
 
     def masakari(self, text: str | None) -> tuple[Any, str]:
         directory = self.useFixture(fixtures.TempDir()).path

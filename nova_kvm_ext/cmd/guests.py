@@ -1,0 +1,280 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-kvm-ext guest list`` and ``guest show``: what guests run with.
+
+Parses, has :mod:`nova_kvm_ext.guests.survey` look, prints. No guest is asked
+anything, so one that hangs delays nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import datetime
+import sys
+from typing import Any
+
+from cliff import lister
+from cliff import show
+
+from nova_kvm_ext.cmd import agent
+from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import columns
+from nova_kvm_ext.cmd import lazy
+from nova_kvm_ext import errors
+from nova_kvm_ext.exit_codes import ExitCode
+
+with lazy.imports():
+    import libvirt
+
+    from nova_kvm_ext.guests import pauses
+    from nova_kvm_ext.guests import survey
+    from nova_kvm_ext.guests import verdicts
+
+_CODES = """
+    Exit codes: 0 nothing to look into, 1 a guest is outdated, would get
+    another CPU or lacks a vhost-net that its XML names, 2 a guest hangs, is
+    frozen or was paused by an error, 3 wrong command line or configuration,
+    or libvirt cannot be reached or fails.
+    """
+
+
+def _when(seconds: float) -> str:
+    """Seconds since 1970 as libvirt and the ledger write them."""
+    found = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return f'{found:%Y-%m-%dT%H:%M:%SZ}'
+
+
+_OLD = {True: '*', False: '', None: '?'}
+
+
+def _qemu(verdict: verdicts.Verdict) -> str:
+    return f'{verdict.qemu or "?"}{_OLD[verdict.old_qemu.value]}'
+
+
+def _machine(verdict: verdicts.Verdict) -> str:
+    # So that a line has at most 80 columns.
+    short = verdict.guest.machine.removeprefix('pc-')
+    return f'{short}{"*" if verdict.old_machine.value else ""}'
+
+
+def _cpu(verdict: verdicts.Verdict) -> str:
+    if verdict.cpu.drift:
+        return 'kept' if verdict.cpu.kept else 'drift'
+    return 'same' if verdict.cpu.drift is False else '?'
+
+
+def _vhost(verdict: verdicts.Verdict) -> str:
+    """How many cards use vhost-net, of those that could."""
+    fit = [card for card in verdict.cards if card.nic.unfit is None]
+    if not fit:
+        return '-'
+    unknown = any(card.uses is None for card in fit)
+    return (f'{sum(card.uses is True for card in fit)}/{len(fit)}'
+            f'{"?" if unknown else ""}')
+
+
+def _state(verdict: verdicts.Verdict) -> str:
+    said = verdict.state
+    paused = verdict.guest.paused
+    if paused is not None and paused.reason != 'user':
+        said = f'paused {paused.words}'
+    if verdict.guest.frozen is not None:
+        said += ', frozen'
+    if verdict.hangs.value:
+        said += ', hangs'
+    elif verdict.hangs.value is None:
+        said += ', hangs?'
+    return said
+
+
+def _cards(verdict: verdicts.Verdict) -> columns.Lines:
+    return columns.Lines([
+        (f'{card.nic.mac}: asked {"yes" if card.promised else "no"}, got '
+         f'{_YES[card.uses]} ({card.details})',
+         {'mac': card.nic.mac, 'asked': card.promised, 'got': card.uses,
+          'details': card.details})
+        for card in verdict.cards])
+
+
+_YES = {True: 'yes', False: 'no', None: 'unknown'}
+
+_AGENT = {'connected': 'yes', 'disconnected': 'no', 'no channel': '-'}
+
+_COLUMNS = (
+    'name', 'uuid', 'state', 'paused', 'hangs', 'hangs_why', 'qemu',
+    'qemu_today', 'qemu_old', 'qemu_why', 'qemu_package', 'machine',
+    'machine_newest', 'machine_old', 'machine_why', 'cpu', 'cpu_next',
+    'cpu_drift', 'cpu_kept', 'cpu_gained', 'cpu_lost', 'cpu_why', 'vhost',
+    'agent', 'frozen_since', 'frozen_why', 'pid', 'outdated', 'findings')
+
+_ALWAYS = ('name', 'state', 'qemu', 'machine', 'cpu', 'vhost', 'agent')
+"""What a table has: a line of at most 80 columns."""
+
+
+def row(verdict: verdicts.Verdict) -> dict[str, Any]:
+    """The columns of one guest."""
+    guest, frozen = verdict.guest, verdict.guest.frozen
+    return {
+        'name': guest.name, 'uuid': guest.uuid,
+        'state': columns.Shown(verdict.state, _state(verdict)),
+        'paused': columns.Text(guest.paused and guest.paused.words),
+        'hangs': verdict.hangs.value,
+        'hangs_why': columns.Text(verdict.hangs.why or None),
+        'qemu': columns.Shown(verdict.qemu, _qemu(verdict)),
+        'qemu_today': verdict.qemu_today,
+        'qemu_old': verdict.old_qemu.value,
+        'qemu_why': columns.Text(verdict.old_qemu.why or None),
+        'qemu_package': columns.Text(guest.package or None),
+        'machine': columns.Shown(guest.machine or None, _machine(verdict)),
+        'machine_newest': verdict.newest,
+        'machine_old': verdict.old_machine.value,
+        'machine_why': columns.Text(verdict.old_machine.why or None),
+        'cpu': columns.Shown(verdict.cpu.now or None, _cpu(verdict)),
+        'cpu_next': verdict.cpu.next or None,
+        'cpu_drift': verdict.cpu.drift, 'cpu_kept': verdict.cpu.kept,
+        'cpu_gained': columns.Names(verdict.cpu.gained),
+        'cpu_lost': columns.Names(verdict.cpu.lost),
+        'cpu_why': columns.Text(verdict.cpu.details or None),
+        'vhost': columns.Shown(
+            _cards(verdict).machine_readable(), _vhost(verdict)),
+        'agent': columns.Shown(verdict.agent, _AGENT[verdict.agent]),
+        'frozen_since': None if frozen is None else _when(frozen.since),
+        'frozen_why': columns.Text(frozen and frozen.text),
+        'pid': guest.process.pid, 'outdated': verdict.outdated,
+        'findings': columns.Lines([(text, text)
+                                   for text in verdict.findings])}
+
+
+class _GuestsCommand(base.HostCommand):
+    """A command that looks at guests."""
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self._code = ExitCode.PASS
+        return super().run(parsed_args) or int(self._code)
+
+    @contextlib.contextmanager
+    def looking(self, args: argparse.Namespace, wanted: str | None = None
+                ) -> Iterator[tuple[libvirt.virConnect, survey.Survey]]:
+        """The guests, or the one that is wanted."""
+        nova = base.read_conf(args.config_files)
+        # libvirt gives domain capabilities to no read-only connection.
+        with self.connected(args, nova) as connection:
+            only = None if wanted is None else agent.find(
+                connection, wanted).UUIDString()
+            found = survey.look(connection, nova, self.uri(args, nova), only)
+            if found.problem:
+                print(f'warning: what CPUs guests get today is not known: '
+                      f'{found.problem}', file=sys.stderr)
+            yield connection, found
+
+    def judge(self, found: Sequence[verdicts.Verdict]) -> None:
+        """Set the exit code."""
+        if any(one.hangs.value or one.broken or one.guest.frozen
+               for one in found):
+            self._code = ExitCode.FAIL
+        elif any(one.outdated or one.cpu.drift or one.lacks_vhost
+                 for one in found):
+            self._code = ExitCode.WARN
+
+
+class List(_GuestsCommand, lister.Lister):
+    __doc__ = """Show what each running guest runs with, and would get today.
+
+    A guest keeps the QEMU, the machine type and the CPU that it was started
+    with until it is started again or moves to another host. qemu is old
+    where the program was replaced since, or another version would be
+    started; machine is old where QEMU calls the type deprecated; cpu drifts
+    where nova.conf gives another today. vhost has how many cards use
+    vhost-net, of those that can. guest show has the reasons, as has -f json.
+
+    No guest is asked, and one that hangs delays nothing. Needs root to see
+    which program a guest runs.
+    """ + _CODES
+
+    COLUMNS = _COLUMNS
+    ASIDE = tuple(name for name in _COLUMNS if name not in _ALWAYS)
+    EMPTY = 'No guest runs, or none is as asked.'
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--outdated', action='store_true',
+            help='only guests with an older QEMU than today\'s, or with a '
+                 'machine type that is deprecated')
+        parser.add_argument(
+            '--drift', action='store_true',
+            help='only guests that would get another CPU today; with '
+                 '--outdated those, too')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Sequence[Any]]:
+        with self.looking(parsed_args) as (_, found):
+            seen = found.verdicts
+        if parsed_args.outdated or parsed_args.drift:
+            seen = tuple(one for one in seen
+                         if parsed_args.outdated and one.outdated or
+                         parsed_args.drift and one.cpu.drift)
+        self.judge(seen)
+        return self.COLUMNS, [tuple(row(one).values()) for one in seen]
+
+
+class Show(_GuestsCommand, show.ShowOne):
+    __doc__ = """Show what one running guest runs with, and would get today.
+
+    As guest list, with the reasons.
+    """ + _CODES
+
+    COLUMNS = _COLUMNS
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'guest', metavar='GUEST',
+            help='name of the domain (instance-0000001a), or its UUID, which '
+                 'is the instance\'s')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace
+                    ) -> tuple[Sequence[str], Sequence[Any]]:
+        with self.looking(parsed_args, parsed_args.guest) as (
+                connection, found):
+            if not found.verdicts:
+                raise base.Finding(
+                    f'{errors.clean(parsed_args.guest)} does not run.',
+                    'A guest that does not run gets what it gets when it is '
+                    'started.')
+            verdict, = found.verdicts
+            paused = self._paused(connection, verdict)
+        self.judge([verdict])
+        shown = row(verdict) | {'vhost': _cards(verdict)}
+        if paused is not None:
+            shown['paused'] = columns.Text(
+                paused.words(paths=True).removeprefix('paused '))
+        return self.COLUMNS, tuple(shown.values())
+
+    @staticmethod
+    def _paused(connection: libvirt.virConnect, verdict: verdicts.Verdict
+                ) -> pauses.Pause | None:
+        """With the disk that had the error, where QEMU can be asked."""
+        paused = verdict.guest.paused
+        if (paused is None or paused.reason != 'io_error' or
+                verdict.hangs.value is not False):
+            return None
+        with contextlib.suppress(libvirt.libvirtError):
+            return pauses.read(
+                connection.lookupByUUIDString(verdict.guest.uuid))
+        return None

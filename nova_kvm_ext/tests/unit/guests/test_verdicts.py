@@ -1,0 +1,246 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import dataclasses
+from typing import Any
+
+from oslotest import base
+
+from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.cpu import definition
+from nova_kvm_ext.guests import drift
+from nova_kvm_ext.guests import model
+from nova_kvm_ext.guests import verdicts
+from nova_kvm_ext.tests.unit.cpu import documents
+from nova_kvm_ext.tests.unit import test_conf
+
+
+def cpu(text: str) -> definition.CPU:
+    return definition.CPU.parse(text)
+
+
+NEHALEM = cpu('<cpu mode="custom" match="exact"><model>Nehalem</model></cpu>')
+LIVE = dataclasses.replace(NEHALEM, check='full', features=(
+    ('hypervisor', 'require'), ('lahf_lm', 'require')))
+GUEST = model.Guest(
+    'u', 'instance-1', 1, domain_type='kvm', arch='x86_64',
+    machine='pc-q35-7.2', emulator='/usr/bin/qemu', qemu='7.2.22', cpu=LIVE,
+    configured=NEHALEM, specs={}, of_nova=True, channel=False,
+    process=model.Process(70, 'S', replaced=False),
+    control=model.Control())
+TODAY = model.Today(
+    '7.2.22', 'x86_64', {'x86_64': '/usr/bin/qemu'},
+    {'x86_64': {
+        'q35': model.Machine('q35', 'pc-q35-7.2', False),
+        'pc-q35-7.2': model.Machine('pc-q35-7.2', None, False),
+        'pc-i440fx-1.7': model.Machine('pc-i440fx-1.7', None, True)}})
+
+
+def guest(**what: Any) -> model.Guest:
+    return dataclasses.replace(GUEST, **what)
+
+
+def judge(today: model.Today = TODAY, **what: Any) -> verdicts.Verdict:
+    return verdicts.judge(guest(**what), today)
+
+
+class VerdictTestCase(base.BaseTestCase):
+
+    def test_up_to_date(self):
+        found = judge()
+        self.assertEqual((False, False, False, '7.2.22', 'pc-q35-7.2'),
+                         (found.outdated, found.hangs.value,
+                          found.old_machine.value, found.qemu, found.newest))
+        self.assertEqual((), found.findings)
+
+    def test_old_qemu(self):
+        for what, old in (
+                ({'process': model.Process(70, 'S', replaced=True,
+                                           why='gone')}, True),
+                ({'qemu': '7.2.9'}, True),
+                # Of a guest whose log is not there.
+                ({'qemu': None}, False),
+                ({'qemu': None, 'process': model.Process(70, 'S')}, None),
+                # Its version says no, though nobody may look.
+                ({'process': model.Process(70, 'S')}, None),
+                # It has a QEMU of its own.
+                ({'emulator': '/opt/qemu', 'qemu': '9.0.0'}, False)):
+            found = judge(**what)
+            self.assertIs(old, found.old_qemu.value, what)
+            self.assertEqual(bool(old), found.outdated)
+
+    def test_version_of_one_that_was_not_replaced(self):
+        self.assertEqual('7.2.22', judge(qemu=None).qemu)
+        self.assertIsNone(judge(qemu=None, process=model.Process(
+            70, 'S', replaced=True)).qemu)
+
+    def test_machine(self):
+        self.assertTrue(judge(machine='pc-i440fx-1.7').old_machine.value)
+        gone = judge(machine='pc-q35-2.4').old_machine
+        self.assertTrue(gone.value)
+        self.assertIn('hard reboot fails', gone.why)
+        self.assertIsNone(judge(
+            machine='pc-q35-2.4', emulator='/opt/qemu').old_machine.value)
+        self.assertIsNone(judge(model.Today()).old_machine.value)
+        self.assertIsNone(judge(arch='sparc').old_machine.value)
+
+    def test_hangs(self):
+        for what, hangs in (
+                ({'process': model.Process(7, 'T')}, True),
+                ({'process': model.Process(7, 't')}, True),
+                ({'process': model.Process(7, 'Z')}, True),
+                ({'control': model.Control(2, 30)}, True),
+                ({'control': model.Control(2, 0.5)}, False),
+                # A job, as a migration, may take its time.
+                ({'control': model.Control(1, 3000)}, False),
+                ({'control': model.Control(3, 0)}, True),
+                ({'process': model.Process(7, 'D', stuck=True)}, None),
+                ({'process': model.Process(7, 'D')}, False),
+                ({'process': model.Process(), 'control': None}, None)):
+            self.assertIs(hangs, judge(**what).hangs.value, what)
+
+    def test_findings(self):
+        found = judge(
+            process=model.Process(7, 'T', replaced=True, why='x'),
+            frozen=model.Frozen(1, 'by hand'), machine='pc-i440fx-1.7',
+            paused=model.Paused('io_error', 'by an I/O error'))
+        self.assertEqual(
+            ['hangs', 'paused by an I/O error', 'frozen', 'QEMU', 'machine'],
+            [text.partition(':')[0] for text in found.findings])
+
+    def test_a_pause_that_somebody_asked_for_is_no_finding(self):
+        found = judge(paused=model.Paused('user', 'by request'))
+        self.assertEqual(((), False), (found.findings, found.broken))
+
+
+class DriftTestCase(base.BaseTestCase):
+    """Under KVM on an Intel server, by hand-made documents."""
+
+    def setUp(self):
+        super().setUp()
+        self.host = documents.host(documents.INTEL)
+
+    def judge(self, text: str, images: str = '', **what: Any) -> drift.Drift:
+        found = test_conf.settings(
+            f'[kvm_ext]\nimage_cpu_modes = {images}\n{text}')
+        choice = choose.as_configured(
+            found, (m.name for m in self.host.caps.models))
+        return drift.judge(guest(**what), model.Today(
+            settings=found, cpus={'kvm': model.CPUs(self.host, choice)}))
+
+    def custom(self, models: str, more: str = '', **what: Any) -> drift.Drift:
+        return self.judge(
+            f'cpu_mode = custom\ncpu_model = {models}\n{more}', **what)
+
+    def test_the_same_model(self):
+        """QEMU's models can have more than libvirt's of the same name."""
+        found = self.custom('Nehalem')
+        self.assertIs(False, found.drift, found)
+
+    def test_another_model(self):
+        found = self.custom('Penryn')
+        self.assertTrue(found.drift)
+        self.assertEqual(('Nehalem', 'Penryn'), (found.now, found.next))
+        self.assertIn('sse4.2', found.lost)
+
+    def test_one_of_several(self):
+        found = self.judge(
+            '[libvirt]\ncpu_mode = custom\ncpu_models = Penryn, Nehalem\n')
+        self.assertIs(False, found.drift)
+
+    def test_another_flag(self):
+        found = self.custom(
+            'Nehalem', '[libvirt]\ncpu_model_extra_flags = aes\n')
+        self.assertEqual((True, ('aes',), ()),
+                         (found.drift, found.gained, found.lost))
+
+    def test_kept(self):
+        found = self.custom('Penryn', 'keep_guest_cpu = true\n')
+        self.assertEqual((True, True, 'Nehalem'),
+                         (found.drift, found.kept, found.next))
+
+    def test_cannot_be_kept(self):
+        self.host = dataclasses.replace(
+            self.host, answers={drift.kept_form(LIVE): False})
+        found = self.custom('Penryn', 'keep_guest_cpu = true\n')
+        self.assertFalse(found.kept)
+        self.assertIn('does not help', found.details)
+
+    def test_a_flavor_that_asks(self):
+        found = self.judge(
+            'cpu_mode = host-model', specs={'kvm_ext:cpu_model': 'Nehalem'})
+        self.assertIs(False, found.drift, found)
+
+    def test_a_flavor_that_is_not_seen(self):
+        """Nova before 32 does not write extra specs into the XML."""
+        found = self.custom('Penryn', specs=None)
+        self.assertIsNone(found.drift)
+        self.assertIn('flavor or image', found.details)
+
+    def test_an_image_that_may_have_asked(self):
+        found = self.custom(
+            'Penryn', 'image_cpu_models = Nehalem', images='custom')
+        self.assertIsNone(found.drift)
+
+    def test_a_guest_that_is_not_novas(self):
+        found = self.custom('Penryn', specs=None, of_nova=False)
+        self.assertTrue(found.drift)
+
+    def test_host_passthrough(self):
+        """The host's kernel is the same as long as the guest runs."""
+        passthrough = definition.CPU(mode='host-passthrough')
+        for replaced, expected in ((False, False), (True, None),
+                                   (None, None)):
+            found = self.judge(
+                'cpu_mode = host-passthrough', cpu=passthrough,
+                configured=passthrough,
+                process=model.Process(7, 'S', replaced=replaced))
+            self.assertIs(expected, found.drift)
+        found = self.custom(
+            'Nehalem', cpu=passthrough, configured=passthrough)
+        self.assertTrue(found.drift)
+
+    def host_model(self, features: dict[str, str]) -> definition.CPU:
+        expansion = self.host.caps.host_model
+        return dataclasses.replace(
+            expansion, check='full',
+            features=tuple((dict(expansion.features) | features).items()))
+
+    def test_host_model(self):
+        asked = definition.CPU(mode='host-model')
+        found = self.judge('cpu_mode = host-model', configured=asked,
+                           cpu=self.host_model({}))
+        self.assertIs(False, found.drift, found)
+        # What host-model does not tell the truth about.
+        found = self.judge('cpu_mode = host-model', configured=asked,
+                           cpu=self.host_model({'topoext': 'require'}))
+        self.assertIs(False, found.drift, found)
+        # A microcode or a QEMU with one feature more.
+        found = self.judge('cpu_mode = host-model', configured=asked,
+                           cpu=self.host_model({'avx': 'disable'}))
+        self.assertEqual((True, ('avx',), ()),
+                         (found.drift, found.gained, found.lost))
+
+    def test_no_cpu_at_all(self):
+        none = definition.CPU(mode='custom', model='qemu64', check='none')
+        found = self.judge('cpu_mode = none', cpu=none, configured=none)
+        self.assertIs(False, found.drift)
+
+    def test_not_known(self):
+        self.assertIsNone(drift.judge(GUEST, model.Today()).drift)
+        self.assertIsNone(drift.judge(guest(cpu=None), model.Today()).drift)
+        refused = self.judge('cpu_mode = host-model', specs={
+            'kvm_ext:cpu_mode': 'nonsense'})
+        self.assertIsNone(refused.drift)
+        self.assertIn('refused today', refused.details)
+        foreign = self.judge('cpu_mode = host-model', arch='aarch64')
+        self.assertIsNone(foreign.drift)
