@@ -24,6 +24,7 @@ import functools
 import os
 from typing import Any
 
+from nova.compute import power_state
 from nova import conf as nova_conf
 from nova import exception
 from nova.virt.libvirt import driver
@@ -270,6 +271,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._cpu.started(instance, get_xml)
         self._vhost_net.guest_started(instance, get_xml)
         self._guest_agents.limits.apply(guest)
+        self._snapshots.forget_inherited(instance)
 
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:
@@ -360,6 +362,12 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_agents.freezes.unquiesce(instance, functools.partial(
             super().unquiesce, context, instance, image_meta))
 
+    def snapshot(self, context: Any, instance: Any, image_id: Any,
+                 update_task_state: Any) -> None:
+        """Nova's, of a root disk; its image says whether it is quiesced."""
+        with self._snapshots.taking(image_id):
+            super().snapshot(context, instance, image_id, update_task_state)
+
     @host_hooks.explains_libvirt_errors
     def _live_snapshot(self, context: Any, instance: Any, *args: Any,
                        **kwargs: Any) -> None:
@@ -385,6 +393,8 @@ class KVMDriver(driver.LibvirtDriver):
             self._snapshots.cold(
                 instance, self._requires_quiesce(image_meta),
                 functools.partial(self._can_quiesce, instance, image_meta))
+        elif current_power_state == power_state.SHUTDOWN:
+            self._snapshots.of_guest_that_is_off()
         super()._suspend_guest_for_snapshot(
             context, live_snapshot, current_power_state, instance)
 

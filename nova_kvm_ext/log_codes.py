@@ -339,6 +339,14 @@ TABLE: tuple[LogMessage, ...] = (
         'Do not start, reboot or delete it. Follow "A guest that moved while '
         'nova-compute was down" in the troubleshooting guide.',
         _OPERATOR),
+
+    LogMessage(
+        'KVML801',
+        'Glance refuses the properties that say whether a snapshot is '
+        'quiesced. The snapshot is made without them.',
+        'Allow them in property_protection_file of Glance, or raise '
+        'image_property_quota.',
+        _OPERATOR),
 )
 
 BY_CODE = {row.code: row for row in TABLE}

@@ -76,18 +76,29 @@ class Operation:
     :ivar late: whether Nova must be told of a failed freeze only when it
         thaws, and has put its own things in order
     :ivar required: whether the image says os_require_quiesce
+    :ivar asked: whether Nova has asked for the guest to be frozen
+    :ivar listens: whether there is an agent that could be asked
+    :ivar was_frozen: whether the guest was frozen at all
     :ivar hold: what keeps the guest frozen, None where it is not
     :ivar failure: why the guest could not be frozen, kept for later
     :ivar stood: whether the guest was frozen until the end; None where it is
         not known
+    :ivar seconds: how long the guest was frozen for this operation; None
+        before it is thawed
+    :ivar version: of the agent, as the agent says
     """
 
     uuid: str
     late: bool = False
     required: bool = False
+    asked: bool = False
+    listens: bool = True
+    was_frozen: bool = False
     hold: holds.Hold | None = None
     failure: str = ''
     stood: bool | None = None
+    seconds: float | None = None
+    version: str = ''
 
 
 class Freezes:
@@ -123,12 +134,18 @@ class Freezes:
         :raises nova.exception.NovaException: the guest is not frozen
         """
         operation = self._current(instance)
+        if operation is not None:
+            operation.asked = True
         try:
             check()
             hold = self.acquire(
                 instance.uuid, self._host.get_guest(instance)._domain, freeze,
-                lasting=operation is None)
+                lasting=operation is None, version=operation is not None)
         except (exception.NovaException, *UNREADABLE) as e:
+            no_agent = isinstance(e, (exception.QemuGuestAgentNotEnabled,
+                                      exception.InstanceQuiesceNotSupported))
+            if operation is not None:
+                operation.listens = not no_agent
             reason = why(e)
             what = 'guest' if operation is None else 'snapshot'
             if required:
@@ -141,13 +158,14 @@ class Freezes:
             if required and operation is not None and operation.late:
                 operation.failure = reason
                 return
-            if isinstance(e, (exception.QemuGuestAgentNotEnabled,
-                              exception.InstanceQuiesceNotSupported)):
+            if no_agent:
                 raise
             raise exception.InstanceQuiesceFailed(reason=reason) from None
         if operation is not None:
             operation.hold = hold
             operation.required = required
+            operation.was_frozen = True
+            operation.version = hold.freeze.version
 
     def unquiesce(self, instance: Any, thaw: Callable[[], Any]) -> None:
         """Thaw a guest, unless another operation needs it frozen.
@@ -169,14 +187,19 @@ class Freezes:
         if hold is None:
             self._thaw_of_nobody(instance, thaw)
             return
-        stood = self._release(hold, self._under_limit(instance, thaw))
+        frozen_at = max(hold.since, hold.freeze.answered or hold.since)
+        try:
+            stood = self._release(hold, self._under_limit(instance, thaw))
+        finally:
+            if operation is not None:
+                operation.stood = hold.stood
         if operation is None:
             if stood is False:
                 LOG.error('KVML404 The guest did not stay frozen until its '
                           'snapshot was done. Do not count on that snapshot.',
                           instance=instance)
             return
-        operation.stood = stood
+        operation.seconds = time.monotonic() - frozen_at
         if stood is False and operation.late:
             reason = ('it was not frozen any more when the snapshot had been '
                       'made')
@@ -284,10 +307,12 @@ class Freezes:
                 operation.uuid == instance.uuid else None)
 
     def acquire(self, uuid: str, domain: Any, freeze: Callable[[], Any],
-                lasting: bool = False) -> holds.Hold:
+                lasting: bool = False, version: bool = False) -> holds.Hold:
         """Have a guest frozen, by this operation or by another one.
 
         :param lasting: of :class:`holds.Hold`
+        :param version: whether the agent is asked for its version before it
+            is told to freeze
         :raises nova.exception.InstanceQuiesceFailed: it is not frozen
         """
         try:
@@ -298,11 +323,11 @@ class Freezes:
         except holds.NotFrozen as e:
             raise exception.InstanceQuiesceFailed(reason=str(e)) from None
         if first:
-            self._freeze(hold, domain, freeze)
+            self._freeze(hold, domain, freeze, version)
         return hold
 
     def _freeze(self, hold: holds.Hold, domain: Any,
-                freeze: Callable[[], Any]) -> None:
+                freeze: Callable[[], Any], version: bool) -> None:
         """Written down before, undone if it fails.
 
         :raises nova.exception.NovaException: the agent does not answer, the
@@ -315,6 +340,8 @@ class Freezes:
                 # One that froze late, perhaps.
                 self._thaws.settle_one(state.uuid)
             state.foreign = self._frozen_by_others(domain)
+            if version:
+                state.version = self._version(domain)
             if not state.foreign:
                 if state.entry is None:
                     state.entry = self._enter(
@@ -358,6 +385,21 @@ class Freezes:
         except errors.AgentError as e:
             raise exception.InstanceQuiesceFailed(reason=str(e)) from None
 
+    def _version(self, domain: Any) -> str:
+        """The agent's, as the agent says; '' where it does not say.
+
+        :raises nova.exception.InstanceQuiesceFailed: the agent does not
+            answer: then no freeze is sent, which could come late
+        """
+        try:
+            return self._limits.agent(domain).info().version
+        except errors.AgentError as e:
+            if e.fault in (errors.AgentFault.UNSUPPORTED,
+                           errors.AgentFault.REFUSED,
+                           errors.AgentFault.NONSENSE):
+                return ''
+            raise exception.InstanceQuiesceFailed(reason=str(e)) from None
+
     def _is_frozen(self, domain: Any) -> bool | None:
         """By the agent's word; None where it does not say."""
         try:
@@ -396,7 +438,7 @@ class Freezes:
         stood = None
         try:
             if not freezing:
-                stood = self._stood(hold)
+                stood = hold.stood = self._stood(hold)
         finally:
             last = self._holds.release(hold)
             if last:

@@ -47,6 +47,8 @@ class Freeze:
     :ivar asked: when the freeze was sent (time.monotonic)
     :ivar answered: when the agent said that the guest is frozen, None before
     :ivar failure: why it is not frozen, '' where nothing failed
+    :ivar version: of the agent, as the agent says; '' where nobody asked or
+        the agent does not say
     """
 
     uuid: str
@@ -56,6 +58,7 @@ class Freeze:
     asked: float = dataclasses.field(default_factory=time.monotonic)
     answered: float | None = None
     failure: str = ''
+    version: str = ''
     holds: list['Hold'] = dataclasses.field(default_factory=list)
 
 
@@ -67,12 +70,15 @@ class Hold:
         freezes by one call and thaws by another
     :ivar since: when the operation asked (time.monotonic)
     :ivar lost: whether the guest was thawed meanwhile, as far as we know
+    :ivar stood: whether the guest was frozen until the operation needed it no
+        longer; None before, and where it is not known
     """
 
     freeze: Freeze
     lasting: bool
     since: float = dataclasses.field(default_factory=time.monotonic)
     lost: bool = False
+    stood: bool | None = None
 
     @property
     def held(self) -> bool:

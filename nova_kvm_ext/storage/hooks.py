@@ -22,28 +22,93 @@ in Ceph (:mod:`nova_kvm_ext.storage.rbd`), cold, and of a volume by libvirt
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import contextvars
+import dataclasses
 from typing import Any
 
 from nova import exception
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
 from nova_kvm_ext import log
+from nova_kvm_ext.storage import consistency
+from nova_kvm_ext.storage import image_api
 from nova_kvm_ext.storage import rbd
 from nova_kvm_ext.storage import volumes
 
 LOG = log.getLogger(__name__)
 
 
+@dataclasses.dataclass(eq=False)
+class _Taken:
+    """A snapshot that this thread makes.
+
+    :ivar image_id: of its image
+    :ivar known: of the last way in which Nova tried to make it
+    """
+
+    image_id: str
+    known: consistency.Consistency = consistency.Consistency()
+
+
 class Snapshots:
     """The snapshots that Nova makes on this host.
 
     :param driver: whose image backend is changed, so that RBD's own snapshots
-        are of a quiesced guest
+        are of a quiesced guest, and whose image service, so that images say
+        whether they are
     """
 
     def __init__(self, driver: Any, freezes: guest_freezes.Freezes) -> None:
         self._freezes = freezes
-        rbd.quiesce_direct_snapshots(driver, freezes)
+        # Each thread and greenlet has its own.
+        self._taken: contextvars.ContextVar[_Taken | None] = (
+            contextvars.ContextVar('taken', default=None))
+        rbd.quiesce_direct_snapshots(
+            driver, freezes, self._learn_of_freeze)
+        driver._image_api = image_api.ImageAPI(
+            driver._image_api, self._known_of)
+
+    @contextlib.contextmanager
+    def taking(self, image_id: str) -> Iterator[None]:
+        """Around all that Nova does for an image of a server's disk."""
+        token = self._taken.set(_Taken(image_id))
+        try:
+            yield
+        finally:
+            self._taken.reset(token)
+
+    def _learn(self, known: consistency.Consistency) -> None:
+        """How the snapshot that this thread makes was made."""
+        taken = self._taken.get()
+        if taken is not None:
+            taken.known = known
+
+    def of_guest_that_is_off(self) -> None:
+        """Nova is about to copy the disk of a guest that does not run."""
+        self._learn(consistency.Consistency(consistency.Reason.NOT_RUNNING))
+
+    def _learn_of_freeze(self, operation: guest_freezes.Operation | None
+                         ) -> None:
+        self._learn(
+            consistency.Consistency(consistency.Reason.NOT_RUNNING)
+            if operation is None else consistency_of(operation))
+
+    def _known_of(self, image_id: str) -> consistency.Consistency | None:
+        taken = self._taken.get()
+        return (taken.known if taken is not None and
+                taken.image_id == image_id else None)
+
+    @staticmethod
+    def forget_inherited(instance: Any) -> None:
+        """What the server's image says of itself is not true of the server.
+
+        Nova's API gives a snapshot's image all properties of the image that
+        the server was booted from. It overwrites none of ours where another
+        driver, or Cinder, makes the snapshot.
+        """
+        metadata = instance.system_metadata
+        for name in consistency.PROPERTIES:
+            metadata.pop(f'image_{name}', None)
 
     @contextlib.contextmanager
     def live(self, instance: Any) -> Iterator[None]:
@@ -52,8 +117,11 @@ class Snapshots:
         Nova freezes near the end of it, in a ``finally``, and thaws only if
         nothing goes wrong between the two.
         """
-        with self._freezes.operating(instance, late=True):
-            yield
+        with self._freezes.operating(instance, late=True) as operation:
+            try:
+                yield
+            finally:
+                self._learn_of_freeze(operation)
 
     def of_volume(self, instance: Any, guest: Any, required: bool) -> Any:
         """See :func:`nova_kvm_ext.storage.volumes.guest_to_snapshot`."""
@@ -72,6 +140,7 @@ class Snapshots:
         :raises nova.exception.InstanceQuiesceFailed: the guest must be
             quiesced
         """
+        self._learn(consistency.Consistency(consistency.Reason.COLD))
         reason = ('Nova makes a cold snapshot: it suspends the guest and '
                   'copies the disk, and what the guest has not written yet is '
                   'missing. See [workarounds] disable_libvirt_livesnapshot; '
@@ -91,3 +160,21 @@ class Snapshots:
             return
         LOG.warning('KVML403 The snapshot is not quiesced: %s.', reason,
                     instance=instance)
+
+
+def consistency_of(operation: guest_freezes.Operation
+                   ) -> consistency.Consistency:
+    """What is known of a snapshot by what became of its freeze."""
+    if not operation.asked:
+        reason = consistency.Reason.NOT_ASKED
+    elif not operation.listens:
+        reason = consistency.Reason.NO_AGENT
+    elif not operation.was_frozen:
+        reason = consistency.Reason.NOT_FROZEN
+    elif operation.stood is None:
+        reason = consistency.Reason.NOT_SAID
+    else:
+        reason = (consistency.Reason.FROZEN if operation.stood else
+                  consistency.Reason.THAWED)
+    return consistency.Consistency(
+        reason, operation.seconds, operation.version)

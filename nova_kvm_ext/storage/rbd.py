@@ -17,6 +17,8 @@ images, without a word to the guest.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import functools
 from typing import Any
 
@@ -24,18 +26,23 @@ from nova import exception
 from nova.virt.libvirt import imagebackend
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext.guest_agent import freezes
 from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
 
+_THAWED = 'it did not stay frozen until Ceph had made the snapshot'
 
-def quiesce_direct_snapshots(driver: Any, freezes: guest_freezes.Freezes
-                             ) -> None:
+Learn = Callable[[freezes.Operation | None], None]
+"""Is told what became of the freeze; None where the guest does not run."""
+
+
+def quiesce_direct_snapshots(driver: Any, guests: freezes.Freezes,
+                             learn: Learn) -> None:
     """Have RBD's own snapshots made of a quiesced guest.
 
-    The guest is frozen while Ceph makes the snapshot, not while the snapshot
-    is copied into the pool of images.
+    The guest is frozen while Ceph makes the snapshot, not while Nova connects
+    to Ceph, and not while the snapshot is copied into the pool of images.
 
     :param driver: whose image backend is to be changed
     """
@@ -48,39 +55,84 @@ def quiesce_direct_snapshots(driver: Any, freezes: guest_freezes.Freezes
         disk = by_libvirt_path(instance, *args, **kwargs)
         if isinstance(disk, imagebackend.Rbd):
             disk.driver.create_snap = functools.partial(
-                _create_snap, driver, freezes, instance, disk,
+                _create_snap, driver, guests, learn, instance, disk,
                 disk.driver.create_snap)
         return disk
 
     driver.image_backend.by_libvirt_path = quiesced_by_libvirt_path
 
 
-def _create_snap(driver: Any, freezes: guest_freezes.Freezes, instance: Any,
-                 disk: Any, create_snap: Callable[..., None], volume: str,
-                 name: str, *args: Any, **kwargs: Any) -> None:
+def _create_snap(driver: Any, guests: freezes.Freezes, learn: Learn,
+                 instance: Any, disk: Any, create_snap: Callable[..., None],
+                 volume: str, name: str, pool: str | None = None,
+                 protect: bool = False) -> None:
     """Nova's, for its volume of this name with the guest frozen.
 
-    :param disk: nova.virt.libvirt.imagebackend.Rbd, the guest's own: Nova
-        also makes a snapshot of the copy
+    :param disk: nova.virt.libvirt.imagebackend.Rbd, the guest's own
     :raises nova.exception.NovaException: the guest must be quiesced, and
         is not
     """
     # Nova also makes a snapshot of the copy.
-    if volume != disk.rbd_name or not driver._host.get_guest(
-            instance).is_active():
-        create_snap(volume, name, *args, **kwargs)
+    if volume != disk.rbd_name:
+        create_snap(volume, name, pool=pool, protect=protect)
         return
+    if not driver._host.get_guest(instance).is_active():
+        learn(None)
+        create_snap(volume, name, pool=pool, protect=protect)
+        return
+    # To connect can take minutes where Ceph does not answer.
+    with _connected(disk.driver, pool):
+        good = _snapshot_frozen(
+            driver, guests, learn, instance, functools.partial(
+                create_snap, volume, name, pool=pool, protect=protect))
+    if not good:
+        disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
+        raise exception.InstanceQuiesceFailed(reason=_THAWED)
+
+
+@contextlib.contextmanager
+def _connected(ceph: Any, pool: str | None) -> Iterator[None]:
+    """Nova's next connection to Ceph is there already.
+
+    :param ceph: nova.storage.rbd_utils.RBDDriver, of one disk and one
+        operation: no other thread has it
+    """
+    waiting = [ceph._connect_to_rados(pool)]
+    connect = ceph._connect_to_rados
+
+    def take(pool: str | None = None) -> Any:
+        # The second one is for Nova to make: the first is closed by then.
+        return waiting.pop() if waiting else connect(pool)
+
+    ceph._connect_to_rados = take
+    try:
+        yield
+    finally:
+        ceph._connect_to_rados = connect
+        if waiting:
+            ceph._disconnect_from_rados(*waiting.pop())
+
+
+def _snapshot_frozen(driver: Any, guests: freezes.Freezes, learn: Learn,
+                     instance: Any, snapshot: Callable[[], Any]) -> bool:
+    """Make a snapshot of the frozen guest.
+
+    :returns: False where the guest must be quiesced, and the snapshot was
+        made and is not
+    :raises nova.exception.NovaException: the guest must be quiesced, and is
+        not; no snapshot was made
+    """
     image_meta = instance.image_meta
     context = instance._context
     required = driver._requires_quiesce(image_meta)
-    with freezes.operating(instance) as operation:
+    with guests.operating(instance) as operation:
         try:
             driver.quiesce(context, instance, image_meta)
         except exception.NovaException:
             if required:
                 raise
         try:
-            create_snap(volume, name, *args, **kwargs)
+            snapshot()
         finally:
             if operation.hold is not None:
                 try:
@@ -90,15 +142,14 @@ def _create_snap(driver: Any, freezes: guest_freezes.Freezes, instance: Any,
                     # has been written down, and is tried again.
                     LOG.error('KVML405 %s', errors.clean(e),
                               instance=instance)
+            learn(operation)
     if operation.stood is not False:
-        return
-    reason = 'it did not stay frozen until Ceph had made the snapshot'
-    if not required:
-        LOG.warning('KVML403 The snapshot is not quiesced: %s', reason,
-                    instance=instance)
-        return
-    LOG.error('KVML402 The snapshot fails, because the image says '
-              'os_require_quiesce and the guest is not quiesced: %s',
-              reason, instance=instance)
-    disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
-    raise exception.InstanceQuiesceFailed(reason=reason)
+        return True
+    if required:
+        LOG.error('KVML402 The snapshot fails, because the image says '
+                  'os_require_quiesce and the guest is not quiesced: %s',
+                  _THAWED, instance=instance)
+        return False
+    LOG.warning('KVML403 The snapshot is not quiesced: %s', _THAWED,
+                instance=instance)
+    return True

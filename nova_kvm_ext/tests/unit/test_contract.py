@@ -25,6 +25,7 @@ from typing import Any
 import nova.conf
 from nova import objects
 from oslotest import base
+from testtools import matchers
 
 from nova_kvm_ext import contract
 
@@ -124,10 +125,13 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.imagebackend:Rbd.direct_snapshot': (5, ()),
     'nova.storage.rbd_utils:RBDDriver.create_snap': (
         2, ('pool', 'protect')),
+    'nova.storage.rbd_utils:RBDDriver._connect_to_rados': (1, ()),
+    'nova.storage.rbd_utils:RBDDriver._disconnect_from_rados': (2, ()),
     'nova.storage.rbd_utils:RBDDriver.remove_snap': (
         2, ('ignore_errors', 'force')),
     'nova.virt.hardware:numa_get_constraints': (2, ()),
     'nova.image.glance:API.get': (2, ()),
+    'nova.image.glance:API.update': (3, ('data', 'purge_props')),
     'nova.image.glance:API.download': (2, ('dest_path', 'trusted_certs')),
     'nova.config:parse_args': (
         1, ('default_config_files', 'configure_db', 'init_rpc')),
@@ -175,6 +179,9 @@ NAMES = (
     'nova.virt.libvirt.driver:NEXT_MIN_QEMU_VERSION',
     'nova.utils:get_root_helper',
     'nova.exception:ImageUnacceptable', 'nova.exception:InvalidDiskInfo',
+    'nova.exception:ImageNotAuthorized', 'nova.exception:ImageBadRequest',
+    'nova.exception:ImageQuotaExceeded', 'nova.exception:Forbidden',
+    'nova.compute.power_state:SHUTDOWN',
     'nova.exception:FlavorDiskSmallerThanImage',
     'nova.compute.utils:disk_ops_semaphore',
     'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
@@ -238,10 +245,7 @@ class ContractTestCase(base.BaseTestCase):
         A new step is a new check, most likely: look at it, add it to
         images/verdict.py, and then here.
         """
-        source = textwrap.dedent(inspect.getsource(
-            find('nova.virt.images:fetch_to_raw')))
-        called = {ast.unparse(node.func) for node in ast.walk(
-            ast.parse(source)) if isinstance(node, ast.Call)}
+        called = self.called_by('nova.virt.images:fetch_to_raw')
         self.assertEqual({
             '_', 'LOG.debug', 'LOG.warning', 'IMAGE_API.get',
             'check_vmdk_image', 'convert_image', 'do_image_deep_inspection',
@@ -314,6 +318,31 @@ class ContractTestCase(base.BaseTestCase):
         self.assertEqual({'policy', 'name'},
                          set(objects.VirtCPUFeature.fields))
         self.assertEqual('1.0', objects.VirtCPUModel.VERSION)
+
+    def called_by(self, path: str) -> set[str]:
+        source = textwrap.dedent(inspect.getsource(find(path)))
+        return {ast.unparse(node.func) for node in ast.walk(
+            ast.parse(source)) if isinstance(node, ast.Call)}
+
+    def test_how_nova_connects_to_ceph_for_a_snapshot(self):
+        """storage/rbd.py connects ahead, before the guest is frozen."""
+        self.assertIn('RBDVolumeProxy', self.called_by(
+            'nova.storage.rbd_utils:RBDDriver.create_snap'))
+        source = inspect.getsource(find(
+            'nova.storage.rbd_utils:RBDVolumeProxy'))
+        self.assertIn('driver._connect_to_rados(pool)', source)
+        self.assertIn('_disconnect_from_rados(self.client, self.ioctx)',
+                      source)
+
+    def test_how_nova_gives_a_snapshot_its_properties(self):
+        """When the snapshot has been made, in this thread."""
+        called = self.called_by(f'{LIBVIRT_DRIVER}.snapshot')
+        self.assertThat(called, matchers.ContainsAll({
+            'self._create_snapshot_metadata', 'root_disk.direct_snapshot',
+            'self._live_snapshot', 'self._suspend_guest_for_snapshot',
+            'self._image_api.update'}))
+        source = inspect.getsource(find(f'{LIBVIRT_DRIVER}.__init__'))
+        self.assertIn('self._image_api = glance.API()', source)
 
     def test_what_the_shutdown_code_takes_from_the_driver(self):
         """It is called with another object, which must have all of it."""

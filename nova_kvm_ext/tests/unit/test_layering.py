@@ -45,8 +45,8 @@ PURE = {
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
-    'option_values', 'request', 'traits', 'vhost.policy', 'vhost.proof',
-    'vhost.queues'}
+    'option_values', 'request', 'storage.consistency', 'traits',
+    'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
@@ -70,9 +70,10 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
-    'host.hooks', 'images.hooks', 'images.questions', 'storage.hooks',
-    'storage.rbd', 'storage.volumes', 'vhost.hooks', 'vhost.privileged',
-    'vhost.vif'}
+    'host.hooks', 'images.hooks', 'images.questions',
+    'storage.hooks',
+    'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
+    'vhost.privileged', 'vhost.vif'}
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {

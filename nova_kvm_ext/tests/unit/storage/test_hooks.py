@@ -305,8 +305,8 @@ class ColdSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
 
 
-class RbdSnapshotTestCase(test_hooks.HooksTestCase):
-    """Nova's direct snapshot of an RBD volume, on a Ceph that is none."""
+class RbdTestCase(test_hooks.HooksTestCase):
+    """A Ceph that is none."""
 
     def setUp(self):
         super().setUp()
@@ -316,15 +316,39 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
         self.ceph.pool, self.ceph.rbd_user = 'pool', None
         self.ceph.ceph_conf = None
         self.frozen: list[tuple[str, bool]] = []
+        self.ceph._connect_to_rados = self.connect = mock.Mock(
+            side_effect=self.note('connect', ('client', 'ioctx')))
+        self.during: Any = None
         for name in ('create_snap', 'clone', 'flatten'):
-            setattr(self.ceph, name, mock.Mock(
-                side_effect=lambda *args, name=name, **kwargs:
-                self.frozen.append((name, self.domain.frozen))))
+            setattr(self.ceph, name, mock.Mock(side_effect=self.note(name)))
+        self.ceph.create_snap.side_effect = self.create_snap
         self.useFixture(fixtures.MockPatch(
             'nova.virt.libvirt.imagebackend.Rbd._get_parent_pool',
             return_value='images'))
         self.useFixture(fixtures.MockPatch(
             'nova.virt.libvirt.imagebackend.Rbd.cleanup_direct_snapshot'))
+
+    def create_snap(self, volume: str, name: str, pool: str | None = None,
+                    protect: bool = False) -> None:
+        """As Nova's."""
+        self.assertTrue(protect)
+        self.assertEqual(('client', 'ioctx'),
+                         self.ceph._connect_to_rados(pool))
+        self.note(f'create_snap {volume}')()
+        if volume == 'volume' and self.during:
+            self.during()
+
+    def note(self, name: str, result: Any = None) -> Any:
+        """What is done, and whether the guest is frozen meanwhile."""
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.frozen.append((name, self.domain.frozen))
+            return result
+
+        return call
+
+
+class RbdSnapshotTestCase(RbdTestCase):
+    """Nova's direct snapshot of an RBD volume."""
 
     def snapshot(self) -> str:
         disk = self.driver.image_backend.by_libvirt_path(
@@ -334,9 +358,12 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
 
     def test_frozen_no_longer_than_needed(self):
         self.assertIn('copy', self.snapshot())
-        self.assertEqual([('create_snap', True), ('clone', False),
-                          ('flatten', False), ('create_snap', False)],
-                         self.frozen)
+        self.assertEqual([
+            ('connect', False), ('create_snap volume', True),
+            ('clone', False), ('flatten', False),
+            ('connect', False), ('create_snap copy', False)], self.frozen)
+        # Nova's create_snap() closes it.
+        self.ceph._disconnect_from_rados.assert_not_called()
         self.settled()
 
     def test_not_required(self):
@@ -348,12 +375,21 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
         self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
         self.domain.broken['fsFreeze'] = no_answer()
         self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
-        self.assertEqual([], self.frozen)
+        self.assertEqual([('connect', False)], self.frozen)
+        self.ceph._disconnect_from_rados.assert_called_once_with(
+            'client', 'ioctx')
+        self.assertIs(self.connect, self.ceph._connect_to_rados)
 
     def test_ceph_fails(self):
         self.ceph.create_snap.side_effect = RuntimeError('broken')
         self.assertRaises(RuntimeError, self.snapshot)
         self.settled()
+
+    def test_ceph_does_not_answer(self):
+        """The guest is not frozen while Nova waits for a connection."""
+        self.connect.side_effect = RuntimeError('timed out')
+        self.assertRaises(RuntimeError, self.snapshot)
+        self.assertNotIn('fsFreeze', self.domain.calls)
 
     def test_thaw_fails(self):
         """The snapshot is good, and Nova must get to clean up after it."""
@@ -380,11 +416,7 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertIn('os_require_quiesce', self.log.output)
 
     def thaw_meanwhile(self) -> None:
-        def create_snap(volume, *args, **kwargs):
-            if volume == 'volume':
-                self.domain.frozen = False
-
-        self.ceph.create_snap.side_effect = create_snap
+        self.during = lambda: setattr(self.domain, 'frozen', False)
 
     def test_guest_that_does_not_stay_frozen(self):
         self.thaw_meanwhile()
@@ -405,13 +437,12 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
 
     def test_ceph_that_stalls_for_longer_than_the_api_may(self):
         """The guest stays frozen: who waits for Ceph thaws it."""
-        def create_snap(volume, *args, **kwargs):
-            if volume == 'volume':
-                self.expire()
-                self.driver._guest_agents.freezes.settle()
-                self.assertTrue(self.domain.frozen)
+        def stall():
+            self.expire()
+            self.driver._guest_agents.freezes.settle()
+            self.assertTrue(self.domain.frozen)
 
-        self.ceph.create_snap.side_effect = create_snap
+        self.during = stall
         self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
         self.snapshot()
         self.settled()
@@ -426,3 +457,178 @@ class RbdSnapshotTestCase(test_hooks.HooksTestCase):
         disk = self.driver.image_backend.by_libvirt_path(
             self.instance, '/disk', image_type='qcow2')
         self.assertEqual('/disk', disk.path)
+
+
+@ddt.ddt
+class ConsistencyTestCase(RbdTestCase):
+    """What the image of a snapshot says, by Nova's own snapshot()."""
+
+    def setUp(self):
+        super().setUp()
+        self.glance = mock.Mock()
+        self.glance.get.return_value = {'name': 'snap'}
+        self.driver._image_api._real = self.glance
+        self.type, self.path = 'rbd', 'pool/volume'
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.utils.find_disk',
+            side_effect=lambda guest: (self.path, 'raw')))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.utils.get_disk_type_from_path',
+            side_effect=lambda path: self.type))
+        self.state = self.useFixture(fixtures.MockPatchObject(
+            self.guest, 'get_power_state',
+            return_value=power_state.RUNNING)).mock
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver._host, 'has_min_version', return_value=True))
+        for name in ('suspend', '_resume_guest_after_snapshot'):
+            self.useFixture(fixtures.MockPatchObject(self.driver, name))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.imagebackend.Rbd.snapshot_extract'))
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.utils.file_open', mock.mock_open()))
+        self.flags(snapshots_directory=self.useFixture(
+            fixtures.TempDir()).path, group='libvirt')
+        self.instance.kernel_id = self.instance.ramdisk_id = ''
+
+    def of_file(self) -> None:
+        """The disk is a file, of which Nova makes a live snapshot."""
+        def live(driver: Any, ctx: Any, instance: Any, guest: Any,
+                 disk: str, out: str, source: str, image: str,
+                 meta: Any) -> None:
+            # As Nova's does, see LiveSnapshotTestCase.
+            try:
+                driver.quiesce(ctx, instance, meta)
+            except exception.NovaException:
+                return
+            if self.during:
+                self.during()
+            driver.unquiesce(ctx, instance, meta)
+
+        self.type, self.path = 'qcow2', '/disk'
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.driver.LibvirtDriver._live_snapshot', live))
+        self.useFixture(fixtures.MockPatchObject(
+            self.driver.image_backend, 'by_libvirt_path', return_value=mock.
+            Mock(direct_snapshot=mock.Mock(side_effect=NotImplementedError))))
+
+    def said(self) -> dict[str, str]:
+        """What the image is given in the end."""
+        self.driver.snapshot(self.context, self.instance, uuids.snapshot,
+                             lambda **kwargs: None)
+        call = self.glance.update.call_args
+        self.assertEqual(uuids.snapshot, call.args[1])
+        found = call.args[2]['properties']
+        # Nova's own are there too.
+        self.assertEqual('snapshot', found['image_location'])
+        return {name: value for name, value in found.items()
+                if name.startswith('kvm_ext_')}
+
+    def check(self, answer: str, reason: str, seconds: str = '0.00',
+              version: str = 'unknown') -> None:
+        found = self.said()
+        if seconds == 'some':
+            seconds = found['kvm_ext_frozen_seconds']
+            self.assertLess(float(seconds), 10)
+        self.assertEqual({
+            'kvm_ext_quiesced': answer, 'kvm_ext_quiesced_reason': reason,
+            'kvm_ext_frozen_seconds': seconds,
+            'kvm_ext_guest_agent_version': version}, found)
+
+    @ddt.data(False, True)
+    def test_quiesced(self, file):
+        if file:
+            self.of_file()
+        self.check('yes', 'frozen by the guest agent', 'some', '7.2')
+        # The agent is asked for its version before the freeze.
+        self.assertLess(self.domain.calls.index('guest-info'),
+                        self.domain.calls.index('fsFreeze'))
+        self.settled()
+
+    @ddt.data(False, True)
+    def test_no_agent(self, file):
+        self.domain.xml = test_hooks.XML.format('disconnected')
+        if file:
+            self.of_file()
+        self.check('no', 'no guest agent is connected')
+
+    @ddt.data('fsFreeze', 'guest-fsfreeze-status', 'guest-info')
+    def test_agent_that_fails(self, what):
+        self.domain.broken[what] = no_answer()
+        for file in (False, True):
+            if file:
+                self.of_file()
+            self.check('no', 'the guest agent did not freeze the guest',
+                       'unknown')
+        self.assertFalse(self.domain.frozen)
+
+    @ddt.data(False, True)
+    def test_guest_that_does_not_stay_frozen(self, file):
+        self.during = (
+            lambda: setattr(self.domain, 'frozen', False))
+        if file:
+            self.of_file()
+        self.check('no', 'the guest did not stay frozen', 'some', '7.2')
+
+    @ddt.data(False, True)
+    def test_agent_that_is_silent_in_the_end(self, file):
+        self.during = (
+            lambda: self.domain.broken.update(
+                {'guest-fsfreeze-status': no_answer()}))
+        if file:
+            self.of_file()
+        self.check('unknown', 'the guest agent did not say whether the guest '
+                   'stayed frozen', 'some', '7.2')
+
+    def test_guest_that_cannot_be_thawed(self):
+        self.domain.broken = {'fsThaw': no_answer(),
+                              'guest-fsfreeze-thaw': no_answer()}
+        self.check('yes', 'frozen by the guest agent', 'unknown', '7.2')
+
+    def test_version_that_the_agent_does_not_say(self):
+        answers = self.domain.command
+        self.driver._guest_agents.limits.__dict__['command'] = (
+            lambda domain, request, *args:
+            '{"return": {"version": "\\u001b[31m"}}'
+            if 'guest-info' in request else answers(domain, request, *args))
+        self.check('yes', 'frozen by the guest agent', 'some')
+
+    @ddt.data(exception.Forbidden, exception.ImageUnacceptable)
+    def test_direct_snapshot_that_is_thrown_away(self, error):
+        """What counts is how the snapshot was made in the end."""
+        self.ceph.clone.side_effect = error(image_id='i', reason='r')
+        self.check('no', 'cold snapshot: suspended and copied')
+        self.assertIn('fsFreeze', self.domain.calls)
+
+    def test_cold(self):
+        self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
+        self.of_file()
+        self.check('no', 'cold snapshot: suspended and copied')
+
+    @ddt.data(False, True)
+    def test_guest_that_is_off(self, file):
+        """Was it shut down, or did it crash?"""
+        self.state.return_value = power_state.SHUTDOWN
+        self.domain.active = False
+        if file:
+            self.of_file()
+        self.check('unknown', 'the guest did not run')
+
+    def test_guest_that_goes_off_meanwhile(self):
+        self.domain.active = False
+        self.check('unknown', 'the guest did not run')
+
+    def test_the_next_snapshot_knows_nothing_of_this_one(self):
+        self.said()
+        self.driver._image_api.update(self.context, uuids.snapshot, {})
+        self.assertEqual({}, self.glance.update.call_args.args[2])
+
+    def test_what_its_own_image_says_is_forgotten(self):
+        """The server was booted from a snapshot."""
+        self.instance.system_metadata.update(
+            image_kvm_ext_quiesced='yes', image_os_distro='debian')
+        self.instance.obj_reset_changes()
+        self.driver._guest_started(self.instance, self.guest)
+        self.assertEqual(
+            {'image_hw_qemu_guest_agent': 'yes', 'image_os_distro': 'debian'},
+            self.instance.system_metadata)
+        self.assertIn('system_metadata', self.instance.obj_what_changed())

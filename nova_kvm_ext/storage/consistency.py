@@ -1,0 +1,102 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the image of a snapshot says of itself: was the guest quiesced?
+
+Properties of fixed names with values of a fixed vocabulary. Of what a guest
+says only a version number gets in.
+"""
+
+import dataclasses
+import enum
+import re
+
+QUIESCED = 'kvm_ext_quiesced'
+REASON = 'kvm_ext_quiesced_reason'
+SECONDS = 'kvm_ext_frozen_seconds'
+AGENT = 'kvm_ext_guest_agent_version'
+PROPERTIES = (QUIESCED, REASON, SECONDS, AGENT)
+"""Names of the image properties. All of them are always written: a snapshot
+inherits the properties of the image that its server was booted from."""
+
+UNKNOWN = 'unknown'
+
+# QEMU's agent says its version and, of a distribution, what comes after it:
+# '7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)' is 7.2.22 here.
+_VERSION = re.compile(r'\d{1,4}(?:\.\d{1,4}){1,3}(?![.\d])', re.ASCII)
+
+
+class Reason(enum.Enum):
+    """Why a snapshot is quiesced, or is not, or that cannot be told."""
+
+    FROZEN = 'frozen by the guest agent'
+    NO_AGENT = 'no guest agent is connected'
+    NOT_FROZEN = 'the guest agent did not freeze the guest'
+    THAWED = 'the guest did not stay frozen'
+    COLD = 'cold snapshot: suspended and copied'
+    NOT_SAID = 'the guest agent did not say whether the guest stayed frozen'
+    NOT_RUNNING = 'the guest did not run'
+    NOT_ASKED = 'quiescing was not tried'
+
+
+QUIESCED_BY_REASON: dict[Reason, bool | None] = {
+    Reason.FROZEN: True,
+    Reason.NO_AGENT: False,
+    Reason.NOT_FROZEN: False,
+    Reason.THAWED: False,
+    Reason.COLD: False,
+    Reason.NOT_SAID: None,
+    # Perhaps it was shut down, perhaps it crashed.
+    Reason.NOT_RUNNING: None,
+    Reason.NOT_ASKED: None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """What is known of the disk in a snapshot.
+
+    :ivar seconds: how long the guest was frozen, None where that is not known
+    :ivar version: of the guest agent, as the agent says; '' where it does not
+    """
+
+    reason: Reason = Reason.NOT_ASKED
+    seconds: float | None = None
+    version: str = ''
+
+    @property
+    def quiesced(self) -> bool | None:
+        """Whether the guest was frozen all the time; None: not known."""
+        return QUIESCED_BY_REASON[self.reason]
+
+    @property
+    def answer(self) -> str:
+        """yes, no or unknown."""
+        return {True: 'yes', False: 'no', None: UNKNOWN}[self.quiesced]
+
+    @property
+    def frozen_seconds(self) -> str:
+        """A decimal number, or unknown."""
+        if self.reason in (Reason.FROZEN, Reason.NOT_SAID, Reason.THAWED):
+            return UNKNOWN if self.seconds is None else f'{self.seconds:.2f}'
+        # A freeze whose answer was lost may have been one.
+        return UNKNOWN if self.reason is Reason.NOT_FROZEN else '0.00'
+
+    def properties(self) -> dict[str, str]:
+        """Names and values of the image's properties."""
+        version = _VERSION.match(self.version)
+        return {
+            QUIESCED: self.answer,
+            REASON: self.reason.value,
+            SECONDS: self.frozen_seconds,
+            AGENT: version.group() if version else UNKNOWN,
+        }

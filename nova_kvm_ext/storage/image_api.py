@@ -1,0 +1,90 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Nova's image service, to which a snapshot's image says what it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+from nova import exception
+
+from nova_kvm_ext import errors
+from nova_kvm_ext import log
+from nova_kvm_ext.storage import consistency
+
+LOG = log.getLogger(__name__)
+
+REFUSALS = (exception.ImageNotAuthorized, exception.ImageBadRequest,
+            exception.ImageQuotaExceeded, exception.Forbidden)
+"""What Nova makes of Glance's refusal of a property, among other things:
+forbidden (property_protection_file), against Glance's schema, or too many
+(image_property_quota)."""
+
+
+class ImageAPI:
+    """nova.image.glance.API, with our properties on images of snapshots.
+
+    Nova makes the image's properties before it makes the snapshot, and sends
+    them by :meth:`update` when the snapshot is made. By then it is known
+    whether the guest was quiesced.
+
+    :param known: what is known of the snapshot with this image ID, which this
+        thread makes; None where it makes none
+    """
+
+    def __init__(self, api: Any, known: Callable[
+            [str], consistency.Consistency | None]) -> None:
+        self._real = api
+        self._known = known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def update(self, context: Any, image_id: Any, image_info: Any,
+               data: Any = None, **kwargs: Any) -> Any:
+        """Nova's.
+
+        A Glance that refuses our properties gets the image without them: no
+        snapshot may fail for what says what it is.
+        """
+        known = self._known(image_id)
+        if known is None:
+            return self._real.update(
+                context, image_id, image_info, data=data, **kwargs)
+        marked = image_info | {'properties': {
+            **image_info.get('properties', {}), **known.properties()}}
+        try:
+            found = self._real.update(
+                context, image_id, marked, data=data, **kwargs)
+        except REFUSALS as e:
+            # Properties come before data. Data that was read cannot be sent
+            # again, and then it was not the properties.
+            if data is not None and data.tell():
+                raise
+            found = self._real.update(
+                context, image_id, image_info, data=data, **kwargs)
+            LOG.warning(
+                'KVML801 Glance does not take the properties %(names)s, so '
+                'that image %(image)s does not say that its snapshot is '
+                'quiesced: %(answer)s (%(reason)s). See property_protection_file and '
+                'image_property_quota of Glance. Glance says: %(error)s',
+                {'names': ', '.join(consistency.PROPERTIES),
+                 'image': image_id, 'answer': known.answer,
+                 'reason': known.reason.value, 'error': errors.clean(e)})
+            return found
+        LOG.info('Image %(image)s says that its snapshot is quiesced: '
+                 '%(answer)s (%(reason)s); seconds that the guest was frozen: '
+                 '%(seconds)s.',
+                 {'image': image_id, 'answer': known.answer,
+                  'reason': known.reason.value,
+                  'seconds': known.frozen_seconds})
+        return found
