@@ -33,6 +33,11 @@ _SYSTEM_METADATA_PREFIX = 'image_' + IMAGE_PREFIX
 # The wishes that there are. What grants one adds its name here.
 KNOWN = frozenset({'cpu_mode', 'cpu_model', 'vhost_queues'})
 
+# What this driver writes on the images of snapshots
+# (nova_kvm_ext/storage/consistency). A server that is booted from one has it
+# among its image's properties; it asks for nothing.
+WRITTEN = ('quiesced', 'quiesced_reason', 'frozen_seconds',
+           'guest_agent_version')
 
 # Nova's syntax, in flavors and images alike; a suffix names a request group.
 # https://docs.openstack.org/nova/latest/configuration/extra-specs.html
@@ -118,4 +123,4 @@ class GuestRequest:
             [f'flavor extra spec {EXTRA_SPEC_PREFIX}{errors.clean(n, 80)}'
              for n in self.flavor.keys() - KNOWN] +
             [f'image property {IMAGE_PREFIX}{errors.clean(n, 80)}'
-             for n in self.image.keys() - KNOWN])
+             for n in self.image.keys() - KNOWN - set(WRITTEN)])

@@ -20,11 +20,10 @@ import dataclasses
 import enum
 import re
 
-QUIESCED = 'kvm_ext_quiesced'
-REASON = 'kvm_ext_quiesced_reason'
-SECONDS = 'kvm_ext_frozen_seconds'
-AGENT = 'kvm_ext_guest_agent_version'
-PROPERTIES = (QUIESCED, REASON, SECONDS, AGENT)
+from nova_kvm_ext import request
+
+PROPERTIES = tuple(request.IMAGE_PREFIX + name for name in request.WRITTEN)
+QUIESCED, REASON, SECONDS, AGENT = PROPERTIES
 """Names of the image properties. All of them are always written: a snapshot
 inherits the properties of the image that its server was booted from."""
 

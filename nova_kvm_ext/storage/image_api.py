@@ -75,8 +75,9 @@ class ImageAPI:
             LOG.warning(
                 'KVML801 Glance does not take the properties %(names)s, so '
                 'that image %(image)s does not say that its snapshot is '
-                'quiesced: %(answer)s (%(reason)s). See property_protection_file and '
-                'image_property_quota of Glance. Glance says: %(error)s',
+                'quiesced: %(answer)s (%(reason)s). See '
+                'property_protection_file and image_property_quota of '
+                'Glance. Glance says: %(error)s',
                 {'names': ', '.join(consistency.PROPERTIES),
                  'image': image_id, 'answer': known.answer,
                  'reason': known.reason.value, 'error': errors.clean(e)})

@@ -14,6 +14,7 @@ from oslotest import base
 
 from nova_kvm_ext import errors
 from nova_kvm_ext import request
+from nova_kvm_ext.storage import consistency
 
 
 class GuestRequestTestCase(base.BaseTestCase):
@@ -53,6 +54,14 @@ class GuestRequestTestCase(base.BaseTestCase):
         self.assertIn('flavor extra spec kvm_ext:cpu_mode = custom',
                       error.problem)
         self.assertIn('image property kvm_ext_cpu_mode = none', error.problem)
+
+    def test_what_a_snapshot_says_of_itself_is_no_wish(self):
+        found = request.GuestRequest({}, {
+            'quiesced': 'yes', 'quiesced_reason': 'frozen by the guest agent',
+            'frozen_seconds': '0.20', 'guest_agent_version': '7.2.22'})
+        self.assertEqual([], found.unknown())
+        self.assertEqual(consistency.PROPERTIES, tuple(
+            request.IMAGE_PREFIX + name for name in found.image))
 
     def test_hostile_text_is_made_harmless(self):
         wish = request.GuestRequest(
