@@ -343,6 +343,43 @@ Related options:
   than a third, to shut the guest down before the power button is pressed.
 """),
     cfg.StrOpt(
+        'resume_io_paused',
+        default='auto',
+        choices=[
+            ('auto', 'A guest that found no space for its disk is resumed '
+                     'when there is space again.'),
+            ('never', 'The guest stays paused until it is resumed by hand '
+                      '(virsh resume).'),
+        ],
+        help="""
+Whether guests that an I/O error paused are resumed.
+
+QEMU pauses a guest that writes where the host has no space left, and libvirt
+says so. Nova leaves the guest alone, and its API does not unpause a server
+that is ACTIVE.
+
+With ``auto`` such guests are looked at with each update of this host's
+resources, and resumed once the file system of the disk has space again: 64
+MiB, or a twentieth of a file system that is smaller than 1.25 GiB. Where the
+space cannot be looked at (block devices, network disks), the guest is resumed
+for a try, which does no harm: it is paused again while there is no space. A
+guest that is paused again soon is tried ever more seldom, at last every 15
+minutes.
+
+Resumed are only guests that libvirt says an I/O error paused for want of
+space, that Nova means to run, and with which Nova does nothing at the time.
+What Nova, an operator or a migration paused stays paused, and so does a guest
+with another error than missing space.
+
+Possible values:
+
+* ``auto``, ``never``
+
+Related options:
+
+* ``[DEFAULT] update_resources_interval``: how often guests are looked at.
+"""),
+    cfg.StrOpt(
         'host_check',
         default='enforce',
         choices=[

@@ -38,6 +38,7 @@ from nova_kvm_ext import errors
 from nova_kvm_ext.fleet import hooks as fleet_hooks
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
+from nova_kvm_ext.guests import hooks as guests_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
@@ -96,6 +97,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._snapshots = storage_hooks.Snapshots(
             self, self._guest_agents.freezes)
+        self._io_pauses = guests_hooks.IOPauses(self._host)
         self._host_check = host_hooks.HostCheck(self)
         self._images: images_hooks.ImageFetch | None = None
         self._numa_support = False
@@ -402,6 +404,7 @@ class KVMDriver(driver.LibvirtDriver):
         """Nova's periodic look at what this host has, and ours."""
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
         self._guest_agents.freezes.settle()
+        self._io_pauses.step()
         with self._host_check.again():
             return self._published.add_to(
                 super().get_available_resource(nodename))
@@ -418,6 +421,15 @@ class KVMDriver(driver.LibvirtDriver):
         with questions.by_headers():
             super().manage_image_cache(context, all_instances)
 
+    def emit_event(self, event: Any) -> None:
+        """Why a guest is paused is said before Nova says that it is."""
+        self._io_pauses.noticed(event)
+        super().emit_event(event)
+
+    def pause(self, instance: Any) -> None:
+        with self._io_pauses.pausing(instance):
+            super().pause(instance)
+
     def _can_set_admin_password(self, image_meta: Any) -> None:
         super()._can_set_admin_password(
             self._guest_agents.password_image(image_meta))
@@ -429,6 +441,7 @@ class KVMDriver(driver.LibvirtDriver):
     def get_diagnostics(self, instance: Any) -> Any:
         return (super().get_diagnostics(instance) |
                 self._cpu.diagnostics(instance) |
+                self._io_pauses.diagnostics(instance) |
                 self._guest_agents.diagnostics(instance))
 
     def _try_fetch_image_cache(self, image: Any, fetch_func: Any,

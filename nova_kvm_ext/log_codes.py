@@ -347,6 +347,28 @@ TABLE: tuple[LogMessage, ...] = (
         'Allow them in property_protection_file of Glance, or raise '
         'image_property_quota.',
         _OPERATOR),
+    LogMessage(
+        'KVML811',
+        'QEMU paused a guest because the host had no space for one of its '
+        'disks. The guest is resumed when there is space.',
+        'Make space where the line says, or move guests to other hosts. See '
+        '"Paused guests".',
+        _OPERATOR),
+    LogMessage(
+        'KVML812',
+        'QEMU paused a guest because of an I/O error, and nobody resumes the '
+        'guest: either the error was another than missing space, or [kvm_ext] '
+        'resume_io_paused is never.',
+        'Mend the storage of the disk, then run virsh resume. See "Paused '
+        'guests".',
+        _OPERATOR),
+    LogMessage(
+        'KVML813',
+        'A guest that was resumed because there seemed to be space was paused '
+        'again at once, several times.',
+        'Look at what the disk lies on: quotas, thin pools and Ceph can be '
+        'full while the file system has space. See "Paused guests".',
+        _OPERATOR),
 )
 
 BY_CODE = {row.code: row for row in TABLE}

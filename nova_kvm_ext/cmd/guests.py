@@ -40,6 +40,7 @@ with lazy.imports():
     import libvirt
 
     from nova_kvm_ext.guests import pauses
+    from nova_kvm_ext.guests import reasons
     from nova_kvm_ext.guests import survey
     from nova_kvm_ext.guests import verdicts
 
@@ -268,7 +269,7 @@ class Show(_GuestsCommand, show.ShowOne):
 
     @staticmethod
     def _paused(connection: libvirt.virConnect, verdict: verdicts.Verdict
-                ) -> pauses.Pause | None:
+                ) -> reasons.Pause | None:
         """With the disk that had the error, where QEMU can be asked."""
         paused = verdict.guest.paused
         if (paused is None or paused.reason != 'io_error' or

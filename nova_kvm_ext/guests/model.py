@@ -44,7 +44,7 @@ paused."""
 class Paused:
     """Why a guest is paused.
 
-    :ivar reason: name of a :class:`pauses.Reason`, in small letters
+    :ivar reason: name of a :class:`reasons.Reason`, in small letters
     :ivar words: the same for people, after "paused"
     """
 

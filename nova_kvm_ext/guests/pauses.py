@@ -15,22 +15,12 @@
 QEMU pauses a guest when a write of the guest finds no space (its werror
 policy, https://www.qemu.org/docs/master/system/qemu-manpage.html, ``-drive``).
 libvirt tells that state from a pause that somebody asked for by its reason.
-:func:`read` is for whoever has a domain of libvirt; everything else is pure.
-
-The paths in it are the host's. :meth:`Pause.words` leaves them out unless it
-is told that no tenant reads the words.
 """
 
-from collections.abc import Iterable
-import dataclasses
-import datetime
-import enum
-import re
 from typing import Any
 
-from lxml import etree
-
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import reasons
 
 PAUSED = 3
 """VIR_DOMAIN_PAUSED of virDomainState, see
@@ -46,198 +36,17 @@ older libvirt has no name for it."""
 _KEEPS_MESSAGES = 11_001_000
 """The libvirt from which on it is there, as virConnectGetLibVersion counts."""
 
-_IO_MESSAGE = re.compile(
-    r"I/O error: disk='(?P<disk>[^']*)', index='-?\d+', path='.*', "
-    r"timestamp='(?P<when>[^']*)', message='(?P<text>.*)'", re.DOTALL)
-"""virDomainObjGetMessagesIOErrorsSrc of libvirt 11.3. A libvirtd of another
-language translates the words; then they tell nothing."""
-
-_NO_SPACE_TEXT = 'No space left on device'
-"""ENOSPC in the words of QEMU, which is not translated."""
-
 _CONTROL_OK = 0
 """VIR_DOMAIN_CONTROL_OK of virDomainControlState."""
 
 
-class Reason(enum.Enum):
-    """Why libvirt says that a guest is paused (virDomainPausedReason)."""
-
-    def __init__(self, number: int, words: str) -> None:
-        self.number = number
-        self.words = words
-
-    NOT_KNOWN = 0, 'for a reason that libvirt does not know'
-    USER = 1, 'by request (Nova, or virsh suspend)'
-    MIGRATION = 2, 'by a migration'
-    SAVE = 3, 'while the guest is saved'
-    DUMP = 4, 'while the memory is dumped'
-    IO_ERROR = 5, 'by an I/O error'
-    WATCHDOG = 6, 'by the watchdog device'
-    FROM_SNAPSHOT = 7, 'since a snapshot was restored'
-    SHUTTING_DOWN = 8, 'while the guest shuts down'
-    SNAPSHOT = 9, 'while a snapshot is made'
-    CRASHED = 10, 'since the guest crashed'
-    STARTING_UP = 11, 'while the guest starts'
-    POSTCOPY = 12, 'by a migration in its post-copy phase'
-    POSTCOPY_FAILED = 13, 'by a post-copy migration that failed'
-
-    @classmethod
-    def of(cls, number: int) -> 'Reason':
-        """By libvirt's number; one of a later libvirt is not known."""
-        return next((reason for reason in cls if reason.number == number),
-                    cls.NOT_KNOWN)
-
-
-class Cause(enum.Enum):
-    """What kind of I/O error paused a guest."""
-
-    NO_SPACE = 'no space'
-    OTHER = 'I/O error'
-    NOT_KNOWN = 'not known'
-
-
-class Place(enum.Enum):
-    """What a disk is on the host (type of ``<disk>``)."""
-
-    FILE = 'file'
-    BLOCK = 'block'
-    NETWORK = 'network'
-    OTHER = 'other'
-
-
-@dataclasses.dataclass(frozen=True)
-class Disk:
-    """A disk of a guest's live XML.
-
-    :ivar target: its name in libvirt, ``vda``
-    :ivar alias: its name in events
-    :ivar source: path on the host, or pool and image of a network disk
-    """
-
-    target: str
-    alias: str
-    place: Place
-    source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class DiskError:
-    """A disk whose error paused the guest.
-
-    :ivar cause: what kind of error
-    :ivar disk: None where the XML does not have the disk
-    """
-
-    target: str
-    cause: Cause
-    disk: Disk | None = None
-
-    def words(self, paths: bool) -> str:
-        cause = 'an error' if self.cause is Cause.NOT_KNOWN else (
-            self.cause.value)
-        path = (f' ({errors.clean(self.disk.source)})'
-                if paths and self.disk and self.disk.source else '')
-        return f'{cause} on disk {errors.clean(self.target, 40)}{path}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Pause:
-    """A guest that is paused.
-
-    :ivar reason: as libvirt says
-    :ivar disks: those that had errors; only of a guest with an I/O error
-    :ivar since: of the last I/O error, None where that is not known
-    :ivar unknown: why the disks are not known, '' where they are
-    """
-
-    reason: Reason
-    disks: tuple[DiskError, ...] = ()
-    since: datetime.datetime | None = None
-    unknown: str = ''
-
-    @property
-    def cause(self) -> Cause | None:
-        """What kind of I/O error; None for a pause of another reason.
-
-        No space only where every disk that had an error says so.
-        """
-        if self.reason is not Reason.IO_ERROR:
-            return None
-        causes = {error.cause for error in self.disks} or {Cause.NOT_KNOWN}
-        for cause in (Cause.OTHER, Cause.NOT_KNOWN):
-            if cause in causes:
-                return cause
-        return Cause.NO_SPACE
-
-    def words(self, paths: bool = False) -> str:
-        """For people, without a full stop.
-
-        :param paths: whether with paths of the host; never for tenants
-        """
-        if self.reason is not Reason.IO_ERROR:
-            return f'paused {self.reason.words}'
-        details = '; '.join(error.words(paths) for error in self.disks)
-        if not details and self.unknown:
-            details = f'which disk is not known: {self.unknown}'
-        return f'paused {self.reason.words}' + (details and f': {details}')
-
-
-def disks(domain_xml: str) -> tuple[Disk, ...]:
-    """The disks of a guest; an odd one is left out.
-
-    :param domain_xml: what virDomainGetXMLDesc gives for a running domain
-    """
-    # libvirt wrote it, but the title and metadata in it are others' words.
-    parser = etree.XMLParser(resolve_entities=False, no_network=True)
-    found = []
-    try:
-        root = etree.fromstring(domain_xml, parser)
-    except (etree.XMLSyntaxError, ValueError, TypeError):
-        return ()
-    for disk in root.iterfind('devices/disk'):
-        target, source = disk.find('target'), disk.find('source')
-        alias = disk.find('alias')
-        if target is None or not target.get('dev'):
-            continue
-        try:
-            place = Place(disk.get('type', ''))
-        except ValueError:
-            place = Place.OTHER
-        attributes: Any = {} if source is None else source.attrib
-        found.append(Disk(
-            target.get('dev'), '' if alias is None else alias.get('name', ''),
-            place, attributes.get('file') or attributes.get('dev') or
-            attributes.get('name') or ''))
-    return tuple(found)
-
-
-def _from_messages(messages: Iterable[str]
-                   ) -> dict[str, tuple[Cause, datetime.datetime | None]]:
-    """What libvirt keeps of I/O errors, the last of each disk."""
-    found = {}
-    for message in messages:
-        match = _IO_MESSAGE.fullmatch(message)
-        if match is None:
-            continue
-        try:
-            # 2026-11-27 02:22:11.123+0000
-            when: datetime.datetime | None = datetime.datetime.fromisoformat(
-                match['when'])
-        except ValueError:
-            when = None
-        found[match['disk']] = (
-            Cause.NO_SPACE if _NO_SPACE_TEXT in match['text']
-            else Cause.OTHER, when)
-    return found
-
-
-def _told(domain: Any) -> dict[str, tuple[Cause, datetime.datetime | None]]:
+def _told(domain: Any) -> dict[str, reasons.Kept]:
     """The errors that libvirt keeps itself, none before libvirt 11.1."""
     version, _ = _asked(lambda: domain.connect().getLibVersion())
     if version is None or version < _KEEPS_MESSAGES:
         return {}
     messages, _ = _asked(domain.messages, _MESSAGE_IOERRORS)
-    return _from_messages(messages or ())
+    return reasons.from_messages(messages or ())
 
 
 def _asked(call: Any, *args: Any) -> tuple[Any, Any]:
@@ -251,7 +60,7 @@ def _asked(call: Any, *args: Any) -> tuple[Any, Any]:
         return None, e
 
 
-def reason_of(domain: Any) -> Reason | None:
+def reason_of(domain: Any) -> reasons.Reason | None:
     """Why a guest is paused; asks libvirt only, which does not ask QEMU.
 
     :param domain: virDomain
@@ -259,10 +68,10 @@ def reason_of(domain: Any) -> Reason | None:
     :raises libvirt.libvirtError: there is no such domain
     """
     state, reason = domain.state(0)
-    return Reason.of(reason) if state == PAUSED else None
+    return reasons.Reason.of(reason) if state == PAUSED else None
 
 
-def read(domain: Any) -> Pause | None:
+def read(domain: Any) -> reasons.Pause | None:
     """Whether and why a guest is paused.
 
     For a guest with an I/O error QEMU is asked about its disks
@@ -275,9 +84,10 @@ def read(domain: Any) -> Pause | None:
     :raises libvirt.libvirtError: there is no such domain
     """
     reason = reason_of(domain)
-    if reason is not Reason.IO_ERROR:
-        return None if reason is None else Pause(reason)
-    by_target = {disk.target: disk for disk in disks(domain.XMLDesc(0))}
+    if reason is not reasons.Reason.IO_ERROR:
+        return None if reason is None else reasons.Pause(reason)
+    by_target = {disk.target: disk
+                 for disk in reasons.disks(domain.XMLDesc(0))}
     told = _told(domain)
     control, error = _asked(domain.controlInfo, 0)
     asked: dict[str, int] | None = None
@@ -289,14 +99,15 @@ def read(domain: Any) -> Pause | None:
     if error is not None:
         unknown = errors.clean(error)
     if asked:
-        causes = {target: Cause.NO_SPACE if number == _DISK_NO_SPACE else
-                  Cause.OTHER for target, number in asked.items()}
+        causes = {
+            target: reasons.Cause.NO_SPACE if number == _DISK_NO_SPACE
+            else reasons.Cause.OTHER for target, number in asked.items()}
     else:
         causes = {target: cause for target, (cause, _) in told.items()}
         unknown = unknown or 'QEMU keeps no status of these disks'
     times = [told[target][1] for target in causes if target in told]
     known = [when for when in times if when is not None]
-    return Pause(
-        reason, tuple(DiskError(target, cause, by_target.get(target))
+    return reasons.Pause(
+        reason, tuple(reasons.DiskError(target, cause, by_target.get(target))
                       for target, cause in sorted(causes.items())),
         since=max(known, default=None), unknown='' if causes else unknown)

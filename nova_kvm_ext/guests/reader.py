@@ -44,6 +44,7 @@ from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import pauses
+from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 
@@ -109,7 +110,7 @@ def read_guests(connection: Any, frozen: Mapping[str, model.Frozen],
 def _paused(stats: Mapping[str, Any]) -> model.Paused | None:
     if stats.get('state.state') != pauses.PAUSED:
         return None
-    reason = pauses.Reason.of(stats.get('state.reason', 0))
+    reason = reasons.Reason.of(stats.get('state.reason', 0))
     return model.Paused(reason.name.lower(), reason.words)
 
 

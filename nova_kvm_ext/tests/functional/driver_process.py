@@ -170,6 +170,20 @@ class Steps:
         self._driver.get_available_resource(
             self._driver.get_available_nodes()[0])
 
+    def of(self, uuid: str) -> None:
+        """The steps that follow are about another instance."""
+        self._instance = objects.Instance.get_by_uuid(
+            self._context, uuid, expected_attrs=['flavor'])
+
+    def record(self, vm_state: str, task_state: str | None = None) -> None:
+        """Have Nova's database say so of the instance."""
+        self._instance.vm_state = vm_state
+        self._instance.task_state = task_state
+        self._instance.save()
+
+    def pause(self) -> None:
+        self._driver.pause(self._instance)
+
     def state(self) -> str:
         return power_state.STATE_MAP[
             self._driver.get_info(self._instance).state]

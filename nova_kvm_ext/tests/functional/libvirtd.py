@@ -173,6 +173,9 @@ class PrivateLibvirt(fixtures.Fixture):
     instances_path: str
     """A directory for Nova's instances."""
 
+    enter: list[str]
+    """The start of a command that runs the rest where libvirtd runs."""
+
     def __init__(
         self, *,
         qemu_user: str | None = None,
@@ -257,7 +260,7 @@ class PrivateLibvirt(fixtures.Fixture):
         # A line ends the first process. Closing the pipe would not if the
         # test has forked, for the child holds it open.
         self.addCleanup(first.communicate, '\n', timeout=_TIMEOUT)
-        self._enter = namespaces.enter(first.pid)
+        self.enter = namespaces.enter(first.pid)
 
     def _mounts(self) -> list[str]:
         """The commands that put the directories in place."""
@@ -316,7 +319,7 @@ class PrivateLibvirt(fixtures.Fixture):
             'DBUS_SYSTEM_BUS_ADDRESS': f'unix:path={self._path}/no-bus'}
         try:
             result = subprocess.run(
-                [*self._enter, *command], timeout=_TIMEOUT,
+                [*self.enter, *command], timeout=_TIMEOUT,
                 env=environment, umask=0o022, text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT)

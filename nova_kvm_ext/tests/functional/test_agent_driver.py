@@ -57,12 +57,13 @@ _WRITER = ('n=0; while :; do n=$((n+1)); echo $n >> /data/log; sync; '
 class DriverProcess:
     """The driver in its own process."""
 
-    def __init__(self, arguments: list[str], log: str) -> None:
+    def __init__(self, arguments: list[str], log: str,
+                 enter: list[str] | None = None) -> None:
         self.log = log
         self.longest = 0.0
         with open(log, 'ab') as output:
             self._process = subprocess.Popen(
-                [sys.executable, '-m',
+                [*(enter or ()), sys.executable, '-m',
                  'nova_kvm_ext.tests.functional.driver_process', *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 text=True)

@@ -34,6 +34,7 @@ PURE = {
     'fleet.admit', 'fleet.baseline', 'fleet.drain', 'fleet.export',
     'fleet.fit', 'fleet.kinds', 'guest_agent.channel',
     'guest_agent.replies', 'guests.drift', 'guests.model',
+    'guests.reasons', 'guests.resume',
     'guests.verdicts', 'host.access', 'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
@@ -62,7 +63,7 @@ READERS = {
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest', 'fleet.page',
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
-    'guests.survey',
+    'guests.resumer', 'guests.survey',
     'images.convert'}
 # The edge to Nova.
 NOVA = {
@@ -70,6 +71,7 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
+    'guests.hooks',
     'host.hooks', 'images.hooks', 'images.questions',
     'storage.hooks',
     'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
@@ -169,7 +171,8 @@ class LayeringTestCase(base.BaseTestCase):
                 self.assertIn(room, {
                     'driver', 'cpu.hooks', 'guest_agent.freezes',
                     'guest_agent.hooks', 'guest_agent.limits',
-                    'guest_agent.thaws', 'host.hooks', 'vhost.hooks',
+                    'guest_agent.thaws', 'guests.hooks', 'host.hooks',
+                    'vhost.hooks',
                     'images.hooks', 'boot.cloudless', 'boot.worker'})
 
     def test_every_module_says_what_it_is(self):

@@ -25,6 +25,7 @@ from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import main
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import pauses
+from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.guests import survey
 from nova_kvm_ext.guests import verdicts
 from nova_kvm_ext.tests.unit.guests import test_verdicts
@@ -109,8 +110,8 @@ class GuestsTestCase(base.BaseTestCase):
     def test_show_with_the_disk_that_had_the_error(self):
         self.guests = []
         self.add('g', paused=model.Paused('io_error', 'by an I/O error'))
-        pause = pauses.Pause(pauses.Reason.IO_ERROR, (pauses.DiskError(
-            'vda', pauses.Cause.NO_SPACE),))
+        pause = reasons.Pause(reasons.Reason.IO_ERROR, (reasons.DiskError(
+            'vda', reasons.Cause.NO_SPACE),))
         with (mock.patch.object(agent, 'find'),
               mock.patch.object(pauses, 'read', return_value=pause) as read):
             _, out, _ = self.run_command('show', 'g', '-f', 'json')

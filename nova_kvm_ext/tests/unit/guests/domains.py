@@ -49,7 +49,7 @@ class Domain:
                  errors: dict[str, int] | Exception | None = None,
                  control: tuple[int, int, int] = (0, 0, 0),
                  version: int = 9_000_000, messages: list[str] | None = None,
-                 asks: bool = True, xml: str = XML,
+                 asks: bool = True, xml: str = XML, job: int = 0,
                  uuid: str = '11111111-2222-4333-8444-555555555555') -> None:
         self.now = state
         self.errors = {} if errors is None else errors
@@ -59,6 +59,7 @@ class Domain:
         self.asks = asks
         self.xml = xml
         self.uuid = uuid
+        self.job = job
         self.resumed = 0
 
     def UUIDString(self) -> str:
@@ -90,6 +91,9 @@ class Domain:
         if isinstance(self.errors, Exception):
             raise self.errors
         return self.errors
+
+    def jobInfo(self) -> list[int]:
+        return [self.job, *[0] * 11]
 
     def resume(self) -> int:
         self.resumed += 1

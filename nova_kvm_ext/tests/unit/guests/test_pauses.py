@@ -11,14 +11,16 @@
 #    under the License.
 
 import datetime
+from typing import Any
 
 from oslotest import base
 
 from nova_kvm_ext.guests import pauses
+from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.tests.unit.guests import domains
 
-NO_SPACE, OTHER, NOT_KNOWN = (pauses.Cause.NO_SPACE, pauses.Cause.OTHER,
-                              pauses.Cause.NOT_KNOWN)
+NO_SPACE, OTHER, NOT_KNOWN = (reasons.Cause.NO_SPACE, reasons.Cause.OTHER,
+                              reasons.Cause.NOT_KNOWN)
 
 
 class ReadTestCase(base.BaseTestCase):
@@ -88,11 +90,13 @@ class ReadTestCase(base.BaseTestCase):
                    "timestamp='2026-11-27 02:22:11.123+0000', "
                    "message='No space left on device'")
         # They are all there is where QEMU is busy, or keeps no status.
-        for more in ({'control': (2, 0, 9), 'asks': False}, {'errors': {}},
-                     {'errors': {'vdb': 2}}):
+        several: list[dict[str, Any]] = [
+            {'control': (2, 0, 9), 'asks': False}, {'errors': {}},
+            {'errors': {'vdb': 2}}]
+        for more in several:
             pause = pauses.read(domains.Domain(
                 version=11_001_000, messages=[message, 'tainted'], **more))
-            self.assertIs(NO_SPACE, pause.cause, more)
+            self.assertIs(NO_SPACE, pause.cause, str(more))
             self.assertEqual('vdb', pause.disks[0].target)
             self.assertEqual(datetime.datetime(
                 2026, 11, 27, 2, 22, 11, 123000, datetime.timezone.utc),
@@ -118,7 +122,7 @@ class DisksTestCase(base.BaseTestCase):
 
     def test_places(self):
         found = {disk.target: (disk.place.value, disk.source)
-                 for disk in pauses.disks(domains.XML)}
+                 for disk in reasons.disks(domains.XML)}
         self.assertEqual({
             'vda': ('file', '/instances/disk'),
             'vdb': ('block', '/dev/mapper/v'),
@@ -128,4 +132,4 @@ class DisksTestCase(base.BaseTestCase):
 
     def test_no_xml(self):
         for text in ('', 'x', '<domain', '<domain/>', '<!DOCTYPE x><a/>'):
-            self.assertEqual((), pauses.disks(text))
+            self.assertEqual((), reasons.disks(text))

@@ -1,0 +1,179 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import json
+import os
+import time
+from unittest import mock
+
+import libvirt
+from oslotest import base
+
+from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.guests import resume
+from nova_kvm_ext.guests import resumer
+from nova_kvm_ext.tests.unit.guests import domains
+
+ENOUGH = resume.Space(1 << 40, 1 << 41)
+FULL = resume.Space(0, 1 << 41)
+
+
+class LookTestCase(base.BaseTestCase):
+
+    def look(self, domain, resume=True, space=ENOUGH):
+        with mock.patch.object(resumer, 'space_for', return_value=space):
+            with mock.patch.object(time, 'sleep'):
+                return resumer.look(domain, resumer.Job('uuid', resume))
+
+    def test_resumed(self):
+        domain = domains.Domain(errors={'vda': 2})
+        outcome = self.look(domain)
+        self.assertEqual(1, domain.resumed)
+        self.assertLessEqual(outcome.resumed, time.monotonic())
+        self.assertEqual(('no space', ('vda',)),
+                         (outcome.cause, outcome.disks))
+        # Nothing is lost on the way.
+        self.assertIn('/instances/disk', json.dumps(vars(outcome)))
+
+    def test_not_resumed(self):
+        for more, kwargs in (({}, {'space': FULL}), ({}, {'resume': False}),
+                             ({'errors': {'vda': 1}}, {}),
+                             ({'errors': {}}, {}),
+                             ({'job': 1}, {}),
+                             ({'control': (1, 0, 0), 'asks': False}, {})):
+            domain = domains.Domain(**({'errors': {'vda': 2}} | more))
+            outcome = self.look(domain, **kwargs)
+            self.assertTrue(outcome.paused)
+            self.assertIsNone(outcome.resumed)
+            self.assertEqual(0, domain.resumed, str((more, kwargs)))
+
+    def test_a_try(self):
+        domain = domains.Domain(errors={'vda': 2})
+        outcome = self.look(domain, space=None)
+        self.assertEqual(1, domain.resumed)
+        self.assertIsNone(outcome.may)
+
+    def test_paused_by_request(self):
+        for number in (0, 1, 2, 3, 4, 6, 9, 12, 13):
+            domain = domains.Domain(state=(3, number), asks=False)
+            self.assertEqual(resumer.Outcome('uuid'), self.look(domain))
+            self.assertEqual(0, domain.resumed)
+
+    def test_paused_by_request_meanwhile(self):
+        domain = domains.Domain(errors={'vda': 2})
+
+        def ask(flags=0):
+            domain.now = (3, 1)
+            return {'vda': 2}
+
+        with mock.patch.object(domain, 'diskErrors', ask):
+            self.assertIsNone(self.look(domain).resumed)
+        self.assertEqual(0, domain.resumed)
+
+    def test_busy_for_a_moment(self):
+        domain = domains.Domain(errors={'vda': 2})
+        with mock.patch.object(domain, 'controlInfo', side_effect=[
+                [2, 0, 5], [2, 0, 5], [0, 0, 0]]):
+            self.assertIsNotNone(self.look(domain).resumed)
+
+
+class SpaceTestCase(base.BaseTestCase):
+
+    def disk(self, place, source):
+        return reasons.Disk('vda', '', place, source)
+
+    def test_file(self):
+        space = resumer.space_for(self.disk(
+            reasons.Place.FILE, os.path.abspath(__file__)))
+        self.assertGreaterEqual(space.total, space.free)
+        self.assertGreater(space.total, 0)
+
+    def test_cannot_be_looked_at(self):
+        for disk in (None, self.disk(reasons.Place.BLOCK, '/dev/null'),
+                     self.disk(reasons.Place.NETWORK, 'pool/image'),
+                     self.disk(reasons.Place.FILE, ''),
+                     self.disk(reasons.Place.FILE, 'relative'),
+                     self.disk(reasons.Place.FILE, '/no/such/file')):
+            self.assertIsNone(resumer.space_for(disk), disk)
+
+
+class RoundTestCase(base.BaseTestCase):
+
+    JOBS = (resumer.Job('a', True), resumer.Job('b', False))
+
+    def round(self, uri, jobs=JOBS):
+        found = resumer.Round(uri, jobs)
+        self.addCleanup(found.kill)
+        return found
+
+    def wait(self, found):
+        deadline = time.monotonic() + 120
+        while not found.over():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
+    def test_no_libvirt(self):
+        found = self.round('qemu+unix:///system?socket=/no/such/socket')
+        self.wait(found)
+        self.assertEqual([], found.outcomes())
+        self.assertFalse(found.has_answered('a'))
+        found.close()
+
+    def test_answers(self):
+        # libvirt's own driver for tests has no such guest.
+        found = self.round('test:///default')
+        self.wait(found)
+        self.assertTrue(found.has_answered('a'))
+        outcomes = found.outcomes()
+        self.assertEqual({'a', 'b'}, {each.uuid for each in outcomes})
+        self.assertEqual([False, False], [each.paused for each in outcomes])
+        self.assertTrue(all(each.problem for each in outcomes))
+        self.assertEqual([], found.outcomes())
+        found.close()
+
+    def test_half_an_answer_waits(self):
+        found = self.round('test:///default', ())
+        self.wait(found)
+        line = json.dumps({'uuid': 'a', 'disks': ['vda']}).encode() + b'\n'
+        descriptor = found._answers.fileno()
+        os.write(descriptor, line[:10])
+        self.assertEqual([], found.outcomes())
+        os.write(descriptor, line[10:])
+        self.assertEqual([resumer.Outcome('a', disks=('vda',))],
+                         found.outcomes())
+        found.close()
+
+    def test_no_more_than_a_process_can_be_told(self):
+        jobs = [resumer.Job(str(number), True) for number in range(2000)]
+        found = self.round('test:///default', jobs)
+        self.assertEqual(resumer.MOST_GUESTS, len(found.jobs))
+
+
+class StuckTestCase(base.BaseTestCase):
+
+    def test_too_many_are_stuck(self):
+        guests = {str(number): domains.Domain(
+            errors={'vda': 2}, control=(2, 0, 10 ** 6))
+            for number in range(resumer.MOST_STUCK)}
+        guests['good'] = domains.Domain(errors={'vda': 2})
+        connection = mock.Mock(lookupByUUIDString=guests.__getitem__)
+        jobs = [resumer.Job(uuid, True) for uuid in guests]
+        with (mock.patch.object(libvirt, 'open', return_value=connection),
+                mock.patch.object(resumer, 'space_for', return_value=ENOUGH),
+                mock.patch.object(time, 'sleep'),
+                mock.patch.object(resumer, '_say') as said):
+            resumer.run('uri', jobs)
+            said.assert_not_called()
+            del guests['0']
+            resumer.run('uri', [job for job in jobs if job.uuid != '0'])
+        self.assertEqual(1, guests['good'].resumed)
+        self.assertEqual(resumer.MOST_STUCK, said.call_count)
