@@ -85,7 +85,7 @@ def available(host: capabilities.DomainCapabilities,
     :returns: None where libvirt does not tell
     """
     found = shown(host, known)
-    return None if found is None else found | host.supported
+    return found | host.supported if found and host.supported else found
 
 
 def compare(cpu: definition.CPU, host: capabilities.DomainCapabilities,
@@ -186,7 +186,7 @@ def _compare(cpu: definition.CPU, host: capabilities.DomainCapabilities,
     ours = host.model(cpu.model)
     if (known.compares_by_qemu and ours is not None and
             ours.usable == 'yes' and not cpu.is_hosts and
-            {policy for _, policy in cpu.features} <= {'disable'} and
+            cpu.names == cpu.named('disable') and
             not _unknown(cpu, known)):
         return Comparison(True, 'QEMU calls its model usable, and it has no '
                                 'further feature')
@@ -219,17 +219,15 @@ def _unknown(cpu: definition.CPU, known: cpu_map.CPUMap) -> list[str]:
 
     But for required ones, which are missing.
     """
-    return [name for name, policy in cpu.features
-            if policy != 'require' and name not in known.feature_names]
+    unknown = cpu.names - cpu.named('require') - known.feature_names
+    return [name for name, _ in cpu.features if name in unknown]
 
 
 def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
               known: cpu_map.CPUMap, has: frozenset[str]) -> Comparison:
     """The arithmetic, where model and features of both are known."""
     assert host.host_model is not None and cpu.model is not None
-    forbidden = has & _named(cpu, 'forbid')
-    free = (_named(cpu, 'force') | _named(cpu, 'optional') |
-            _named(cpu, 'disable'))
+    forbidden = has & cpu.named('forbid')
     blockers = _blockers(cpu, host, known)
     # Where libvirt goes by blockers, it does not look at forbidden features:
     # such a guest starts without them on a host that has them (libvirt 11.3,
@@ -239,11 +237,11 @@ def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
     # What the model has and the CPU forbids is wanted all the same: libvirt
     # takes only force, optional and disable for a word about the model.
     if blockers is None:
-        wanted = (cpu.required | known.models[cpu.model]) - free
+        wanted = (cpu.required | known.models[cpu.model]) - cpu.free
         missing = wanted - has
     else:
-        wanted = _named(cpu, 'require')
-        missing = (wanted - has) | (blockers - _named(cpu, 'disable'))
+        wanted = cpu.named('require')
+        missing = (wanted - has) | (blockers - cpu.named('disable'))
     if cpu.is_hosts:
         return _of_a_host(missing - unshown.HOST_ONLY)
     surely, perhaps = unshown.given(
@@ -264,12 +262,13 @@ def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
             None, f'libvirt on this host does not know the feature '
                   f'{_few(unknown)}')
     if cpu.match == 'strict' and blockers is None:
-        more = has - wanted - free
+        more = has - wanted - cpu.free
         if more:
             return _must_not_have(more)
-    # Those that only the second look at domain capabilities has.
-    surely |= (wanted & host.supported) - (
-        shown(host, known) or frozenset())
+    if host.supported:
+        # Those that only the second look at domain capabilities has.
+        surely |= (wanted & host.supported) - (
+            shown(host, known) or frozenset())
     return Comparison(
         True, 'this host has all of its features' if not surely else
         'this host can give all of its features, though host-model does not '
@@ -307,10 +306,6 @@ def _must_not_have(features: frozenset[str]) -> Comparison:
     return Comparison(
         False, f'this host has {len(features)} features that the CPU must '
                f'not have', tuple(sorted(features)))
-
-
-def _named(cpu: definition.CPU, policy: str) -> frozenset[str]:
-    return frozenset(name for name, said in cpu.features if said == policy)
 
 
 def _without_model(cpu: definition.CPU) -> Comparison:

@@ -22,6 +22,7 @@ x86ModelParse).
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
+import functools
 
 from lxml import etree
 
@@ -72,7 +73,7 @@ class CPUMap:
     compares_by_qemu: bool = False
     strict_models: frozenset[str] = frozenset()
 
-    @property
+    @functools.cached_property
     def feature_names(self) -> frozenset[str]:
         """Every feature that libvirt knows."""
         return self.register_features.union(self.features)

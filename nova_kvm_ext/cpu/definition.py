@@ -20,6 +20,7 @@ https://libvirt.org/formatdomain.html#cpu-model-and-topology
 
 from collections.abc import Iterable
 import dataclasses
+import functools
 import re
 
 from lxml import etree
@@ -196,15 +197,37 @@ class CPU:
         """
         return self.model is not None
 
-    @property
+    # A fleet compares each CPU with each kind of host: thousands of times.
+    @functools.cached_property
+    def _by_policy(self) -> dict[str, frozenset[str]]:
+        return {policy: frozenset(n for n, said in self.features
+                                  if said == policy)
+                for policy in _POLICIES}
+
+    def named(self, policy: str) -> frozenset[str]:
+        """Features that it names with this policy."""
+        return self._by_policy[policy]
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """Every feature that it names, with whatever policy."""
+        return frozenset().union(*self._by_policy.values())
+
+    @functools.cached_property
     def required(self) -> frozenset[str]:
         """Features that it has, besides its model's."""
-        return frozenset(n for n, policy in self.features if policy in _HAS)
+        return frozenset().union(*map(self.named, _HAS))
 
-    @property
+    @functools.cached_property
     def disabled(self) -> frozenset[str]:
         """Features that it lacks, though its model may have them."""
-        return frozenset(n for n, policy in self.features if policy in _LACKS)
+        return frozenset().union(*map(self.named, _LACKS))
+
+    @functools.cached_property
+    def free(self) -> frozenset[str]:
+        """Features that it names and that a host need not have."""
+        return frozenset().union(
+            *map(self.named, ('force', 'optional', 'disable')))
 
     def features_by(self, known: cpu_map.CPUMap | None
                     ) -> frozenset[str] | None:
@@ -216,7 +239,9 @@ class CPU:
         if (known is None or self.model is None or
                 self.model not in known.models):
             return None
-        return known.models[self.model] - self.disabled | self.required
+        models = known.models[self.model]
+        return (models - self.disabled | self.required if self.features
+                else models)
 
     def with_features(self, features: Iterable[tuple[str, str]]) -> 'CPU':
         """The same CPU with more features; a later policy wins."""

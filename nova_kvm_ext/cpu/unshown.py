@@ -106,11 +106,13 @@ def given(features: Iterable[str], vendor: str | None,
         that this QEMU has
     :returns: those that they surely get, and those that they perhaps get
     """
+    names = NAMES.intersection(features)
+    if not names:
+        return frozenset(), frozenset()
     qemu = _qemu(machine)
     found = {
-        name: row for name in features
-        if (row := _GIVEN.get(name)) is not None and
-        virt_type in (None, *row.virt_types) and
+        name: row for name in names
+        if virt_type in (None, *(row := _GIVEN[name]).virt_types) and
         (qemu is None or qemu >= row.since) and
         (not row.vendors or vendor in row.vendors)}
     return (frozenset(n for n, row in found.items() if row.sure),

@@ -126,9 +126,8 @@ class Fleet:
             return Answer(None, 'the host does not tell what its guests can '
                                 'have')
         found = compare.compare(cpu, prepared.caps, prepared.known)
-        names = frozenset(name for name, _ in cpu.features)
         unknown = () if kind.cpu.known is None else tuple(
-            sorted(names - kind.cpu.known))
+            sorted(cpu.names - kind.cpu.known))
         possible, reason = found.possible, found.reason
         if possible and unknown:
             possible = None

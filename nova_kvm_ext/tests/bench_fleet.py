@@ -34,6 +34,7 @@ from typing import Any
 from unittest import mock
 
 from nova_kvm_ext.cpu import capabilities
+from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.fleet import baseline
 from nova_kvm_ext.fleet import export
@@ -62,14 +63,14 @@ class Time:
     limit: float | None
 
 
-def documents(number: int, seed: int) -> list[str]:
+def documents(number: int, seed: int, x86_map: cpu_map.CPUMap) -> list[str]:
     """Domain capabilities of so many kinds."""
     chosen = random.Random(seed)
     texts = []
     for name in _DOCUMENTS:
         with open(os.path.join(_DATA, name)) as f:
             texts.append(f.read())
-    found: dict[tuple[str, ...], str] = {}
+    found: dict[str, str] = {}
     while len(found) < number:
         text = chosen.choice(texts)
         # Up to the models: what host-model gives is before them.
@@ -80,7 +81,10 @@ def documents(number: int, seed: int) -> list[str]:
             features, chosen.randint(1, min(_MOST_TAKEN, len(features)))))
         for feature in taken:
             head = head.replace(feature, '')
-        found[text[:99], *taken] = f'{head}{mode}{rest}'
+        # Two names can be one feature to libvirt's CPU map.
+        document = f'{head}{mode}{rest}'
+        found[export.of_capabilities(
+            capabilities.parse(document), x86_map).digest] = document
     return list(found.values())
 
 
@@ -98,7 +102,7 @@ def run(hosts: int, number: int, seed: int, directory: str) -> list[Time]:
     if x86_map is None:
         sys.exit('libvirt\'s CPU map is not on this machine (package '
                  'libvirt-common or libvirt-daemon).')
-    texts = documents(number, seed)
+    texts = documents(number, seed, x86_map)
     exports = [export.to_json(export.Export(
         'NAME', export.of_capabilities(capabilities.parse(text), x86_map),
         libvirt='11.3.0', qemu='10.0.2', kernel='6.12.38',
