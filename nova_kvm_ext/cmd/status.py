@@ -10,7 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext-status upgrade check``: what to mend before an upgrade.
+"""``nova-kvm-ext-status``: ``upgrade check`` and ``rollback check``.
+
+What to mend before an upgrade; :mod:`nova_kvm_ext.cmd.rollback` has the way
+back to LibvirtDriver.
 
 Run it with the new release installed and before its nova-compute is started,
 as ``nova-status upgrade check``. The frame, its table, its ``--json`` and its
@@ -37,6 +40,7 @@ from oslo_config import cfg
 from oslo_upgradecheck import upgradecheck
 
 from nova_kvm_ext.cmd import base
+from nova_kvm_ext.cmd import rollback
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
@@ -274,10 +278,31 @@ def _written(file: str) -> set[str]:
 def register_commands(conf_: cfg.ConfigOpts, commands: Checks) -> None:
     """Have options parsed from the command line; the man page is of these.
 
+    As upgradecheck.register_cli_options(), for two commands.
+
     :param conf_: the configuration that parses
-    :param commands: what the commands run
+    :param commands: what ``upgrade`` runs
     """
-    upgradecheck.register_cli_options(conf_, commands)
+    conf_.register_cli_opt(cfg.SubCommandOpt(
+        'command', handler=functools.partial(
+            _add_parsers, commands, rollback.Checks())))
+
+
+def _add_parsers(upgrades: Checks, rollbacks: rollback.Checks,
+                 subparsers: Any) -> None:
+    """The command line of both."""
+    for name, commands in ('upgrade', upgrades), ('rollback', rollbacks):
+        parser = subparsers.add_parser(name)
+        parser.add_argument('check', choices=['check'])
+        parser.add_argument(
+            '--json', action='store_true',
+            help='print the results as JSON instead of a table')
+        parser.set_defaults(action_fn=commands.check)
+        if name == 'rollback':
+            parser.add_argument(
+                '--os-cloud', metavar='NAME',
+                help='look at this cloud of clouds.yaml too: traits, flavors '
+                     'and images that only this driver understands')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,7 +42,8 @@ _TOP = pathlib.Path(__file__).parents[3]
 _STATE = '/var/tmp/nova-kvm-ext-cloud'
 # Checks that break or change a compute run alone, the others side by side:
 # mostly guests boot, each on one CPU.
-_ALONE = r'\.(HostCPU|HostMigration|(Migration)?Fault|Soak)TestCase\.'
+_ALONE = (r'\.(HostCPU|HostMigration|HostRollback|Fleet|(Migration)?Fault|'
+          r'Soak)TestCase\.')
 _AT_ONCE = max(1, min(4, os.cpu_count() or 1))
 # Where time is short.
 _SHORT = r'\.(test_boot\.Boot|test_agent\.)'
@@ -92,6 +93,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         '--short', action='store_true',
         help='one compute; boots, guest agent and snapshots only')
+    parser.add_argument(
+        '--computes', type=int, metavar='N',
+        choices=range(1, len(sandbox.COMPUTES) + 1),
+        help='how many computes a new cloud has (default: 2; 1 with --short)')
     parser.add_argument(
         '--keep', action='store_true', help='leave the cloud up')
     parser.add_argument(
@@ -163,7 +168,8 @@ class Run:
         start = time.monotonic()
         self._sandbox.make()
         self._phase('namespaces', time.monotonic() - start)
-        computes = 1 if self._arguments.short else len(sandbox.COMPUTES)
+        computes = self._arguments.computes or (
+            1 if self._arguments.short else 2)
         with subprocess.Popen(
                 self._inside([
                     sys.executable, '-m', 'nova_kvm_ext.tests.cloud.deploy',

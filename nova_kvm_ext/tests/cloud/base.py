@@ -407,10 +407,13 @@ class HostTestCase(CloudTestCase):
         self.addCleanup(self._change, host, {})
         self._change(host, options)
 
-    def set_options(self, host: str, options: configuration.Options) -> None:
-        """Set what nova-compute on a host starts with, beside its own."""
+    def set_options(self, name: str, options: configuration.Options) -> None:
+        """Set what a service starts with, beside its own options.
+
+        :param name: of a host, for nova-compute there; else of the service
+        """
         configuration.write_options(
-            self.state / 'etc' / f'{host}-changed.conf', options)
+            self.state / 'etc' / f'{name}-changed.conf', options)
 
     def _change(self, host: str, options: configuration.Options) -> None:
         self.set_options(host, options)

@@ -101,8 +101,10 @@ class Configuration:
             write_options(self.etc / f'{compute}.conf', self._compute(compute))
             write_options(self.etc / f'{compute}-agent.conf', {
                 'DEFAULT': {'host': compute}})
+        for name in (*sandbox.COMPUTES, 'neutron-rpc', 'nova-conductor',
+                     'nova-scheduler'):
             # A check writes here what it wants otherwise.
-            write_options(self.etc / f'{compute}-changed.conf', {})
+            write_options(self.etc / f'{name}-changed.conf', {})
         for service, application in APPLICATIONS.items():
             # Not by its command line, which some applications parse too.
             directory = self.etc / f'{service}-api'
@@ -272,6 +274,8 @@ class Configuration:
             'conductor': {'workers': 1},
             'scheduler': {'workers': 1, 'discover_hosts_in_cells_interval': 5,
                           'image_metadata_prefilter': True},
+            'filter_scheduler': {
+                'available_filters': 'nova.scheduler.filters.all_filters'},
             'compute': {'live_migration_wait_for_vif_plug': False},
             'libvirt': {
                 'live_migration_uri': libvirt_uri(self.state, '%s')},

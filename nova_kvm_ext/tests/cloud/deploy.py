@@ -63,7 +63,7 @@ class Deployment:
 
     :param state: directory of the cloud
     :param venv: directory of the environment that services run from
-    :param computes: how many computes, 1 or 2
+    :param computes: how many computes
     """
 
     def __init__(self, state: pathlib.Path, venv: pathlib.Path,

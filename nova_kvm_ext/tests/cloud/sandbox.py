@@ -18,8 +18,9 @@ and namespaces. Fresh directories cover those that libvirt and Open vSwitch
 have compiled in, and the network is one of its own, so neither the host's
 daemons nor another cloud's are met. Only the state directory outlives it.
 
-The second compute has mount, network and UTS namespaces of its own inside, and
-two cables to the first: one for APIs and migrations, one for guests' networks.
+Each compute but the first has mount, network and UTS namespaces of its own
+inside. Two bridges join them: one for APIs and migrations, one for guests'
+networks.
 
 It starts no service and must not know OpenStack.
 """
@@ -36,12 +37,18 @@ import time
 
 from nova_kvm_ext.tests import namespaces
 
-COMPUTES = ('compute1', 'compute2')
-ADDRESSES = {'compute1': '198.51.100.1', 'compute2': '198.51.100.2'}
-"""What each compute is reached at by the other (RFC 5737's TEST-NET-2)."""
+COMPUTES = ('compute1', 'compute2', 'compute3')
+"""Those that there can be; on the first are all other services too."""
 
-PHYSICAL = {'compute1': 'phys1', 'compute2': 'phys2'}
+ADDRESSES = {compute: f'198.51.100.{number}'
+             for number, compute in enumerate(COMPUTES, 1)}
+"""What each compute is reached at by the others (RFC 5737's TEST-NET-2)."""
+
+PHYSICAL = {compute: f'phys{number}'
+            for number, compute in enumerate(COMPUTES, 1)}
 """The network device of each that guests' networks go through."""
+
+_API = {compute: f'api{number}' for number, compute in enumerate(COMPUTES, 1)}
 
 # Compiled in; below /run everything is fresh.
 _COVERED = {
@@ -232,32 +239,39 @@ class Sandbox:
         (self.state / 'hosts').write_text(hosts)
 
     def _set_up(self) -> None:
-        first, second = COMPUTES
-        cables = []
-        for one, other in (('api1', 'api2'), PHYSICAL.values()):
-            cables += [
-                f'ip link add {one} type veth peer name {other}',
-                f'ip link set {one} up']
-        holder = self.state / 'run' / f'{second}.pid'
-        self._run([
-            *self._covers(first),
-            'ip link set lo up', *cables,
-            f'ip address add {ADDRESSES[first]}/24 dev api1',
-            # Whoever enters it finds it by its first process.
-            'unshare --mount --propagation slave --net --uts sleep infinity '
-            '> /dev/null 2>&1 &',
-            f'echo $! > {holder}',
-            # It has its own when it is no longer where this shell is.
-            'while [ "$(readlink /proc/$!/ns/uts)" = '
-            '"$(readlink /proc/self/ns/uts)" ]; do sleep 0.02; done',
-            'ip link set api2 netns $!',
-            f'ip link set {PHYSICAL[second]} netns $!'])
-        self._run([shlex.join(in_compute(self.state, second, [
-            'sh', '-ec', '\n'.join([
-                *self._covers(second),
-                'ip link set lo up', 'ip link set api2 up',
-                f'ip link set {PHYSICAL[second]} up',
-                f'ip address add {ADDRESSES[second]}/24 dev api2'])]))])
+        first, *others = COMPUTES
+        cables = ['ip link set lo up']
+        for bridge, devices in ('api', _API), ('phys', PHYSICAL):
+            cables += [f'ip link add {bridge} type bridge',
+                       f'ip link set {bridge} up']
+            for device in devices.values():
+                cables += [
+                    f'ip link add {device} type veth peer name {device}-port',
+                    f'ip link set {device}-port master {bridge} up']
+        self._run([*self._covers(first), *cables, *self._links(first)])
+        for compute in others:
+            holder = self.state / 'run' / f'{compute}.pid'
+            self._run([
+                # Whoever enters it finds it by its first process.
+                'unshare --mount --propagation slave --net --uts sleep '
+                'infinity > /dev/null 2>&1 &',
+                f'echo $! > {holder}',
+                # It has its own when it is no longer where this shell is.
+                'while [ "$(readlink /proc/$!/ns/uts)" = '
+                '"$(readlink /proc/self/ns/uts)" ]; do sleep 0.02; done',
+                f'ip link set {_API[compute]} netns $!',
+                f'ip link set {PHYSICAL[compute]} netns $!'])
+            self._run([shlex.join(in_compute(self.state, compute, [
+                'sh', '-ec', '\n'.join([
+                    *self._covers(compute), 'ip link set lo up',
+                    *self._links(compute)])]))])
+
+    @staticmethod
+    def _links(compute: str) -> list[str]:
+        """The commands that bring a compute's network devices up."""
+        return [f'ip link set {_API[compute]} up',
+                f'ip link set {PHYSICAL[compute]} up',
+                f'ip address add {ADDRESSES[compute]}/24 dev {_API[compute]}']
 
     def _cover(self, compute: str, name: str) -> pathlib.Path:
         """What stands for a directory; logs are to stay after the cloud."""

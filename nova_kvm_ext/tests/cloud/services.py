@@ -154,7 +154,8 @@ def table(state: pathlib.Path, venv: pathlib.Path) -> dict[str, Service]:
             ('nova-scheduler', 'nova-scheduler')):
         services.append(Service(
             name, [f'{binaries}/{program}', '--config-file',
-                   f'{etc}/{name.partition("-")[0]}.conf'], _always))
+                   f'{etc}/{name.partition("-")[0]}.conf', '--config-file',
+                   f'{etc}/{name}-changed.conf'], _always))
     for compute in sandbox.COMPUTES:
         top = state / compute
         database = f'{top}/ovs-etc/conf.db'

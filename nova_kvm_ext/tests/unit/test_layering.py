@@ -46,8 +46,8 @@ PURE = {
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
-    'option_values', 'request', 'storage.consistency', 'traits',
-    'vhost.policy', 'vhost.proof', 'vhost.queues'}
+    'option_values', 'request', 'rollback.traces', 'storage.consistency',
+    'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
@@ -57,7 +57,7 @@ READERS = {
     'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.headers', 'images.qemu_img', 'log',
+    'images.headers', 'images.qemu_img', 'log', 'rollback.cloud',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
@@ -81,8 +81,8 @@ SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
     'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests', 'cmd.host',
-    'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.status',
-    'cmd.vhost'}
+    'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.rollback',
+    'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
     'nova.conf', 'nova.privsep.utils', 'nova.virt.libvirt.utils'}
