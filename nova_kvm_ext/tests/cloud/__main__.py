@@ -37,6 +37,7 @@ import testtools
 from nova_kvm_ext.tests.cloud import base
 from nova_kvm_ext.tests.cloud import deploy
 from nova_kvm_ext.tests.cloud import sandbox
+from nova_kvm_ext.tests.cloud import storage
 
 _TOP = pathlib.Path(__file__).parents[3]
 _STATE = '/var/tmp/nova-kvm-ext-cloud'
@@ -97,6 +98,11 @@ def _arguments() -> argparse.Namespace:
         '--computes', type=int, metavar='N',
         choices=range(1, len(sandbox.COMPUTES) + 1),
         help='how many computes a new cloud has (default: 2; 1 with --short)')
+    parser.add_argument(
+        '--storage', choices=storage.KINDS, default=storage.KINDS[0],
+        help='what images and the disks of guests are: files, or in a Ceph '
+        'that is brought up too (default: %(default)s). Volumes are of both '
+        'kinds, but for --short, which has none')
     parser.add_argument(
         '--keep', action='store_true', help='leave the cloud up')
     parser.add_argument(
@@ -173,7 +179,9 @@ class Run:
         with subprocess.Popen(
                 self._inside([
                     sys.executable, '-m', 'nova_kvm_ext.tests.cloud.deploy',
-                    str(self._sandbox.state), str(computes)]),
+                    str(self._sandbox.state), str(computes),
+                    self._arguments.storage,
+                    'no' if self._arguments.short else 'yes']),
                 stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 event = json.loads(line)

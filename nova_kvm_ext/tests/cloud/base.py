@@ -48,6 +48,7 @@ from nova_kvm_ext.boot import testguest
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
+from nova_kvm_ext.tests.cloud import storage
 
 STATE = 'NOVA_KVM_EXT_CLOUD_STATE'
 """Environment variable: the directory of a cloud of tools/run-cloud-tests."""
@@ -105,13 +106,25 @@ class CloudTestCase(testtools.TestCase):
 
     @classmethod
     def make_image(cls, path: str, *, disk_format: str = 'raw',
+                   store: str | None = None,
                    properties: Mapping[str, str] = {}) -> Any:
-        """Upload an image that is removed after the class."""
+        """Upload an image that is removed after the class.
+
+        :param store: of Glance's, None for the default
+        """
+        more: dict[str, Any] = {} if store else {
+            'filename': path, 'wait': True}
         image = cls.cloud.image.create_image(
-            name=f'kvm-ext-{uuid.uuid4()}', filename=path,
-            disk_format=disk_format, container_format='bare', wait=True,
-            allow_duplicates=True, **properties)
+            name=f'kvm-ext-{uuid.uuid4()}', disk_format=disk_format,
+            container_format='bare', allow_duplicates=True, **more,
+            **properties)
         cls.addClassCleanup(cls.cloud.image.delete_image, image.id)
+        if store:
+            with open(path, 'rb') as file:
+                openstack.exceptions.raise_from_response(cls.cloud.image.put(
+                    f'/images/{image.id}/file', data=file, headers={
+                        'Content-Type': 'application/octet-stream',
+                        'X-Image-Meta-Store': store}))
         return image
 
     @classmethod
@@ -315,6 +328,17 @@ class CloudTestCase(testtools.TestCase):
             return True
         self.wait('traits that are set', put)
 
+    def pinned(self, host: str) -> dict[str, str]:
+        """Extra specs that keep a server on a host where it must stay."""
+        if STATE not in os.environ:
+            return {}
+        # The computes of that cloud have no SSH, by which disks would move.
+        trait = f'CUSTOM_{uuid.uuid4().hex.upper()}'
+        self.set_traits(host, self.traits(host) | {trait}, new=trait)
+        self.addCleanup(lambda: self.set_traits(
+            host, self.traits(host) - {trait}))
+        return {f'trait:{trait}': 'required'}
+
     def allocations(self, host: str) -> set[str]:
         """UUIDs of the servers and migrations that Placement has on it."""
         return set(self.placement('GET', host, 'allocations')['allocations'])
@@ -333,10 +357,12 @@ class HostTestCase(CloudTestCase):
 
     :ivar state: directory of the cloud
     :ivar services: the cloud's services
+    :ivar storage: what images, disks and volumes lie on
     """
 
     state: pathlib.Path
     services: services.Services
+    storage: storage.Storage
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -347,6 +373,7 @@ class HostTestCase(CloudTestCase):
         super().setUpClass()
         cls.state = pathlib.Path(os.environ[STATE])
         cls.services = services.Services(cls.state, pathlib.Path(sys.prefix))
+        cls.storage = storage.of(cls.state)
 
     def on_host(self, host: str, command: Sequence[str],
                 check: bool = True) -> str:
@@ -381,6 +408,14 @@ class HostTestCase(CloudTestCase):
             'virsh', 'qemu-agent-command', self.domain(server), json.dumps(
                 {'execute': command} |
                 ({'arguments': arguments} if arguments else {}))]))['return']
+
+    def frozen(self, server: Any) -> str | None:
+        """What its agent says of its file systems, if it says anything."""
+        said = self.on_host(self.host_of(server), [
+            'virsh', 'qemu-agent-command', self.domain(server),
+            '{"execute": "guest-fsfreeze-status"}'], check=False)
+        return next((state for state in ('frozen', 'thawed')
+                     if f'"{state}"' in said), None)
 
     def console_file(self, server: Any) -> str:
         """What a server has printed, also one that does not run."""

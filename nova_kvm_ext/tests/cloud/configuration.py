@@ -23,18 +23,21 @@ import configparser
 import pathlib
 import textwrap
 
+from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import sandbox
+from nova_kvm_ext.tests.cloud import storage as storage_module
 
 CONTROLLER = sandbox.ADDRESSES[sandbox.COMPUTES[0]]
 REGION = 'RegionOne'
 PORTS = {'identity': 5000, 'image': 9292, 'placement': 8778, 'network': 9696,
-         'compute': 8774}
+         'compute': 8774, 'block-storage': 8776}
 URLS = {
     'identity': f'http://{CONTROLLER}:{PORTS["identity"]}/v3',
     'image': f'http://{CONTROLLER}:{PORTS["image"]}',
     'placement': f'http://{CONTROLLER}:{PORTS["placement"]}',
     'network': f'http://{CONTROLLER}:{PORTS["network"]}',
     'compute': f'http://{CONTROLLER}:{PORTS["compute"]}/v2.1',
+    'block-storage': f'http://{CONTROLLER}:{PORTS["block-storage"]}/v3',
 }
 APPLICATIONS = {
     'identity': 'keystone.wsgi.api:application',
@@ -42,6 +45,7 @@ APPLICATIONS = {
     'placement': 'placement.wsgi.api:application',
     'network': 'neutron.wsgi.api:application',
     'compute': 'nova.wsgi.osapi_compute:application',
+    'block-storage': 'cinder.wsgi.api:application',
 }
 DATABASES = ('keystone', 'glance', 'placement', 'neutron', 'nova_api', 'nova',
              'nova_cell0')
@@ -63,11 +67,13 @@ class Configuration:
     :param state: directory of the cloud
     :param venv: directory of the environment that the services run from
     :param password: of the administrator and of each service
+    :param storage: what images, disks and volumes lie on
     """
 
     def __init__(self, state: pathlib.Path, venv: pathlib.Path,
-                 password: str) -> None:
+                 password: str, storage: storage_module.Storage) -> None:
         self.state = state
+        self._storage = storage
         self.etc = state / 'etc'
         self._bin = venv / 'bin'
         self._password = password
@@ -95,13 +101,15 @@ class Configuration:
             ('nova', self._nova() | self._nova_databases()),
             # A compute must not reach them.
             ('nova-compute', self._nova()),
+            ('cinder', self._cinder()),
         ):
             write_options(self.etc / f'{name}.conf', options)
         for compute in sandbox.COMPUTES:
             write_options(self.etc / f'{compute}.conf', self._compute(compute))
             write_options(self.etc / f'{compute}-agent.conf', {
                 'DEFAULT': {'host': compute}})
-        for name in (*sandbox.COMPUTES, 'neutron-rpc', 'nova-conductor',
+        for name in (*sandbox.COMPUTES, 'cinder-scheduler', 'cinder-volume',
+                     'neutron-rpc', 'nova-conductor',
                      'nova-scheduler'):
             # A check writes here what it wants otherwise.
             write_options(self.etc / f'{name}-changed.conf', {})
@@ -109,6 +117,11 @@ class Configuration:
             # Not by its command line, which some applications parse too.
             directory = self.etc / f'{service}-api'
             directory.mkdir()
+            if service == 'block-storage':
+                # The name of one file is all that Cinder can be told.
+                (directory / '.cinder').mkdir()
+                (directory / '.cinder' / 'cinder.conf').symlink_to(
+                    self.etc / 'cinder.conf')
             (directory / 'gunicorn.conf.py').write_text(textwrap.dedent(f'''\
                 wsgi_app = {application!r}
                 bind = '{CONTROLLER}:{PORTS[service]}'
@@ -123,6 +136,9 @@ class Configuration:
         (self.etc / 'rabbitmq.conf').write_text(
             'loopback_users = none\nlisteners.tcp.default = 5672\n')
         (self.etc / 'enabled_plugins').write_text('[].\n')
+        self._storage.write(self.state)
+        if self._storage.has_ceph:
+            ceph.write(self.state)
         (self.etc / 'clouds.yaml').write_text(textwrap.dedent(f'''\
             clouds:
               kvm-ext:
@@ -179,13 +195,8 @@ class Configuration:
         }
 
     def _glance(self) -> Options:
-        return {
-            'DEFAULT': {'enabled_backends': 'files:file',
-                        'show_multiple_locations': False},
+        return self._storage.glance(self._directory('glance/images')) | {
             'database': {'connection': self.database('glance')},
-            'glance_store': {'default_backend': 'files'},
-            'files': {'filesystem_store_datadir':
-                      self._directory('glance/images')},
             'os_glance_staging_store': {
                 'filesystem_store_datadir': self._directory('glance/staging')},
             'os_glance_tasks_store': {
@@ -258,6 +269,7 @@ class Configuration:
             'shutdown_timeout': 30,
             'resume_guests_state_on_host_boot': False,
         }
+        storage = self._storage.nova(self.state)
         for group in ('nova_sys_admin', 'vif_plug_ovs_privileged',
                       'vif_plug_linux_bridge_privileged', 'privsep_osbrick'):
             options[group] = {'helper_command': (
@@ -278,11 +290,40 @@ class Configuration:
                 'available_filters': 'nova.scheduler.filters.all_filters'},
             'compute': {'live_migration_wait_for_vif_plug': False},
             'libvirt': {
-                'live_migration_uri': libvirt_uri(self.state, '%s')},
+                'live_migration_uri': libvirt_uri(self.state, '%s'),
+                **storage['libvirt']},
+            'cinder': {**self._service_user('cinder'),
+                       **storage.get('cinder', {})},
             'kvm_ext': {'virt_type': 'qemu', 'cpu_mode': 'host-model'},
             'os_vif_ovs': {'ovsdb_connection':
                            'unix:/run/openvswitch/db.sock'},
             'vnc': {'enabled': False},
+        }
+
+    def _cinder(self) -> Options:
+        options = self._paths('cinder')
+        storage = self._storage.cinder(self.state)
+        options['DEFAULT'] |= {
+            'transport_url': self.transport,
+            'my_ip': CONTROLLER,
+            'host': sandbox.COMPUTES[0],
+            'api_paste_config': self._paste('cinder', 'api-paste.ini'),
+            'resource_query_filters_file':
+                self._paste('cinder', 'resource_filters.json'),
+            'glance_api_servers': URLS['image'],
+            'backend_stats_polling_interval': 15,
+            'report_interval': 5,
+            'service_down_time': 60,
+            'graceful_shutdown_timeout': 5,
+            'quota_volumes': 100,
+            'quota_snapshots': 100,
+            **storage.pop('DEFAULT')}
+        return options | storage | {
+            'database': {'connection': self.database('cinder')},
+            'keystone_authtoken': self._token('cinder'),
+            'service_user': {**self._service_user('cinder'),
+                             'send_service_user_token': True},
+            'nova': {**self._service_user('cinder'), 'interface': 'public'},
         }
 
     def _nova_databases(self) -> Options:

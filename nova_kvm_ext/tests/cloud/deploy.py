@@ -13,9 +13,9 @@
 """Brings a cloud up inside its namespaces, phase by phase.
 
 Run as a module inside the sandbox: python -m nova_kvm_ext.tests.cloud.deploy
-STATE COMPUTES. It prints a line of JSON after each phase, with its name and
-seconds, and ends when the cloud is ready for checks. It checks nothing, and
-leaves starting to :mod:`services`.
+STATE COMPUTES STORAGE VOLUMES. It prints a line of JSON after each phase, with
+its name and seconds, and ends when the cloud is ready for checks. It checks
+nothing, and leaves starting to :mod:`services`.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -33,9 +34,11 @@ from typing import Any
 
 import openstack
 
+from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
+from nova_kvm_ext.tests.cloud import storage as storage_module
 
 _TIMEOUT = 300.0
 CLOUD = 'kvm-ext'
@@ -56,6 +59,7 @@ for command in json.loads(sys.argv[2]):
 # Catalog types of services: the user that each has, and its roles.
 _USERS = {'image': 'glance', 'placement': 'placement', 'network': 'neutron',
           'compute': 'nova'}
+_USERS_OF_VOLUMES = {'block-storage': 'cinder'}
 
 
 class Deployment:
@@ -64,21 +68,25 @@ class Deployment:
     :param state: directory of the cloud
     :param venv: directory of the environment that services run from
     :param computes: how many computes
+    :param storage: what images, disks and volumes lie on
     """
 
     def __init__(self, state: pathlib.Path, venv: pathlib.Path,
-                 computes: int) -> None:
+                 computes: int, storage: storage_module.Storage) -> None:
         self._state = state
+        self._storage = storage
         self._venv = venv
         self._computes = sandbox.COMPUTES[:computes]
         self._services = services.Services(state, venv)
         self._password = secrets.token_hex(12)
         self._configuration = configuration.Configuration(
-            state, venv, self._password)
+            state, venv, self._password, storage)
 
     def phases(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """What there is to do, in order."""
         yield 'database, queue, libvirt, switch', self._start_foundations
+        if self._storage.has_ceph:
+            yield 'Ceph', self._start_ceph
         yield 'schemas of the databases', self._make_schemas
         yield 'identity', self._start_identity
         yield 'APIs', self._start_apis
@@ -91,6 +99,10 @@ class Deployment:
             # In memory: the disk may be busy with other things.
             pathlib.Path('/run', name).mkdir()
         self._services.start('rabbitmq', wait=False)
+        for compute in self._computes:
+            for command in self._storage.nfs_commands(self._state, compute):
+                self._services.run('nfs', ['sh', '-ec', command],
+                                   compute=compute)
         for compute in self._computes:
             self._services.start(
                 f'virtlogd-{compute}', f'ovsdb-{compute}')
@@ -106,7 +118,19 @@ class Deployment:
             f'--socket={self._state}/run/mariadb.sock',
             '--execute=' + '; '.join(
                 f'CREATE DATABASE {name} CHARACTER SET utf8mb4'
-                for name in configuration.DATABASES)])
+                for name in (*configuration.DATABASES, 'cinder'))])
+
+    def _start_ceph(self) -> None:
+        for name in ceph.SERVICES:
+            if name == 'ceph-osd':
+                with ceph.Cluster() as cluster:
+                    cluster.add_osd()
+            for command in ceph.commands(self._state, name):
+                self._run(name, command)
+            self._services.start(name)
+        with ceph.Cluster() as cluster:
+            cluster.make_pools()
+            _wait('healthy Ceph', cluster.healthy)
 
     def _make_schemas(self) -> None:
         etc = self._configuration.etc
@@ -142,6 +166,9 @@ class Deployment:
             lambda: manage('glance.cmd.manage', 'glance-api', ['db_sync']),
             lambda: manage('placement.cmd.manage', 'placement',
                            ['db', 'sync'])]
+        if self._storage.volumes:
+            works.insert(1, lambda: manage(
+                'cinder.cmd.manage', 'cinder', ['db', 'sync']))
         with futures.ThreadPoolExecutor() as pool:
             for _ in pool.map(lambda work: work(), works):
                 pass
@@ -156,7 +183,9 @@ class Deployment:
             for role in ('service', 'admin'):
                 if role not in roles:
                     roles[role] = identity.create_role(name=role).id
-            for kind, name in _USERS.items():
+            users = _USERS | (
+                _USERS_OF_VOLUMES if self._storage.volumes else {})
+            for kind, name in users.items():
                 user = identity.create_user(
                     name=name, password=self._password, domain_id='default',
                     default_project_id=project.id)
@@ -174,8 +203,11 @@ class Deployment:
         self._services.start(
             'placement-api', 'glance-api', 'neutron-api', 'nova-api',
             'neutron-rpc', 'nova-conductor', 'nova-scheduler', wait=False)
+        volumes = ('cinder-api', 'cinder-scheduler', 'cinder-volume'
+                   ) if self._storage.volumes else ()
+        self._services.start(*volumes, wait=False)
         self._services.wait('rabbitmq', 'placement-api', 'glance-api',
-                            'neutron-api', 'nova-api')
+                            'neutron-api', 'nova-api', *volumes)
 
     def _start_services(self) -> None:
         with self._connection() as cloud:
@@ -205,10 +237,23 @@ class Deployment:
             _wait('nova-compute that is up', lambda: {
                 hypervisor.name for hypervisor in cloud.compute.hypervisors()
                 if hypervisor.state == 'up'} == wanted, self._check_alive)
+            if self._storage.volumes:
+                self._make_volume_types(cloud)
 
-    def _check_alive(self) -> None:
-        for name in self._services.dead(
-                f'nova-compute-{compute}' for compute in self._computes):
+    def _make_volume_types(self, cloud: Any) -> None:
+        for name in storage_module.TYPES:
+            cloud.block_storage.create_type(name=name, extra_specs={
+                'volume_backend_name': name})
+        wanted = {f'{self._computes[0]}@{name}'
+                  for name in storage_module.TYPES}
+        _wait('backends of Cinder', lambda: {
+            service.host for service in cloud.block_storage.services()
+            if service.binary == 'cinder-volume' and service.state == 'up'
+        } >= wanted, functools.partial(self._check_alive, 'cinder-volume'))
+
+    def _check_alive(self, *names: str) -> None:
+        for name in self._services.dead(names or [
+                f'nova-compute-{compute}' for compute in self._computes]):
             raise services.ServiceError(
                 f'{name} has ended:\n{self._services.tail(name)}')
 
@@ -236,9 +281,10 @@ def _wait(what: str, condition: Callable[[], bool],
 
 def main() -> int:
     """Bring it up; returns the exit code."""
-    state, computes = sys.argv[1:]
+    state, computes, kind, volumes = sys.argv[1:]
     deployment = Deployment(
-        pathlib.Path(state), pathlib.Path(sys.prefix), int(computes))
+        pathlib.Path(state), pathlib.Path(sys.prefix), int(computes),
+        storage_module.Storage(kind, volumes == 'yes'))
     for name, work in deployment.phases():
         start = time.monotonic()
         try:

@@ -61,6 +61,8 @@ _COVERED = {
     'ovs-lib': '/var/lib/openvswitch',
     'ovs-log': '/var/log/openvswitch',
 }
+# Where the package is installed.
+_OPTIONAL = {'ceph-etc': '/etc/ceph'}
 
 # On the host's huge pages libvirtd would make a directory for its guests.
 _LIBVIRT = {
@@ -231,7 +233,7 @@ class Sandbox:
             (self.state / ADDRESSES[compute]).symlink_to(compute)
             for name in ('dev', 'instances'):
                 (top / name).mkdir()
-            for name in _COVERED:
+            for name in (*_COVERED, *_OPTIONAL):
                 self._cover(compute, name).mkdir()
             for name, text in _LIBVIRT.items():
                 (top / 'libvirt-etc' / name).write_text(text.format(
@@ -297,6 +299,10 @@ class Sandbox:
             commands += [
                 f'mkdir -p {path}',
                 f'{mount} --bind {self._cover(compute, name)} {path}']
+        for name, path in _OPTIONAL.items():
+            if os.path.isdir(path):
+                commands.append(
+                    f'{mount} --bind {self._cover(compute, name)} {path}')
         if os.path.exists('/dev/kvm'):
             # Healthy, and one that tests may break.
             commands += namespaces.kvm_node(top / 'dev')

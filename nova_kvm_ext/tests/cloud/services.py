@@ -33,6 +33,7 @@ import time
 import urllib.error
 import urllib.request
 
+from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 
@@ -138,11 +139,13 @@ def table(state: pathlib.Path, venv: pathlib.Path) -> dict[str, Service]:
     for project, service in (
             ('keystone', 'identity'), ('glance', 'image'),
             ('placement', 'placement'), ('neutron', 'network'),
-            ('nova', 'compute')):
+            ('nova', 'compute'), ('cinder', 'block-storage')):
         services.append(Service(
             f'{project}-api', [
                 'env', f'--chdir={etc}/{service}-api', f'{binaries}/gunicorn'],
             _answers(configuration.PORTS[service]), environment={
+                # Cinder looks for .cinder in it, and can be told of nothing.
+                'HOME': str(etc / f'{service}-api'),
                 f'OS_{project.upper()}_CONFIG_DIR': str(etc),
                 f'OS_{project.upper()}_CONFIG_FILES':
                     # The first that Nova is given describes its pipeline.
@@ -151,11 +154,15 @@ def table(state: pathlib.Path, venv: pathlib.Path) -> dict[str, Service]:
     for name, program in (
             ('neutron-rpc', 'neutron-rpc-server'),
             ('nova-conductor', 'nova-conductor'),
-            ('nova-scheduler', 'nova-scheduler')):
+            ('nova-scheduler', 'nova-scheduler'),
+            ('cinder-scheduler', 'cinder-scheduler'),
+            ('cinder-volume', 'cinder-volume')):
         services.append(Service(
             name, [f'{binaries}/{program}', '--config-file',
                    f'{etc}/{name.partition("-")[0]}.conf', '--config-file',
                    f'{etc}/{name}-changed.conf'], _always))
+    for name in ceph.SERVICES:
+        services.append(Service(name, ceph.daemon(name), _always))
     for compute in sandbox.COMPUTES:
         top = state / compute
         database = f'{top}/ovs-etc/conf.db'
@@ -234,8 +241,8 @@ class Services:
     def environment(self, more: Mapping[str, str] = {}) -> dict[str, str]:
         """The variables of all processes in the cloud."""
         return {
-            'PATH': f'{self._venv}/bin:/usr/local/sbin:/usr/local/bin:'
-                    '/usr/sbin:/usr/bin:/sbin:/bin',
+            'PATH': f'{self._state}/bin:{self._venv}/bin:/usr/local/sbin:'
+                    '/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
             'HOME': str(self._state / 'tmp'),
             'TMPDIR': str(self._state / 'tmp'),
             'LC_ALL': 'C.UTF-8',

@@ -32,7 +32,8 @@ from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import test_migration
 
 
-class FaultTestCase(base.HostTestCase):
+class Faulty(base.HostTestCase):
+    """What the checks of faults share."""
 
     def setUp(self):
         super().setUp()
@@ -42,17 +43,17 @@ class FaultTestCase(base.HostTestCase):
     def kill(self, name):
         """Kill a service. A test that fails does not leave it dead."""
         # Before what the test adds later, such as a server's removal.
-        self.addCleanup(self._revive, name)
+        self.addCleanup(self.revive, name)
         self.services.stop(name, signal.SIGKILL)
 
-    def _revive(self, name):
+    def revive(self, name):
         if self.services.pid(name) is None:
             if name == self.nova_compute:
                 self.start_compute(self.host)
             else:
                 self.services.start(name)
 
-    def _works(self):
+    def works(self):
         """A new server boots, on the host that had the fault."""
         self.wait('service that is enabled', lambda: self.host in self.hosts())
         server = self.boot(host=self.host)
@@ -60,7 +61,7 @@ class FaultTestCase(base.HostTestCase):
         # A small disk has no space for another.
         self.remove(server)
 
-    def _recovers(self, server):
+    def recovers(self, server):
         """Wait until all that asks a server's agent works again.
 
         Each service may first miss connections that it had, or an answer.
@@ -78,24 +79,32 @@ class FaultTestCase(base.HostTestCase):
                 return False
         self.wait('APIs and service that work', works)
 
-    def _frozen(self, server):
-        """What its agent says of its file systems, if it says anything."""
-        said = self.on_host(self.host, [
-            'virsh', 'qemu-agent-command', self.domain(server),
-            '{"execute": "guest-fsfreeze-status"}'], check=False)
-        return next((state for state in ('frozen', 'thawed')
-                     if f'"{state}"' in said), None)
-
-    def _task(self, server, *states):
+    def wait_for_task(self, server, *states):
         """Wait for a task state; polled often, because it passes."""
         deadline = time.monotonic() + base.TIMEOUT
         while self.cloud.compute.get_server(
                 server.id).task_state not in states:
             self.assertLess(time.monotonic(), deadline, states)
 
+    def slow_freezes(self, server):
+        """Have a guest take its time over a freeze.
+
+        It would be thawed before it is noticed, else.
+        """
+        self.tell_agent(server, 'guest-exec', path='/bin/sh', arg=[
+            '-c', 'echo \'[ "$1" = thaw ] || sleep 8\' >> /etc/fsfreeze-hook'])
+
+    def wait_for_freeze(self, server):
+        """Wait until a guest begins to freeze."""
+        self.wait('freeze', lambda: '@nke fsfreeze freeze' in
+                  self.console_file(server))
+
+
+class FaultTestCase(Faulty):
+
     def test_nova_compute_killed_in_a_boot(self):
         server = self.ask_for(host=self.host)
-        self._task(server, 'spawning')
+        self.wait_for_task(server, 'spawning')
         self.kill(self.nova_compute)
         self.start_compute(self.host)
         # Nova does not take it up again, and says so.
@@ -103,24 +112,20 @@ class FaultTestCase(base.HostTestCase):
             server.id).status in ('ACTIVE', 'ERROR'))
         self.remove(server)
         self.assert_sound()
-        self._works()
+        self.works()
 
     def test_nova_compute_killed_in_a_freeze(self):
         server = self.boot(host=self.host)
         self.wait_for_agent(server)
-        # The guest takes its time over a freeze, or it would be thawed before
-        # it is noticed.
-        self.tell_agent(server, 'guest-exec', path='/bin/sh', arg=[
-            '-c', 'echo \'[ "$1" = thaw ] || sleep 8\' >> /etc/fsfreeze-hook'])
+        self.slow_freezes(server)
         image = self.cloud.compute.create_server_image(
             server.id, f'kvm-ext-killed-{server.id}')
         self.addCleanup(self.cloud.image.delete_image, image.id)
-        self.wait('freeze', lambda: '@nke fsfreeze freeze' in
-                  self.console_file(server))
+        self.wait_for_freeze(server)
         self.kill(self.nova_compute)
-        self.wait('frozen guest', lambda: self._frozen(server) == 'frozen')
+        self.wait('frozen guest', lambda: self.frozen(server) == 'frozen')
         self.start_compute(self.host)
-        self.wait('thawed guest', lambda: self._frozen(server) == 'thawed')
+        self.wait('thawed guest', lambda: self.frozen(server) == 'thawed')
         self.wait_for_status(server, 'ACTIVE')
         self.assert_sound()
         # Nova leaves the copy of the disk behind that it had begun, and with
@@ -139,25 +144,27 @@ class FaultTestCase(base.HostTestCase):
         self.wait('service that is enabled', lambda: self.host in self.hosts())
         self.wait_for_agent(server)
         self.assert_sound()
-        self._works()
+        self.works()
 
     def test_rabbitmq_killed(self):
         server = self.boot(host=self.host)
         self.kill('rabbitmq')
         self.services.start('rabbitmq')
-        self._recovers(server)
-        self._works()
+        self.recovers(server)
+        self.works()
         self.assert_sound()
 
     def test_mariadb_killed(self):
         server = self.boot(host=self.host)
         self.kill('mariadb')
         self.services.start('mariadb')
-        self._recovers(server)
-        self._works()
+        self.recovers(server)
+        self.works()
         self.assert_sound()
 
     def test_disk_full(self):
+        if self.storage.kind != 'files':
+            self.skipTest('Disks of guests are not on the disk of the host')
         # A small file system over the path of instances, which this cloud
         # alone sees. There is no other server.
         path = str(self.state / 'instances')
@@ -191,12 +198,12 @@ class FaultTestCase(base.HostTestCase):
         self.remove(server)
         self.assert_sound()
         # What there was of it is gone, so another server has space.
-        self._works()
+        self.works()
         # With none at all the service says so and takes no server.
         fill(but_mib=1)
-        self.assertIn('Space for instances', self._reason())
+        self.assertIn('Space for instances', self.reason_of_service())
         self.on_host(self.host, ['rm', f'{path}/filler'])
-        self._works()
+        self.works()
 
     def test_kvm_forbidden(self):
         if not os.path.exists('/dev/kvm'):
@@ -218,7 +225,7 @@ class FaultTestCase(base.HostTestCase):
         self.set_options(self.host, {})
         self.start_compute(self.host)
         self.assert_sound()
-        self._works()
+        self.works()
 
     def test_kvm_closed_while_the_service_runs(self):
         if not os.path.exists('/dev/kvm'):
@@ -235,12 +242,12 @@ class FaultTestCase(base.HostTestCase):
             'kvm_ext': {'virt_type': 'kvm', 'cpu_mode': 'none'}})
         self.on_host(self.host, ['chmod', '0600', '/dev/kvm'])
         self.addCleanup(self.on_host, self.host, ['chmod', '0660', '/dev/kvm'])
-        self.assertIn('/dev/kvm', self._reason())
+        self.assertIn('/dev/kvm', self.reason_of_service())
         self.on_host(self.host, ['chmod', '0660', '/dev/kvm'])
         self.wait('service that is enabled', lambda: self.host in self.hosts())
         self.assert_sound()
 
-    def _reason(self):
+    def reason_of_service(self):
         """Why the service is disabled, once it is."""
         def disabled():
             [service] = self.cloud.compute.services(

@@ -15,9 +15,6 @@
 Through the public APIs alone. A guest is well when its agent answers.
 """
 
-import os
-import uuid
-
 from nova_kvm_ext.tests.cloud import base
 
 
@@ -78,7 +75,7 @@ class LifecycleTestCase(base.CloudTestCase):
             image.id, self.compute.get_server(server.id).image.id)
 
     def test_resize(self):
-        pinned = self._pinned()
+        pinned = self.pinned(self.hosts()[0])
         server = self._boot(flavor=self.make_flavor(extra_specs=pinned))
         larger = self.make_flavor(vcpus=2, ram=384, extra_specs=pinned)
         self.compute.resize_server(server, larger.id)
@@ -86,18 +83,6 @@ class LifecycleTestCase(base.CloudTestCase):
         self.compute.confirm_server_resize(server)
         self._well(server)
         self.assertEqual(2, self.report(server).cpus)
-
-    def _pinned(self):
-        """Extra specs that keep a server on its host where it must stay."""
-        if base.STATE not in os.environ:
-            return {}
-        # The computes of that cloud have no SSH, by which disks would move.
-        trait = f'CUSTOM_{uuid.uuid4().hex.upper()}'
-        host = self.hosts()[0]
-        self.set_traits(host, self.traits(host) | {trait}, new=trait)
-        self.addCleanup(lambda: self.set_traits(
-            host, self.traits(host) - {trait}))
-        return {f'trait:{trait}': 'required'}
 
     def test_shelve_and_unshelve(self):
         server = self._boot()

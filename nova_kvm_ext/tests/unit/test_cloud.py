@@ -16,6 +16,7 @@ import configparser
 import os
 import pathlib
 import re
+import subprocess
 
 import fixtures
 from oslotest import base
@@ -23,6 +24,7 @@ from oslotest import base
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
+from nova_kvm_ext.tests.cloud import storage
 
 
 class ConfigurationTestCase(base.BaseTestCase):
@@ -32,9 +34,13 @@ class ConfigurationTestCase(base.BaseTestCase):
         self.state = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         for name in ('lib', 'run'):
             (self.state / name).mkdir()
+        for compute in sandbox.COMPUTES:
+            (self.state / compute / 'libvirt-etc').mkdir(parents=True)
+        self.storage = storage.Storage('ceph', volumes=True)
         self.venv = pathlib.Path('/venv')
         configuration.Configuration(
-            self.state, self.venv, 's3cret%').write()
+            self.state, self.venv, 's3cret%',
+            self.storage).write()
 
     def test_every_file_that_a_service_names_is_there(self):
         table = services.table(self.state, self.venv)
@@ -62,6 +68,46 @@ class ConfigurationTestCase(base.BaseTestCase):
         parser.read(self.state / 'etc' / 'nova-compute.conf')
         self.assertNotIn('database', parser)
         self.assertNotIn('api_database', parser)
+
+    def test_its_storage_is_written_down(self):
+        self.assertEqual(self.storage, storage.of(self.state))
+
+    def test_each_service_knows_its_own_pool_alone(self):
+        def options(name):
+            parser = configparser.ConfigParser(
+                interpolation=None, default_section='')
+            parser.read(self.state / 'etc' / f'{name}.conf')
+            return parser
+        self.assertEqual('images', options('glance-api')['ceph'][
+            'rbd_store_pool'])
+        self.assertEqual('vms', options('nova-compute')['libvirt'][
+            'images_rbd_pool'])
+        cinder = options('cinder')
+        self.assertEqual('volumes', cinder['rbd']['rbd_pool'])
+        # A compute has the key of Cinder's user under the name that Cinder
+        # tells Nova.
+        for compute in sandbox.COMPUTES:
+            key = (self.state / compute / 'libvirt-etc' / 'secrets' /
+                   f'{cinder["rbd"]["rbd_secret_uuid"]}.base64').read_text()
+            keyring = self.state / compute / 'ceph-etc'
+            self.assertIn(key, (
+                keyring / 'ceph.client.cinder.keyring').read_text())
+
+    def test_files_alone_need_no_ceph(self):
+        alone = storage.Storage()
+        self.assertFalse(alone.has_ceph)
+        self.assertNotIn('ceph', alone.glance(self.state))
+        self.assertEqual({'libvirt': {}}, alone.nova(self.state))
+        # Volumes are of both kinds, whatever disks are.
+        self.assertTrue(storage.Storage('files', volumes=True).has_ceph)
+
+    def test_the_stand_in_for_nfs_mounts_its_own_share_alone(self):
+        mount = str(self.state / 'bin' / 'mount')
+        result = subprocess.run(
+            [mount, '-t', 'nfs', '-o', 'vers=4', '192.0.2.9:/other',
+             '/mnt'], capture_output=True, text=True)
+        self.assertEqual(32, result.returncode)
+        self.assertIn('192.0.2.9:/other', result.stderr)
 
     def test_only_its_owner_reads_the_files(self):
         for name in ('etc', 'lib', 'run'):
