@@ -56,6 +56,21 @@ _CPU_MODES = [
 # Skylake-Server-v3, POWER9, gen15a-base, z14.2-base, 486, x86-64-v3.
 _CPU_MODEL = r'^[A-Za-z0-9][A-Za-z0-9._-]*$'
 
+_MIGRATION_POLICIES = [
+    ('wait', 'Nothing, as Nova does: the migration goes on until it '
+             'converges or live_migration_completion_timeout ends it.'),
+    ('post-copy', 'It is switched to post-copy, where Nova permits that '
+                  '(live_migration_permit_post_copy) and nothing '
+                  'otherwise. The guest then runs at the destination and '
+                  'fetches its memory from the source; it is lost if either '
+                  'host or the network between them fails meanwhile.'),
+    ('pause', 'The guest stands still until it has moved, for some '
+              'seconds or minutes. It is never switched to post-copy, '
+              'neither here nor by "server migration force complete".'),
+    ('abort', 'The migration is aborted, and the guest stays where it '
+              'is.'),
+]
+
 _OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         'virt_type',
@@ -411,6 +426,62 @@ Related options:
 * ``virt_type``: ``qemu`` and ``auto`` need no KVM.
 * ``[DEFAULT] update_resources_interval``: how often this host is looked at.
 """),
+    cfg.StrOpt(
+        'migration_stalled',
+        default='wait',
+        choices=_MIGRATION_POLICIES,
+        help="""
+What becomes of a live migration that will not converge.
+
+A guest that changes its memory faster than the network takes it is copied for
+ever. Nova has time-outs for that, which do not tell such a guest from a big
+one. The driver judges each migration by what each iteration over the guest's
+memory leaves for the next one, says in its log whether the migration will
+converge, and does what this option says if it will not. That is never before
+the third iteration, and only after two in a row have said so; a migration of
+which it is not known is left alone.
+
+It is done by Nova's own means, those of ``openstack server migration force
+complete`` and ``abort``. A flavor can ask for another policy by its extra spec
+``kvm_ext:migration_stalled``, an image by its property
+``kvm_ext_migration_stalled``.
+
+Possible values:
+
+* ``wait``, ``post-copy``, ``pause``, ``abort``
+
+Related options:
+
+* ``migration_stalled_allowed``: what flavors and images may ask for.
+* ``[libvirt] live_migration_permit_post_copy``: needed for ``post-copy``.
+* ``[libvirt] live_migration_downtime``: how long the guest may stand still in
+  the end. The more this is, the more migrations converge.
+* ``[libvirt] live_migration_permit_auto_converge``: with it QEMU slows a guest
+  that does not converge; nothing is done while it can be slowed further.
+* ``[libvirt] live_migration_completion_timeout``: Nova's own time-out, which
+  counts too.
+"""),
+    cfg.ListOpt(
+        'migration_stalled_allowed',
+        default=['wait', 'post-copy', 'pause'],
+        item_type=types.String(choices=_MIGRATION_POLICIES),
+        help="""
+Policies of ``migration_stalled`` that a flavor or an image may ask for.
+
+What is asked for and not allowed here is said in the log when the guest
+moves, and ``migration_stalled`` counts. To ask for what that says is always
+allowed. The default has no ``abort``, with which a tenant could keep an
+operator from emptying a host.
+
+Possible values:
+
+* A list of ``wait``, ``post-copy``, ``pause`` and ``abort``. An empty list
+  allows none.
+
+Related options:
+
+* ``migration_stalled``
+"""),
     cfg.IntOpt(
         'image_max_virtual_gb',
         default=16384,
@@ -467,6 +538,9 @@ class Settings:
     :ivar guest_agent: a value of ``[kvm_ext] guest_agent``
     :ivar guest_agent_timeout: seconds
     :ivar host_check: ``enforce``, ``warn`` or ``off``
+    :ivar migration_stalled: what becomes of a live migration that will not
+        converge
+    :ivar migration_stalled_allowed: what flavors and images may ask for there
     :ivar image_max_virtual_gb: GiB
     :ivar overrides: what ``[kvm_ext]`` overrides in ``[libvirt]``
     """
@@ -487,6 +561,8 @@ class Settings:
     guest_agent: str
     guest_agent_timeout: int
     host_check: str
+    migration_stalled: str
+    migration_stalled_allowed: tuple[str, ...]
     image_max_virtual_gb: int
     overrides: tuple[option_values.Override, ...] = ()
 
@@ -534,4 +610,7 @@ class Settings:
             guest_agent=ours('guest_agent'),
             guest_agent_timeout=ours('guest_agent_timeout'),
             host_check=ours('host_check'),
+            migration_stalled=ours('migration_stalled'),
+            migration_stalled_allowed=tuple(
+                ours('migration_stalled_allowed')),
             image_max_virtual_gb=ours('image_max_virtual_gb'))

@@ -32,7 +32,6 @@ from nova.virt.libvirt import driver
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import hooks as cpu_hooks
-from nova_kvm_ext import departures
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.fleet import hooks as fleet_hooks
@@ -44,6 +43,8 @@ from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
 from nova_kvm_ext.images import questions
 from nova_kvm_ext import log
+from nova_kvm_ext.migration import departures
+from nova_kvm_ext.migration import hooks as migration_hooks
 from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
@@ -93,6 +94,7 @@ class KVMDriver(driver.LibvirtDriver):
             self._host, vhost_net=self._vhost_net)
         self._cpu = cpu_hooks.CPUHooks(self._host)
         self._departures = departures.Departures()
+        self._migrations = migration_hooks.Migrations(self._host)
         self._published = fleet_hooks.Published()
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._snapshots = storage_hooks.Snapshots(
@@ -241,6 +243,22 @@ class KVMDriver(driver.LibvirtDriver):
                         **kwargs: Any) -> None:
         with self._departures.leaving(instance):
             super()._live_migration(context, instance, *args, **kwargs)
+
+    def _live_migration_monitor(
+            self, context: Any, instance: Any, guest: Any, dest: Any,
+            post_method: Any, recover_method: Any, block_migration: Any,
+            migrate_data: Any, *args: Any, **kwargs: Any) -> None:
+        with self._migrations.watching(
+                self, context, instance, guest, post_method,
+                migrate_data) as (guest, post_method):
+            super()._live_migration_monitor(
+                context, instance, guest, dest, post_method, recover_method,
+                block_migration, migrate_data, *args, **kwargs)
+
+    def _get_migration_flags(self, *args: Any, **kwargs: Any) -> int:
+        """Asked for by the monitor alone, in whose thread it is known."""
+        return self._migrations.flags(
+            super()._get_migration_flags(*args, **kwargs))
 
     def live_migration_abort(self, instance: Any) -> None:
         """Nova asks for it too when it starts and finds a migration cut."""
@@ -442,6 +460,7 @@ class KVMDriver(driver.LibvirtDriver):
         return (super().get_diagnostics(instance) |
                 self._cpu.diagnostics(instance) |
                 self._io_pauses.diagnostics(instance) |
+                self._migrations.diagnostics(instance) |
                 self._guest_agents.diagnostics(instance))
 
     def _try_fetch_image_cache(self, image: Any, fetch_func: Any,

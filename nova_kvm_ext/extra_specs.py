@@ -21,6 +21,7 @@ nova.api.extra_spec_validators.
 from nova.api.validation.extra_specs import base
 
 from nova_kvm_ext.cpu import choose
+from nova_kvm_ext.migration import policy
 from nova_kvm_ext import request
 from nova_kvm_ext.vhost import queues
 
@@ -60,6 +61,18 @@ EXTRA_SPEC_VALIDATORS = [
             'description': 'A number of queues',
             'min': 1,
             'max': queues.KERNEL_LIMIT,
+        },
+    ),
+    base.ExtraSpecValidator(
+        name=request.EXTRA_SPEC_PREFIX + policy.NAME,
+        description=(
+            'What becomes of a live migration of the guest that will not '
+            'converge. It overrides the policy in nova.conf where '
+            '[kvm_ext] migration_stalled_allowed has it.'),
+        value={
+            'type': str,
+            'description': 'A policy',
+            'enum': list(policy.POLICIES),
         },
     ),
 ]

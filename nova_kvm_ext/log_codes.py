@@ -339,6 +339,38 @@ TABLE: tuple[LogMessage, ...] = (
         'Do not start, reboot or delete it. Follow "A guest that moved while '
         'nova-compute was down" in the troubleshooting guide.',
         _OPERATOR),
+    LogMessage(
+        'KVML702',
+        'A flavor or an image asks for what is to be done about a live '
+        'migration that will not converge, and it is not allowed, or no '
+        'policy. The guest moves all the same.',
+        'Correct the extra spec or the property, or allow the policy in '
+        '[kvm_ext] migration_stalled_allowed.',
+        (Who.ADMINISTRATOR, Who.IMAGE_OWNER, Who.OPERATOR),
+        each_request=True),
+    LogMessage(
+        'KVML703',
+        'What libvirt says of a live migration could not be judged. The guest '
+        'moves as without this driver.',
+        'Report the line with its traceback, and the versions of libvirt and '
+        'QEMU.',
+        (Who.DEVELOPER,), each_request=True),
+    LogMessage(
+        'KVML704',
+        'A live migration will not converge, and post-copy, which is asked '
+        'for, is not permitted. Nothing is done.',
+        'Set [libvirt] live_migration_permit_post_copy = true on both hosts, '
+        'ask for another policy, or complete or abort the migration '
+        'yourself.',
+        _OPERATOR, each_request=True),
+    LogMessage(
+        'KVML705',
+        'A live migration would not converge, and it was switched to '
+        'post-copy, its guest paused, or it was aborted, as [kvm_ext] '
+        'migration_stalled, the flavor or the image asks.',
+        'Nothing, if that is what you want. Otherwise see the page on live '
+        'migration.',
+        (Who.OPERATOR, Who.ADMINISTRATOR), each_request=True),
 
     LogMessage(
         'KVML801',

@@ -31,7 +31,8 @@ IMAGE_PREFIX = 'kvm_ext_'
 _SYSTEM_METADATA_PREFIX = 'image_' + IMAGE_PREFIX
 
 # The wishes that there are. What grants one adds its name here.
-KNOWN = frozenset({'cpu_mode', 'cpu_model', 'vhost_queues'})
+KNOWN = frozenset(
+    {'cpu_mode', 'cpu_model', 'migration_stalled', 'vhost_queues'})
 
 # What this driver writes on the images of snapshots
 # (nova_kvm_ext/storage/consistency). A server that is booted from one has it

@@ -162,6 +162,8 @@ class PrivateLibvirt(fixtures.Fixture):
         'root' opens a /dev/kvm that is root's alone.
     :param qemu_conf: further settings, values as qemu.conf spells them
         ('"text"', '1', '[]')
+    :param host_uuid: by which libvirt tells one host from another; the
+        machine's if None. Guests move only between hosts that differ.
     """
 
     uri: str
@@ -180,9 +182,13 @@ class PrivateLibvirt(fixtures.Fixture):
         self, *,
         qemu_user: str | None = None,
         qemu_conf: Mapping[str, str] | None = None,
+        host_uuid: str | None = None,
     ) -> None:
         super().__init__()
-        self._qemu_conf = dict(qemu_conf or {})
+        self._conf = {
+            'libvirtd.conf': {} if host_uuid is None else {
+                'host_uuid': f'"{host_uuid}"'}}
+        self._qemu_conf = self._conf['qemu.conf'] = dict(qemu_conf or {})
         if qemu_user is not None:
             self._qemu_conf.setdefault('user', f'"{qemu_user}"')
             self._qemu_conf.setdefault(
@@ -242,8 +248,7 @@ class PrivateLibvirt(fixtures.Fixture):
         for name in ('instances', 'dev', *COVERED):
             _make_directory(self._path / name)
         for name, settings in _CONFIGURATION.items():
-            if name == 'qemu.conf':
-                settings = settings | self._qemu_conf
+            settings = settings | self._conf.get(name, {})
             (self._path / 'etc' / name).write_text(''.join(
                 f'{key} = {value}\n' for key, value in settings.items()))
         self.directory = str(self._path)

@@ -50,6 +50,11 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.live_migration': (7, ()),
     f'{LIBVIRT_DRIVER}._live_migration': (7, ()),
     f'{LIBVIRT_DRIVER}.live_migration_abort': (1, ()),
+    f'{LIBVIRT_DRIVER}.live_migration_force_complete': (1, ()),
+    f'{LIBVIRT_DRIVER}._live_migration_monitor': (10, ()),
+    f'{LIBVIRT_DRIVER}._get_migration_flags': (1, ()),
+    f'{LIBVIRT_DRIVER}._is_post_copy_enabled': (1, ()),
+    f'{LIBVIRT_DRIVER}._get_vpmems': (1, ()),
     f'{LIBVIRT_DRIVER}.pre_live_migration': (6, ()),
     f'{LIBVIRT_DRIVER}._hard_reboot': (3, ('share_info',)),
     f'{LIBVIRT_DRIVER}._check_emulation_arch': (1, ()),
@@ -65,9 +70,13 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.guest:Guest.get_xml_desc': (0, ()),
     'nova.virt.libvirt.guest:Guest.is_active': (0, ()),
     'nova.virt.libvirt.utils:get_default_machine_type': (1, ()),
-    # A remotable class method, whose class the signature leaves out.
+    # Remotable class methods, whose class the signature leaves out.
     'nova.objects.instance:InstanceList.get_by_host': (
         1, ('expected_attrs',)),
+    'nova.objects.instance_action:InstanceActionEvent.event_start': (
+        2, ('want_result',)),
+    'nova.objects.instance_action:InstanceActionEvent.event_finish': (
+        2, ('want_result',)),
     'nova.objects.migration:Migration.get_by_instance_and_status': (2, ()),
     f'{LIBVIRT_DRIVER}._try_fetch_image_cache': (7, ()),
     f'{LIBVIRT_DRIVER}.cache_image': (2, ()),
@@ -185,6 +194,7 @@ NAMES = (
     'nova.exception:FlavorDiskSmallerThanImage',
     'nova.compute.utils:disk_ops_semaphore',
     'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
+    'nova.compute.vm_states:PAUSED',
 )
 
 OPTIONS = (
@@ -205,6 +215,10 @@ OPTIONS = (
     ('compute', 'image_type_exclude_list'),
     ('image_cache', 'subdirectory_name'),
     ('workarounds', 'disable_deep_image_inspection'),
+    ('libvirt', 'live_migration_downtime'),
+    ('libvirt', 'live_migration_bandwidth'),
+    ('libvirt', 'live_migration_permit_post_copy'),
+    ('libvirt', 'live_migration_permit_auto_converge'),
     ('vnc', 'enabled'), ('spice', 'enabled'), ('serial_console', 'enabled'),
 )
 
@@ -276,6 +290,20 @@ class ContractTestCase(base.BaseTestCase):
                 ('nova.virt.libvirt.utils:get_disk_backing_file',
                  'images.qemu_img_info(path, format)')):
             self.assertIn(question, inspect.getsource(find(path)), path)
+
+    def test_how_nova_watches_a_live_migration(self):
+        """migration/hooks.py hands it another guest and method to call."""
+        source = inspect.getsource(
+            find(f'{LIBVIRT_DRIVER}._live_migration_monitor'))
+        for used in ('guest.get_job_info()', 'post_method(context',
+                     'libvirt_migrate.run_tasks(guest',
+                     'self._get_migration_flags('):
+            self.assertIn(used, source)
+        self.assertIn('self._domain.jobStats()', inspect.getsource(
+            find('nova.virt.libvirt.guest:Guest.get_job_info')))
+        self.assertIn('self._domain.migrateSetMaxDowntime(', inspect.getsource(
+            find('nova.virt.libvirt.guest:Guest.'
+                 'migrate_configure_max_downtime')))
 
     def test_attributes(self):
         self.check([f'{path}: no attribute {name}'

@@ -46,6 +46,7 @@ PURE = {
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
+    'migration.completed', 'migration.policy', 'migration.verdict',
     'option_values', 'request', 'rollback.traces', 'storage.consistency',
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
@@ -67,12 +68,13 @@ MAKERS = {
     'images.convert'}
 # The edge to Nova.
 NOVA = {
-    'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks', 'departures',
+    'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
     'guests.hooks',
     'host.hooks', 'images.hooks', 'images.questions',
+    'migration.departures', 'migration.hooks',
     'storage.hooks',
     'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
     'vhost.privileged', 'vhost.vif'}
@@ -172,8 +174,8 @@ class LayeringTestCase(base.BaseTestCase):
                     'driver', 'cpu.hooks', 'guest_agent.freezes',
                     'guest_agent.hooks', 'guest_agent.limits',
                     'guest_agent.thaws', 'guests.hooks', 'host.hooks',
-                    'vhost.hooks',
-                    'images.hooks', 'boot.cloudless', 'boot.worker'})
+                    'vhost.hooks', 'images.hooks', 'migration.hooks',
+                    'boot.cloudless', 'boot.worker'})
 
     def test_every_module_says_what_it_is(self):
         for room, path in modules().items():

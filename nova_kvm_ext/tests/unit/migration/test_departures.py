@@ -20,7 +20,7 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_utils.fixture import uuidsentinel as uuids
 
-from nova_kvm_ext import departures
+from nova_kvm_ext.migration import departures
 from nova_kvm_ext.tests.unit import driver_base
 
 

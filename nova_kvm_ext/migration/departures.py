@@ -20,8 +20,10 @@ what a migration's end takes, volumes and ports among it, died with the
 nova-compute that knew.
 """
 
+import collections
 from collections.abc import Iterator
 import contextlib
+import threading
 from typing import Any
 
 from nova import context as nova_context
@@ -37,20 +39,28 @@ class Departures:
     """The guests that this nova-compute is moving to other hosts.
 
     Nova's driver has active_migrations, which it forgets before it aborts a
-    move that failed.
+    move that failed. Moves of one guest may overlap for a moment, when the
+    first one's end is still being handled: they are counted. No more are kept
+    than are under way.
     """
 
     def __init__(self) -> None:
-        self._leaving: set[str] = set()
+        self._leaving: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def leaving(self, instance: Any) -> Iterator[None]:
         """While a guest is being moved."""
-        self._leaving.add(instance.uuid)
+        uuid = instance.uuid
+        with self._lock:
+            self._leaving[uuid] += 1
         try:
             yield
         finally:
-            self._leaving.discard(instance.uuid)
+            with self._lock:
+                self._leaving[uuid] -= 1
+                # A Counter keeps what is zero.
+                self._leaving += collections.Counter()
 
     @contextlib.contextmanager
     def aborting(self, instance: Any) -> Iterator[None]:

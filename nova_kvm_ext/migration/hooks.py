@@ -1,0 +1,365 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Live migrations that leave this host: judged, acted upon, and summed up.
+
+Nova looks at the job twice a second while it moves a guest, in
+``_live_migration_monitor()``. It is handed a guest whose libvirt domain tells
+us what it told Nova; so nothing is asked twice, there is no thread of ours,
+and what is known of a migration ends with it.
+
+Nova has no place for a verdict in the migration that its API shows, only
+numbers of bytes. It shows events of the action "live-migration", which have a
+name and a time, and diagnostics, which are free: the verdict is in both.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import contextvars
+import copy
+import threading
+from typing import Any
+
+from nova.compute import vm_states
+from nova import conf as nova_conf
+from nova import objects
+from nova.virt.libvirt import driver as nova_driver
+
+from nova_kvm_ext import errors
+from nova_kvm_ext import log
+from nova_kvm_ext.migration import completed
+from nova_kvm_ext.migration import policy
+from nova_kvm_ext.migration import verdict
+from nova_kvm_ext import request
+
+LOG = log.getLogger(__name__)
+CONF = nova_conf.CONF
+
+_SAID_AT_MOST = 20
+"""Changes of verdict that are said of one migration: a guest that works in
+fits and starts must not fill log and database."""
+
+_BY_ITERATION = 3
+"""The iteration by which a migration's verdict is said, known or not."""
+
+_EVENTS = {
+    verdict.Outcome.CONVERGES: 'kvm_ext_migration_will_converge',
+    verdict.Outcome.STALLS: 'kvm_ext_migration_will_not_converge',
+    verdict.Outcome.UNKNOWN: 'kvm_ext_migration_convergence_not_known',
+}
+"""Names of the events that Nova's API shows."""
+
+_POST_COPY = 'running (post-copy)'
+"""Nova's status of a migration whose guest runs at the destination."""
+
+
+_QEMUS_DOWNTIME = 0.3
+"""Seconds; what QEMU allows until it is told otherwise (downtime-limit)."""
+
+
+class Watch:
+    """One live migration, from its start to its end, in one thread.
+
+    :param driver: the driver
+    :param context: of the request that moves the guest
+    :param migration: nova.objects.Migration
+    :param block: whether disks are moved too
+    """
+
+    def __init__(self, driver: Any, context: Any, instance: Any,
+                 migration: Any, block: bool) -> None:
+        self._driver, self._context = driver, context
+        self._instance, self._migration = instance, migration
+        self._block = block
+        self._limits = verdict.Limits(
+            CONF.libvirt.live_migration_downtime / 1000,
+            # Nova prefers post-copy where both are permitted.
+            CONF.libvirt.live_migration_permit_auto_converge and
+            not CONF.libvirt.live_migration_permit_post_copy)
+        self._course = verdict.Course()
+        self._patience = policy.Patience()
+        self._said = 0
+        self._broken = False
+        self._allowed = _QEMUS_DOWNTIME
+        self.choice = policy.decide(
+            request.GuestRequest.read(
+                instance.flavor.extra_specs or {}, instance.system_metadata),
+            CONF.kvm_ext.migration_stalled,
+            tuple(CONF.kvm_ext.migration_stalled_allowed))
+        self.verdict = verdict.Verdict()
+        self.acted = ''
+        self.statistics: Mapping[str, Any] | None = None
+        self.completed = False
+
+    def look(self, stats: Mapping[str, Any]) -> None:
+        """Nova has asked for the job's statistics. Never raises."""
+        if self._broken:
+            return
+        try:
+            self._judge(stats)
+        except Exception:
+            # Whatever is wrong here, the guest's move is not to fail of it.
+            self._broken = True
+            LOG.exception('KVML703 This live migration is no longer judged.',
+                          instance=self._instance)
+
+    def allow(self, milliseconds: int) -> None:
+        """Nova has told QEMU another downtime."""
+        self._allowed = milliseconds / 1000
+
+    def _judge(self, stats: Mapping[str, Any]) -> None:
+        sample = verdict.Sample.read(stats, self._allowed)
+        if sample is None or self._migration.status == _POST_COPY:
+            return
+        before = self._course.last
+        self._course = self._course.add(sample)
+        if before is not None and before.iteration == sample.iteration:
+            return
+        found = verdict.judge(self._course, self._limits)
+        known = found.outcome is not verdict.Outcome.UNKNOWN
+        changed = found.outcome is not self.verdict.outcome
+        late = (found.iteration >= _BY_ITERATION > self.verdict.iteration and
+                not self._said)
+        self.verdict = found
+        if changed or (late and not known):
+            self._say(found)
+        self._patience = self._patience.after(found)
+        if self._patience.at_an_end and not self.acted:
+            self._act()
+
+    def _say(self, found: verdict.Verdict) -> None:
+        if self._said >= _SAID_AT_MOST:
+            return
+        self._said += 1
+        LOG.info('Live migration: %s.', found, instance=self._instance)
+        name = _EVENTS[found.outcome]
+        try:
+            for record in (objects.InstanceActionEvent.event_start,
+                           objects.InstanceActionEvent.event_finish):
+                record(self._context, self._instance.uuid, name,
+                       want_result=False)
+        except Exception as e:
+            # Of any class, from a message queue and a database. The log has
+            # it.
+            LOG.debug('The API does not show the verdict: %s',
+                      errors.clean(e), instance=self._instance)
+
+    def _act(self) -> None:
+        """Do what the guest's policy says, once."""
+        wanted = self.choice.policy
+        if wanted == policy.WAIT:
+            return
+        if wanted == policy.POST_COPY and not self._can_post_copy():
+            self.acted = 'nothing: post-copy is not permitted'
+            LOG.warning(
+                'KVML704 The live migration will not converge, and %s asks '
+                'for post-copy, which the guest or [libvirt] '
+                'live_migration_permit_post_copy does not permit. Nothing is '
+                'done.',
+                self.choice.reason, instance=self._instance)
+            return
+        self.acted = wanted
+        LOG.warning(
+            'KVML705 The live migration will not converge: %(what)s '
+            '(%(why)s).',
+            {'what': {
+                policy.POST_COPY: 'it is switched to post-copy',
+                policy.PAUSE: f'the guest is paused until it has moved, some '
+                              f'{self.verdict.downtime or 0:.1f} s',
+                policy.ABORT: 'it is aborted'}[wanted],
+             'why': self.choice.reason}, instance=self._instance)
+        if wanted == policy.ABORT:
+            try:
+                self._driver.live_migration_abort(self._instance)
+            except nova_driver.libvirt.libvirtError:
+                # Nova has logged why. The next iteration tries it again.
+                self.acted = ''
+        else:
+            # Nova does it as soon as it has these statistics.
+            self._driver.live_migration_force_complete(self._instance)
+
+    def _can_post_copy(self) -> bool:
+        """Whether Nova will switch to post-copy when it is told to complete.
+
+        It pauses the guest otherwise, which is another policy.
+        """
+        driver = self._driver
+        return bool(
+            driver._is_post_copy_enabled(
+                driver._get_migration_flags(self._block)) and
+            not driver._get_vpmems(self._instance) and
+            self._instance.vm_state != vm_states.PAUSED)
+
+    def ended(self, connection: Any, domain: Any, stats: Mapping[str, Any],
+              opaque: Any) -> None:
+        """libvirt says that the job has completed; called in its thread."""
+        self.statistics = dict(stats)
+
+    def sum_up(self) -> None:
+        """Say in one line what the migration took, once it is completed."""
+        last = self._course.last
+        if not self.completed or (self.statistics is None and last is None):
+            return
+        if self.statistics is not None:
+            took = completed.Completed.read(self.statistics)
+        else:
+            assert last is not None
+            took = completed.Completed.until(last)
+        LOG.info(
+            'Live migration completed: %(took)s; %(allowed).3f s of downtime '
+            'were allowed%(acted)s%(unknown)s.',
+            {'took': took, 'allowed': self._limits.downtime,
+             'acted': f'; by policy: {self.acted}' if self.acted else '',
+             'unknown': '' if self.statistics is not None else
+                        '; libvirt did not say, so this is of the last look'},
+            instance=self._instance)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the server's diagnostics show while it moves."""
+        found = self.verdict
+        return {
+            'verdict': found.outcome.value, 'iteration': found.iteration,
+            'memory_changed_bytes_per_second':
+                None if found.changed is None else round(found.changed),
+            'bandwidth_bytes_per_second': round(found.bandwidth),
+            'left_bytes': round(found.left),
+            'downtime_needed_seconds':
+                None if found.downtime is None else round(found.downtime, 3),
+            'downtime_allowed_seconds': self._limits.downtime,
+            'policy': self.choice.policy, 'acted': self.acted or None,
+            'said': str(found)}
+
+
+class _ToldDomain:
+    """A libvirt domain of which a watch is told what Nova is told."""
+
+    def __init__(self, domain: Any, watch: Watch) -> None:
+        self._real = domain
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def jobStats(self, *args: Any, **kwargs: Any) -> Any:
+        stats = self._real.jobStats(*args, **kwargs)
+        self._watch.look(stats)
+        return stats
+
+    def migrateSetMaxDowntime(self, downtime: int, *args: Any,
+                              **kwargs: Any) -> Any:
+        done = self._real.migrateSetMaxDowntime(downtime, *args, **kwargs)
+        self._watch.allow(downtime)
+        return done
+
+
+class Migrations:
+    """The live migrations from this host that are under way.
+
+    No more are kept than Nova watches. Nova never moves one guest twice at a
+    time; of two that overlap at an end the newer one is shown.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._watches: dict[str, Watch] = {}
+        self._lock = threading.Lock()
+        # Nova's code gets its flags in the thread, or greenlet, that watches
+        # the migration, from a method that is not told the instance.
+        self._here: contextvars.ContextVar[Watch | None] = (
+            contextvars.ContextVar('watch', default=None))
+
+    @contextlib.contextmanager
+    def watching(self, driver: Any, context: Any, instance: Any, guest: Any,
+                 post_method: Callable[..., Any], migrate_data: Any
+                 ) -> Iterator[tuple[Any, Callable[..., Any]]]:
+        """While Nova watches a live migration.
+
+        :param guest: nova.virt.libvirt.guest.Guest
+        :param post_method: what Nova calls when it is completed
+        :returns: the two for Nova to go on with
+        """
+        watch = Watch(driver, context, instance, migrate_data.migration,
+                      migrate_data.block_migration)
+        if watch.choice.ignored:
+            LOG.warning('KVML702 %s; what counts is %s.', watch.choice.ignored,
+                        watch.choice.reason, instance=instance)
+
+        def completes(*args: Any, **kwargs: Any) -> Any:
+            watch.completed = True
+            return post_method(*args, **kwargs)
+
+        told = copy.copy(guest)
+        told._domain = _ToldDomain(guest._domain, watch)
+        with self._lock:
+            self._watches[instance.uuid] = watch
+        token = self._here.set(watch)
+        try:
+            with self._told_of_the_end(guest, watch):
+                yield told, completes
+                watch.sum_up()
+        finally:
+            self._here.reset(token)
+            with self._lock:
+                if self._watches.get(instance.uuid) is watch:
+                    del self._watches[instance.uuid]
+
+    @contextlib.contextmanager
+    def _told_of_the_end(self, guest: Any, watch: Watch) -> Iterator[None]:
+        """While libvirt tells the statistics of the guest's completed job.
+
+        They go with the guest to its destination when it is undefined here,
+        but those of post-copy (libvirt-domain.html#virDomainGetJobStats).
+        """
+        libvirt = nova_driver.libvirt
+        # Nova's fake libvirt has no such event.
+        event = getattr(libvirt, 'VIR_DOMAIN_EVENT_ID_JOB_COMPLETED', None)
+        if event is None:
+            yield
+            return
+        callback = None
+        try:
+            connection = self._host.get_connection()
+            callback = connection.domainEventRegisterAny(
+                guest._domain, event, watch.ended, None)
+        except libvirt.libvirtError as e:
+            LOG.debug('libvirt will not tell what the migration took: %s',
+                      errors.clean(e))
+        try:
+            yield
+        finally:
+            if callback is not None:
+                # Of a connection that is lost, nothing is left to undo.
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.domainEventDeregisterAny(callback)
+
+    def flags(self, flags: int) -> int:
+        """Nova's flags, as the guest that moves in this thread may use them.
+
+        To complete by force is to switch to post-copy where Nova permits
+        that. A guest whose policy is to be paused is paused.
+        """
+        watch = self._here.get()
+        if watch is not None and watch.choice.policy == policy.PAUSE:
+            flags &= ~nova_driver.libvirt.VIR_MIGRATE_POSTCOPY
+        return flags
+
+    def diagnostics(self, instance: Any) -> dict[str, Any]:
+        """The verdict, for the API of the form before 2.48."""
+        with self._lock:
+            watch = self._watches.get(instance.uuid)
+        return {} if watch is None else {
+            'live_migration': watch.diagnostics()}

@@ -1,0 +1,104 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""What is done about a live migration that will not converge: whose word.
+
+The operator's, in nova.conf; for one guest its flavor's or its image's, as
+far as the operator allows. Nothing here refuses anything: a guest that asks
+for what is not allowed moves as any other one, and the log says why. Pure.
+"""
+
+import dataclasses
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.migration import verdict
+from nova_kvm_ext import request
+
+NAME = 'migration_stalled'
+
+WAIT = 'wait'
+POST_COPY = 'post-copy'
+PAUSE = 'pause'
+ABORT = 'abort'
+POLICIES = (WAIT, POST_COPY, PAUSE, ABORT)
+
+EARLIEST = 3
+"""The first iteration in which anything is done."""
+
+CONFIRMED = 2
+"""Iterations in a row that must say that the migration will not converge: what
+is done then cannot be taken back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is done about one guest's migration.
+
+    :ivar policy: one of POLICIES
+    :ivar reason: who says so
+    :ivar ignored: what was asked for, and why not; '' for nothing
+    """
+
+    policy: str
+    reason: str
+    ignored: str = ''
+
+
+def decide(wishes: request.GuestRequest, configured: str,
+           allowed: tuple[str, ...]) -> Choice:
+    """Choose for a guest.
+
+    :param configured: ``[kvm_ext] migration_stalled``
+    :param allowed: ``[kvm_ext] migration_stalled_allowed``
+    """
+    ours = Choice(configured, f'[kvm_ext] {NAME} = {configured}')
+    try:
+        wish = wishes.wish(NAME)
+    except errors.InvalidRequest as e:
+        return dataclasses.replace(ours, ignored=e.problem.rstrip('.'))
+    if wish is None:
+        return ours
+    wanted = wish.value.strip().lower()
+    if wanted not in POLICIES:
+        return dataclasses.replace(
+            ours, ignored=f'{wish.said} is none of {", ".join(POLICIES)}')
+    if wanted != configured and wanted not in allowed:
+        return dataclasses.replace(
+            ours, ignored=f'{wish.said} is not allowed here ([kvm_ext] '
+            f'{NAME}_allowed = {", ".join(allowed) or "nothing"})')
+    return Choice(wanted, wish.said)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a migration has been found not to converge.
+
+    :ivar iteration: the last one that was judged
+    :ivar stalls: judged iterations in a row that say so
+    """
+
+    iteration: int = 0
+    stalls: int = 0
+
+    def after(self, found: verdict.Verdict) -> 'Patience':
+        """With one more verdict; those of one iteration count once."""
+        if found.outcome is not verdict.Outcome.STALLS:
+            return Patience(found.iteration)
+        if found.iteration <= self.iteration and self.stalls:
+            return self
+        return Patience(found.iteration, self.stalls + 1)
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether something is to be done now."""
+        return self.iteration >= EARLIEST and self.stalls >= CONFIRMED

@@ -1,0 +1,100 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Whose word counts about a migration that will not converge, and when."""
+
+from oslotest import base
+
+from nova_kvm_ext.migration import policy
+from nova_kvm_ext.migration import verdict
+from nova_kvm_ext import request
+
+ALLOWED = ('wait', 'post-copy', 'pause')
+
+
+class PolicyTestCase(base.BaseTestCase):
+
+    def decide(self, flavor: str | None = None, image: str | None = None,
+               configured: str = 'wait', allowed: tuple[str, ...] = ALLOWED
+               ) -> policy.Choice:
+        return policy.decide(request.GuestRequest(
+            {} if flavor is None else {policy.NAME: flavor},
+            {} if image is None else {policy.NAME: image}),
+            configured, allowed)
+
+    def test_nova_conf(self):
+        for configured in policy.POLICIES:
+            found = self.decide(configured=configured, allowed=())
+            self.assertEqual(
+                (configured, '[kvm_ext] migration_stalled = ' + configured,
+                 ''), (found.policy, found.reason, found.ignored))
+
+    def test_flavor_and_image(self):
+        for wanted in ALLOWED:
+            found = self.decide(flavor=wanted, configured='abort')
+            self.assertEqual(wanted, found.policy)
+            self.assertIn('flavor extra spec kvm_ext:migration_stalled',
+                          found.reason)
+            found = self.decide(image=f' {wanted.upper()} ')
+            self.assertEqual(wanted, found.policy)
+        self.assertEqual('pause', self.decide('pause', 'Pause').policy)
+
+    def test_bounds(self):
+        for asked in ({'flavor': 'abort'}, {'image': 'abort'}):
+            found = self.decide(**asked)
+            self.assertEqual('wait', found.policy)
+            self.assertIn('abort is not allowed here ([kvm_ext] '
+                          'migration_stalled_allowed = wait, post-copy, '
+                          'pause)', found.ignored)
+            self.assertEqual('', self.decide(
+                **asked, configured='abort').ignored)
+            self.assertEqual('abort', self.decide(
+                **asked, allowed=('abort',)).policy)
+        self.assertIn('= nothing)', self.decide('pause', allowed=()).ignored)
+
+    def test_nonsense_refuses_nothing(self):
+        for value in ('', 'postcopy', 'yes', '\x1b[2J' * 900, 'wait;abort'):
+            found = self.decide(image=value, configured='pause')
+            self.assertEqual('pause', found.policy)
+            self.assertIn('is none of wait, post-copy, pause, abort',
+                          found.ignored)
+            self.assertTrue(found.ignored.isprintable())
+            self.assertLess(len(found.ignored), 300)
+
+    def test_two_that_contradict_each_other(self):
+        found = self.decide('pause', 'post-copy')
+        self.assertEqual('wait', found.policy)
+        self.assertIn('contradict each other', found.ignored)
+
+
+class PatienceTestCase(base.BaseTestCase):
+
+    def after(self, *verdicts: tuple[int, str]) -> bool:
+        patience = policy.Patience()
+        for iteration, outcome in verdicts:
+            patience = patience.after(verdict.Verdict(
+                verdict.Outcome[outcome], iteration))
+        return patience.at_an_end
+
+    def test_two_iterations_in_a_row(self):
+        self.assertTrue(self.after((3, 'STALLS'), (4, 'STALLS')))
+        self.assertTrue(self.after((2, 'STALLS'), (3, 'STALLS')))
+        self.assertTrue(self.after((3, 'STALLS'), (7, 'STALLS')))
+        self.assertFalse(self.after((3, 'STALLS'), (3, 'STALLS')))
+        self.assertFalse(self.after((1, 'STALLS'), (2, 'STALLS')))
+        self.assertFalse(self.after((3, 'STALLS'), (4, 'UNKNOWN'),
+                                    (5, 'STALLS')))
+        self.assertFalse(self.after((3, 'STALLS'), (4, 'STALLS'),
+                                    (5, 'CONVERGES')))
+        self.assertFalse(self.after((3, 'CONVERGES'), (4, 'CONVERGES')))
+        self.assertFalse(self.after())
