@@ -299,6 +299,15 @@ TABLE: tuple[LogMessage, ...] = (
         'when this connection closes.',
         'Nothing, unless virsh list still shows it later.',
         _OPERATOR),
+    LogMessage(
+        'KVML510',
+        'QEMU of a running guest does not answer libvirt. The service has '
+        'gone on without that answer; numbers of vCPUs are asked of each '
+        'guest by itself until libvirt answers again.',
+        'Look at the guest that is named: virsh domcontrol shows for how long '
+        'its QEMU has not answered. A storage that hangs is the usual cause; '
+        'if nothing else helps, virsh destroy ends that QEMU.',
+        _OPERATOR),
 
     LogMessage(
         'KVML601',

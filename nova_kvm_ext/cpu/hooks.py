@@ -25,6 +25,7 @@ LibvirtDriver, which may have the guest next, compares the same CPU.
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 import re
 from typing import Any
@@ -164,10 +165,11 @@ class CPUHooks:
                          'error': errors.with_explanation(e)})
             return unknown
 
-    def remember_running(self, host: str) -> None:
+    def errands(self, host: str) -> Iterator[Callable[[], None]]:
         """Keep the CPUs of guests that were started before this driver was.
 
         :param host: nova-compute's name of this host
+        :returns: one thing to do for each such guest
         """
         running = {guest.uuid: guest
                    for guest in self._nova_host.list_guests()}
@@ -178,7 +180,8 @@ class CPUHooks:
                 expected_attrs=['vcpu_model']):
             guest = running.get(instance.uuid)
             if guest is not None and stored.cpu_of(instance) is None:
-                self.started(instance, guest.get_xml_desc)
+                yield functools.partial(self.started, instance,
+                                        guest.get_xml_desc)
 
     # -- a guest's configuration ----------------------------------------------
 
@@ -305,6 +308,10 @@ class CPUHooks:
             runs, got = _runs(xml), self._running_cpu(xml)
         except (nova_driver.libvirt.libvirtError, exception.NovaException,
                 errors.HostError) as e:
+            if errors.libvirt_error_code(e) == (
+                    nova_driver.libvirt.VIR_ERR_NO_DOMAIN):
+                # It was deleted meanwhile.
+                return
             LOG.warning('KVML205 The guest\'s CPU cannot be read, so that it '
                         'is not known for a live migration: %s',
                         errors.clean(e),

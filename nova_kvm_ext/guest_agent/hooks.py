@@ -128,17 +128,20 @@ class GuestAgents:
         found['state'] = facts.state.value
         return {'guest_agent': found}
 
-    def service_starts(self) -> None:
-        """Set the limit for guests that run, and thaw what was left frozen.
+    def errands(self) -> Iterator[Callable[[], None]]:
+        """Set the limit for guests that run: a thing to do for each.
 
         Nothing that goes wrong here keeps the service from starting.
         """
         try:
             for guest in self._host.list_guests():
-                self.limits.apply(guest)
+                yield functools.partial(self.limits.apply, guest)
         except (exception.NovaException, limits.libvirt().libvirtError) as e:
             LOG.warning('KVML415 [kvm_ext] guest_agent_timeout is not set for '
                         'the guests that run: %s', errors.clean(e))
+
+    def service_starts(self) -> None:
+        """Thaw what was left frozen."""
         self.freezes.settle()
 
     # Agents at work.

@@ -42,6 +42,9 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.attach_volume': (7, ()),
     f'{LIBVIRT_DRIVER}.get_available_resource': (1, ()),
     f'{LIBVIRT_DRIVER}._get_instance_disk_info_from_config': (2, ()),
+    f'{LIBVIRT_DRIVER}._get_vcpu_used': (0, ()),
+    'nova.virt.libvirt.host:Host._connect': (2, ()),
+    'nova.virt.libvirt.guest:Guest.get_vcpus_info': (0, ()),
     f'{LIBVIRT_DRIVER}.manage_image_cache': (2, ()),
     f'{LIBVIRT_DRIVER}.spawn': (6, ('network_info', 'block_device_info')),
     f'{LIBVIRT_DRIVER}.destroy': (3, ()),
@@ -380,6 +383,17 @@ class ContractTestCase(base.BaseTestCase):
             self.assertIn('guest.shutdown()', source)
             self.assertNotIn('super()', source)
             self.assertNotIn('self.__', source)
+
+    def test_what_the_sum_of_vcpus_takes_from_the_driver(self):
+        """It is called with another object, which has this alone."""
+        source = inspect.getsource(find(f'{LIBVIRT_DRIVER}._get_vcpu_used'))
+        self.assertIn('in self._host.list_guests():', source)
+        self.assertIn('len(list(vcpus))', source)
+        self.assertEqual(1, source.count('self.'))
+        self.assertEqual(
+            1, source.count('guest.') - source.count('(guest.'))
+        self.assertIn('self._uri = uri', inspect.getsource(
+            find('nova.virt.libvirt.host:Host.__init__')))
 
     def test_a_subclass_says_that_the_agent_is_not_there(self):
         """The API shows InstanceAgentNotEnabled and its text to the user."""

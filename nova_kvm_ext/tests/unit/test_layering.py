@@ -72,7 +72,7 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
-    'guests.hooks',
+    'guests.bulk', 'guests.errands', 'guests.hooks',
     'host.hooks', 'images.hooks', 'images.questions',
     'migration.departures', 'migration.hooks',
     'storage.hooks',

@@ -191,6 +191,10 @@ class StartTestCase(CPUHooksTestCase):
         self.started(cpu_mode='custom', cpu_model='x86-64-v2')
         self.assertEqual(['kvm64'], driver.CONF.libvirt.cpu_models)
 
+    def run_errands(self, drvr: driver.KVMDriver) -> None:
+        for errand in drvr._cpu.errands('host'):
+            errand()
+
     def test_guests_from_before_are_remembered(self):
         instance = self.make_instance(vcpu_model=configured())
         other = self.make_instance()
@@ -199,13 +203,30 @@ class StartTestCase(CPUHooksTestCase):
         with mock.patch('nova.virt.libvirt.host.Host.list_guests',
                         return_value=[live(EXACT)]):
             objects.InstanceList.get_by_host.return_value = [instance, other]
-            drvr._cpu.remember_running('host')
+            self.run_errands(drvr)
         self.assertEqual(EXACT, stored.cpu_of(instance))
         self.assertIsNone(stored.cpu_of(other))
         self.save.assert_called_once_with()
 
+    def test_one_that_has_ended_by_now(self):
+        """It may have been deleted, too: nothing to complain about."""
+        instance = self.make_instance(vcpu_model=configured())
+        drvr = self.started()
+        guest = live(EXACT)
+        guest.get_xml_desc.side_effect = fakelibvirt.make_libvirtError(
+            fakelibvirt.libvirtError, 'gone',
+            error_code=fakelibvirt.VIR_ERR_NO_DOMAIN)
+        with mock.patch('nova.virt.libvirt.host.Host.list_guests',
+                        return_value=[guest]):
+            objects.InstanceList.get_by_host.return_value = [instance]
+            self.run_errands(drvr)
+        self.assertIsNone(stored.cpu_of(instance))
+        self.save.assert_not_called()
+        self.assertNotIn('KVML205', self.stdlog.logger.output)
+
     def test_they_are_looked_for_when_the_service_starts(self):
-        with mock.patch.object(hooks.CPUHooks, 'remember_running') as looked:
+        with mock.patch.object(hooks.CPUHooks, 'errands',
+                               return_value=()) as looked:
             self.started()
         looked.assert_called_once_with('host')
 
@@ -214,7 +235,7 @@ class StartTestCase(CPUHooksTestCase):
         # driver_base has it replaced; Nova's own init_host may have called.
         get_by_host = objects.InstanceList.get_by_host
         get_by_host.reset_mock()
-        drvr._cpu.remember_running('host')
+        self.run_errands(drvr)
         get_by_host.assert_not_called()
 
 

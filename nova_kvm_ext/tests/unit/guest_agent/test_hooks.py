@@ -276,14 +276,15 @@ class ChannelTestCase(HooksTestCase):
 class TimeoutTestCase(HooksTestCase):
 
     def test_running_guests_when_the_service_starts(self):
-        self.driver._guest_agents.service_starts()
+        for errand in self.driver._guest_agents.errands():
+            errand()
         self.assertEqual(LIMIT, self.domain.timeout)
 
     def test_start_does_not_fail(self):
         for error in (exception.HypervisorUnavailable(),
                       libvirt_error(1, 'no')):
             self.driver._host.list_guests.side_effect = error
-            self.driver._guest_agents.service_starts()
+            self.assertEqual([], list(self.driver._guest_agents.errands()))
         self.assertIn('guest_agent_timeout', self.log.output)
 
     def test_every_start_of_a_guest(self):

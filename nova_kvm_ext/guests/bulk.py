@@ -1,0 +1,187 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What libvirt tells of all running guests in one call.
+
+For virDomainGetAllDomainStats libvirt asks the QEMU of each guest, and waits
+without a limit for one that does not answer. While it waits, other calls of
+the same connection were seen to stall (libvirt 9.0). So the call has a
+connection of its own and a time limit, there is never a second one beside it,
+and Nova's own way, which needs no QEMU's answer, is there for what is missing.
+"""
+
+import threading
+from typing import Any
+
+from nova import exception
+from nova.virt.libvirt import driver as nova_driver
+
+from nova_kvm_ext import errors
+from nova_kvm_ext import log
+
+LOG = log.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds for the answer about all guests: some 3 ms for each on a busy
+host."""
+
+_BUSY = (1, 2)
+"""VIR_DOMAIN_CONTROL_JOB and OCCUPIED of virDomainControlState, see
+https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainControlState"""
+
+
+class _Question(threading.Thread):
+    """One call, which may never return."""
+
+    def __init__(self, connection: Any, *arguments: Any) -> None:
+        # Nothing can end a call that libvirt does not answer: the process
+        # does not wait for it.
+        super().__init__(name='kvm-ext-vcpus', daemon=True)
+        self.connection = connection
+        self._arguments = arguments
+        self._ended = threading.Event()
+        self.answer: list[tuple[Any, dict[str, Any]]] | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.answer = self.connection.getAllDomainStats(*self._arguments)
+        except Exception as e:
+            self.error = e
+        finally:
+            self._ended.set()
+
+    def ended(self, seconds: float = 0) -> bool:
+        return self._ended.wait(seconds)
+
+
+class VCPUs:
+    """How many vCPUs run, for Nova's sum.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._connection: Any = None
+        self._open: _Question | None = None
+        self._asking = threading.Lock()
+
+    def view(self, driver: Any) -> Any:
+        """What Nova's code that sums up vCPUs is to take for the driver."""
+        return _Driver(_Host(driver._host, self.by_uuid()))
+
+    def by_uuid(self) -> dict[str, int]:
+        """The vCPUs of running guests; those that are not known are left out.
+
+        :returns: nothing where libvirt does not answer in time
+        """
+        if not self._asking.acquire(blocking=False):
+            return {}
+        try:
+            return self._ask()
+        finally:
+            self._asking.release()
+
+    def _ask(self) -> dict[str, int]:
+        libvirt = nova_driver.libvirt
+        if self._open is not None:
+            if not self._open.ended():
+                return {}
+            self._open = None
+            LOG.info('libvirt tells about the vCPUs of all guests again.')
+        try:
+            if self._connection is None:
+                # What stands for libvirt in Nova's own tests has no such call.
+                if not hasattr(self._host.get_connection(),
+                               'getAllDomainStats'):
+                    return {}
+                self._connection = self._host._connect(self._host._uri, False)
+        except (exception.NovaException, libvirt.libvirtError) as e:
+            LOG.debug('No second connection to libvirt: %s', errors.clean(e))
+            return {}
+        question = _Question(
+            self._connection, libvirt.VIR_DOMAIN_STATS_VCPU,
+            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE |
+            # A guest with which another call is busy is not waited for.
+            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
+        question.start()
+        if not question.ended(PATIENCE):
+            self._open = question
+            self._say_who()
+            return {}
+        if question.answer is None:
+            # libvirtd may have been restarted: with another connection then.
+            self._connection = None
+            LOG.debug('libvirt does not tell about all guests: %s',
+                      errors.clean(question.error))
+            return {}
+        return dict(_counts(question.answer))
+
+    def _say_who(self) -> None:
+        """Name the guests whose QEMU does not answer."""
+        busy = []
+        try:
+            for guest in self._host.list_guests():
+                state, _, milliseconds = guest._domain.controlInfo()
+                if state in _BUSY and milliseconds >= PATIENCE * 500:
+                    busy.append(guest.uuid)
+        except (exception.NovaException,
+                nova_driver.libvirt.libvirtError) as e:
+            LOG.debug('It cannot be told which guest it is: %s',
+                      errors.clean(e))
+        LOG.warning(
+            'KVML510 libvirt has not told about all running guests within '
+            '%(seconds)d s. It waits for QEMU of these: %(guests)s. The '
+            'service goes on without that answer and asks about each guest '
+            'by itself.', {'seconds': PATIENCE,
+                           'guests': ', '.join(busy) or 'not known'})
+
+
+def _counts(answer: Any) -> Any:
+    for domain, found in answer:
+        # As many as virDomainGetVcpus() would list; where that fails there
+        # are none, and Nova's own way counts one.
+        count = sum(key.startswith('vcpu.') and key.endswith('.state')
+                    for key in found)
+        if count:
+            yield domain.UUIDString(), count
+
+
+class _Guest:
+    """A guest whose vCPUs are known."""
+
+    def __init__(self, vcpus: int) -> None:
+        self._vcpus = vcpus
+
+    def get_vcpus_info(self) -> range:
+        return range(self._vcpus)
+
+
+class _Host:
+    """Nova's Host, whose running guests know their vCPUs."""
+
+    def __init__(self, host: Any, vcpus: dict[str, int]) -> None:
+        self._real = host
+        self._vcpus = vcpus
+
+    def list_guests(self) -> list[Any]:
+        return [_Guest(self._vcpus[guest.uuid])
+                if guest.uuid in self._vcpus else guest
+                for guest in self._real.list_guests()]
+
+
+class _Driver:
+    """The driver as Nova's code sees it while it sums up vCPUs."""
+
+    def __init__(self, host: _Host) -> None:
+        self._host = host

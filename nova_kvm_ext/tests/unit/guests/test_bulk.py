@@ -1,0 +1,178 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""vCPUs of all running guests in one call, and what there is without it."""
+
+import threading
+from typing import Any
+from unittest import mock
+import uuid
+
+import fixtures
+import libvirt
+from nova.tests.fixtures import libvirt as fakelibvirt
+
+from nova_kvm_ext.guests import bulk
+from nova_kvm_ext.tests.unit import driver_base
+
+
+class VCPUsTestCase(driver_base.DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        for name in ('VIR_DOMAIN_STATS_VCPU',
+                     'VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE',
+                     'VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT'):
+            setattr(fakelibvirt, name, getattr(libvirt, name))
+            self.addCleanup(delattr, fakelibvirt, name)
+        self.stats: Any = []
+        self.asked: list[tuple[int, int]] = []
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.getAllDomainStats',
+            lambda connection, *args: self.tell(*args)))
+        self.drvr = self.started()
+        self.guests = [self.guest() for _ in range(3)]
+
+    def tell(self, *args: int) -> Any:
+        self.asked.append(args)  # type: ignore[arg-type]
+        if isinstance(self.stats, BaseException):
+            raise self.stats
+        return self.stats() if callable(self.stats) else self.stats
+
+    def guest(self) -> Any:
+        """A running guest, of which Nova's way counts two vCPUs."""
+        guest_id = str(uuid.uuid4())
+        domain = self.drvr._host.get_connection().defineXML(
+            f'<domain type="kvm"><name>{guest_id}</name>'
+            f'<uuid>{guest_id}</uuid><memory>65536</memory><vcpu>2</vcpu>'
+            f'<os><type>hvm</type></os><devices/></domain>')
+        domain.createWithFlags(0)
+        return domain
+
+    def vcpus(self, count: int) -> dict[str, int]:
+        return {'vcpu.current': count, 'vcpu.maximum': count} | {
+            f'vcpu.{number}.state': 1 for number in range(count)}
+
+    def novas(self) -> mock.Mock:
+        """Counts Nova's own questions, each of which says two."""
+        return self.useFixture(fixtures.MockPatchObject(
+            fakelibvirt.Domain, 'vcpus', side_effect=lambda: (
+                [(0, 1, 0, 0), (1, 1, 0, 0)], []))).mock
+
+    def test_one_call(self):
+        asked = self.novas()
+        self.stats = [(guest, self.vcpus(count)) for guest, count in
+                      zip(self.guests, (1, 4, 7))]
+        self.assertEqual(12, self.drvr._get_vcpu_used())
+        asked.assert_not_called()
+        self.assertEqual([(
+            libvirt.VIR_DOMAIN_STATS_VCPU,
+            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE |
+            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)], self.asked)
+
+    def test_novas_way_for_what_is_missing(self):
+        """A guest that is left out, and one of whose vCPUs nothing is said."""
+        asked = self.novas()
+        self.stats = [(self.guests[0], self.vcpus(5)),
+                      (self.guests[1], {'vcpu.current': 9})]
+        self.assertEqual(5 + 2 + 2, self.drvr._get_vcpu_used())
+        self.assertEqual(2, asked.call_count)
+
+    def test_novas_least_worst_value(self):
+        """QEMU without threads for vCPUs: Nova counts one."""
+        self.useFixture(fixtures.MockPatchObject(
+            fakelibvirt.Domain, 'vcpus',
+            side_effect=fakelibvirt.libvirtError('no affinity')))
+        self.stats = [(guest, {}) for guest in self.guests]
+        self.assertEqual(3, self.drvr._get_vcpu_used())
+
+    def test_a_guest_that_has_ended_meanwhile(self):
+        gone = mock.Mock()
+        gone.UUIDString.return_value = str(uuid.uuid4())
+        self.stats = [(guest, self.vcpus(3))
+                      for guest in (*self.guests, gone)]
+        self.assertEqual(9, self.drvr._get_vcpu_used())
+
+    def test_libvirt_refuses(self):
+        asked = self.novas()
+        for error in (fakelibvirt.libvirtError('no'), TypeError('no')):
+            self.stats = error
+            self.assertEqual(6, self.drvr._get_vcpu_used())
+        self.assertEqual(6, asked.call_count)
+        # With another connection it goes on.
+        self.stats = [(guest, self.vcpus(1)) for guest in self.guests]
+        self.assertEqual(3, self.drvr._get_vcpu_used())
+
+    def test_a_libvirt_without_that_call(self):
+        asked = self.novas()
+        with mock.patch.object(self.drvr._host, 'get_connection') as get:
+            get.return_value = mock.Mock(spec=['listAllDomains'])
+            get.return_value.listAllDomains.return_value = self.guests
+            self.assertEqual(6, self.drvr._get_vcpu_used())
+        self.assertEqual(3, asked.call_count)
+        self.assertEqual([], self.asked)
+
+    def test_a_connection_of_its_own(self):
+        """A call that hangs must not take Nova's others along."""
+        used = []
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.getAllDomainStats',
+            lambda connection, *args: used.append(connection) or []))
+        for _ in range(2):
+            self.drvr._get_vcpu_used()
+        self.assertEqual(2, len(used))
+        self.assertIs(used[0], used[1])
+        self.assertIsNot(used[0], self.drvr._host.get_connection())
+
+    def test_a_monitor_hangs(self):
+        asked = self.novas()
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
+        said = self.useFixture(fixtures.MockPatchObject(bulk, 'LOG')).mock
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.stats = lambda: answered.wait(60) and []
+        hanging = self.guests[1].UUIDString()
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.controlInfo',
+            lambda domain: [2, 0, 60] if domain.UUIDString() == hanging
+            else [0, 0, 0]))
+        for _ in range(3):
+            self.assertEqual(6, self.drvr._get_vcpu_used())
+        # No second question while there is one, and said once.
+        self.assertEqual(1, len(self.asked))
+        self.assertEqual(9, asked.call_count)
+        said.warning.assert_called_once()
+        self.assertEqual(hanging, said.warning.call_args.args[1]['guests'])
+        # QEMU is well again, or was ended.
+        question = self.drvr._vcpus._open
+        answered.set()
+        question.join(60)
+        self.stats = [(guest, self.vcpus(1)) for guest in self.guests]
+        self.assertEqual(3, self.drvr._get_vcpu_used())
+        said.info.assert_called_once()
+
+    def test_nobody_knows_who_hangs(self):
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
+        said = self.useFixture(fixtures.MockPatchObject(bulk, 'LOG')).mock
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.stats = lambda: answered.wait(60) and []
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.controlInfo',
+            mock.Mock(side_effect=fakelibvirt.libvirtError('no'))))
+        self.drvr._get_vcpu_used()
+        self.assertEqual('not known',
+                         said.warning.call_args.args[1]['guests'])
+
+    def test_not_two_at_once(self):
+        with self.drvr._vcpus._asking:
+            self.assertEqual({}, self.drvr._vcpus.by_uuid())
