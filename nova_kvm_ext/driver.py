@@ -42,6 +42,7 @@ from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext.guests import bulk
 from nova_kvm_ext.guests import errands
 from nova_kvm_ext.guests import hooks as guests_hooks
+from nova_kvm_ext.health import hooks as health_hooks
 from nova_kvm_ext.host import hooks as host_hooks
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
@@ -104,7 +105,8 @@ class KVMDriver(driver.LibvirtDriver):
         self._snapshots = storage_hooks.Snapshots(
             self, self._guest_agents.freezes)
         self._io_pauses = guests_hooks.IOPauses(self._host)
-        self._host_check = host_hooks.HostCheck(self)
+        self._health = health_hooks.Health()
+        self._host_check = host_hooks.HostCheck(self, self._health.checked)
         self._images: images_hooks.ImageFetch | None = None
         self._numa_support = False
         self._vcpus = bulk.VCPUs(self._host)
@@ -117,7 +119,8 @@ class KVMDriver(driver.LibvirtDriver):
         :raises nova.exception.InvalidConfiguration: an option is wrong, or
             this host cannot run guests; the log has what and the remedy
         """
-        with host_hooks.process_ends_unless_started(self._host):
+        with (self._health.starting(),
+              host_hooks.process_ends_unless_started(self._host)):
             with _wrong_options_said():
                 self._settle_options()
                 self._host_check.at_start()
@@ -339,6 +342,7 @@ class KVMDriver(driver.LibvirtDriver):
     def update_provider_tree(self, provider_tree: Any, nodename: str,
                              allocations: Any = None) -> None:
         """Nova's inventory and traits, and this driver's own traits."""
+        self._health.placement_answered()
         super().update_provider_tree(provider_tree, nodename, allocations)
         add, remove = traits.changes(
             provider_tree.data(nodename).traits, self._our_traits())
@@ -430,12 +434,18 @@ class KVMDriver(driver.LibvirtDriver):
     def get_available_resource(self, nodename: str) -> Any:
         """Nova's periodic look at what this host has, and ours."""
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
-        self._guest_agents.freezes.settle()
-        self._io_pauses.step()
-        self._errands.go_on()
-        with self._host_check.again():
-            return self._published.add_to(
-                super().get_available_resource(nodename))
+        with self._health.updating():
+            self._guest_agents.freezes.settle()
+            self._io_pauses.step()
+            self._errands.go_on()
+            with self._host_check.again():
+                return self._published.add_to(
+                    super().get_available_resource(nodename))
+
+    def _handle_conn_event(self, enabled: bool, reason: Any) -> None:
+        """The connection to libvirt is made, or lost."""
+        self._health.connection(enabled, reason)
+        super()._handle_conn_event(enabled, reason)
 
     def _get_vcpu_used(self) -> int:
         """Nova's sum, for which libvirt is asked once."""

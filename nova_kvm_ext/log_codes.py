@@ -410,6 +410,15 @@ TABLE: tuple[LogMessage, ...] = (
         'Look at what the disk lies on: quotas, thin pools and Ceph can be '
         'full while the file system has space. See "Paused guests".',
         _OPERATOR),
+
+    LogMessage(
+        'KVML901',
+        'The state file of nova-compute cannot be written. nova-kvm-ext host '
+        'health reads the one before, and takes nova-compute for hung. Said '
+        'once, until it can be written again.',
+        'Look at [DEFAULT] state_path: is it full, read-only, of another '
+        'user?',
+        _OPERATOR),
 )
 
 BY_CODE = {row.code: row for row in TABLE}

@@ -36,6 +36,7 @@ from cliff import lister
 from nova_kvm_ext.cmd import base
 from nova_kvm_ext.cmd import findings
 from nova_kvm_ext.cmd import lazy
+from nova_kvm_ext.cmd import quick
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 
@@ -197,3 +198,51 @@ class Check(base.HostCommand, lister.Lister):
     def _say(text: str) -> None:
         """Progress is no result: it goes to standard error."""
         print(text, file=sys.stderr, flush=True)
+
+
+class Health(base.ConfigCommand):
+    """Say from its state file whether nova-compute of this host is well.
+
+    For probes: of a container, of systemd, of a monitoring system. It reads
+    the file that nova-compute writes at each periodic update and at each
+    change, and asks the kernel whether the process runs. It never asks
+    libvirt, so it does not hang where libvirt does, and takes 50 ms.
+
+    A line for each part, the worst first: nova-compute itself, libvirt,
+    Placement, the host check.
+
+    Without --state-path it looks below /var/lib/nova, and where nothing is
+    there below the [DEFAULT] state_path of the configuration that
+    nova-compute reads, which takes a second.
+
+    Exit codes: 0 all is well, 1 there are warnings, 2 there is a failure,
+    3 it is not known: no state file, or the command line is wrong.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            '--alive', action='store_true',
+            help='judge nova-compute itself alone: for a probe that restarts '
+                 'it, which mends neither libvirt nor the host')
+        parser.add_argument(
+            '--state-path', metavar='DIRECTORY',
+            help=f'[DEFAULT] state_path of nova-compute, default '
+                 f'{quick.STATE_PATH}')
+        parser.add_argument(
+            '--host', metavar='NAME',
+            help='[DEFAULT] host of nova-compute, where several share that '
+                 'directory')
+        parser.add_argument(
+            '-f', '--format', choices=quick.FORMATS, default=quick.FORMATS[0],
+            help='the output format, default %(default)s')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        state_path = parsed_args.state_path
+        if state_path is None:
+            state_path = base.read_conf(parsed_args.config_files).state_path
+        code = quick.health(state_path, parsed_args.host, parsed_args.alive,
+                            parsed_args.format)
+        assert code is not None
+        return code

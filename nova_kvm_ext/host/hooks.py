@@ -179,10 +179,15 @@ class HostCheck:
 
     :param driver: nova.virt.libvirt.driver.LibvirtDriver; its service is
         disabled while it cannot
+    :param seen: told the results of each look, and what keeps guests from
+        running, a sentence or ''
     """
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any,
+                 seen: Callable[[list[verdict.CheckResult], str], None]
+                 ) -> None:
         self._driver = driver
+        self._seen = seen
         self._facts: model.HostFacts | None = None
         self._fault = ''
         # A service that was disabled before it was started again is enabled
@@ -219,6 +224,7 @@ class HostCheck:
             cache_dir=CONF.state_path if virt_type == 'kvm' else None,
             service=True)
         results = self._results(self._facts)
+        self._seen(results, _first_fault(results))
         for result in results:
             if result.result in (verdict.WARN, verdict.FAIL):
                 (LOG.error if result.result == verdict.FAIL else LOG.warning)(
@@ -273,8 +279,9 @@ class HostCheck:
         """What keeps guests from running now, or ''."""
         assert self._facts is not None
         results = self._results(facts.read_again(self._facts))
-        return next((_sentence(result) for result in results
-                     if result.result == verdict.FAIL), '')
+        fault = _first_fault(results)
+        self._seen(results, fault)
+        return fault
 
     @staticmethod
     def _results(found: model.HostFacts) -> list[verdict.CheckResult]:
@@ -300,6 +307,12 @@ class HostCheck:
                 libvirt_driver.DISABLE_PREFIX + MARK):
             self._driver._set_host_enabled(True)
         self._may_be_disabled = False
+
+
+def _first_fault(results: list[verdict.CheckResult]) -> str:
+    """What keeps guests from running, or ''."""
+    return next((_sentence(result) for result in results
+                 if result.result == verdict.FAIL), '')
 
 
 def _sentence(result: verdict.CheckResult) -> str:

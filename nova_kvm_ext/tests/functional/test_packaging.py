@@ -316,7 +316,7 @@ class PackagingTest(testtools.TestCase):
         parser = configparser.ConfigParser(delimiters='=')
         parser.read_string(entry_points.decode())
         self.assertEqual(
-            {'nova-kvm-ext': 'nova_kvm_ext.cmd.main:main',
+            {'nova-kvm-ext': 'nova_kvm_ext.cmd.entry:main',
              'nova-kvm-ext-status': 'nova_kvm_ext.cmd.status:main'},
             dict(parser['console_scripts']))
         self.assertEqual(

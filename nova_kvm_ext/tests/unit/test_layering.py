@@ -35,7 +35,8 @@ PURE = {
     'fleet.fit', 'fleet.kinds', 'guest_agent.channel',
     'guest_agent.replies', 'guests.drift', 'guests.model',
     'guests.reasons', 'guests.resume',
-    'guests.verdicts', 'host.access', 'host.checks.causes',
+    'guests.verdicts', 'health.verdict', 'host.access',
+    'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
@@ -55,7 +56,7 @@ READERS = {
     'fleet.this_host', 'guest_agent.client', 'guests.pauses',
     'guests.reader',
     'host.configuration',
-    'host.facts', 'host.install_facts', 'host.kernel_facts',
+    'health.probe', 'host.facts', 'host.install_facts', 'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
     'images.headers', 'images.qemu_img', 'log', 'rollback.cloud',
@@ -65,6 +66,7 @@ MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest', 'fleet.page',
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
     'guests.resumer', 'guests.survey',
+    'health.record',
     'images.convert'}
 # The edge to Nova.
 NOVA = {
@@ -73,7 +75,7 @@ NOVA = {
     'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
     'guests.bulk', 'guests.errands', 'guests.hooks',
-    'host.hooks', 'images.hooks', 'images.questions',
+    'health.hooks', 'host.hooks', 'images.hooks', 'images.questions',
     'migration.departures', 'migration.hooks',
     'storage.hooks',
     'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
@@ -81,9 +83,10 @@ NOVA = {
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
-    'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.findings',
-    'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests', 'cmd.host',
-    'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.rollback',
+    'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.entry',
+    'cmd.findings', 'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests',
+    'cmd.host', 'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual', 'cmd.quick',
+    'cmd.rollback',
     'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {
@@ -173,8 +176,9 @@ class LayeringTestCase(base.BaseTestCase):
                 self.assertIn(room, {
                     'driver', 'cpu.hooks', 'guest_agent.freezes',
                     'guest_agent.hooks', 'guest_agent.limits',
-                    'guest_agent.thaws', 'guests.hooks', 'host.hooks',
-                    'vhost.hooks', 'images.hooks', 'migration.hooks',
+                    'guest_agent.thaws', 'guests.hooks', 'health.hooks',
+                    'host.hooks', 'vhost.hooks', 'images.hooks',
+                    'migration.hooks',
                     'boot.cloudless', 'boot.worker'})
 
     def test_every_module_says_what_it_is(self):

@@ -1,0 +1,41 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The program ``nova-kvm-ext``: what is asked often is answered at once.
+
+cliff and all that comes with it take ten times as long to import as a probe
+may take. So nothing is imported here that ``host health`` does not need.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nova_kvm_ext.cmd import quick
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; see :mod:`nova_kvm_ext.cmd.main`.
+
+    :returns: its exit code
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ['host', 'health']:
+        code = quick.run(argv[2:])
+        if code is not None:
+            return code
+    from nova_kvm_ext.cmd import main as commands
+    return commands.main(argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
