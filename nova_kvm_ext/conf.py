@@ -538,6 +538,7 @@ class Settings:
     :ivar guest_agent: a value of ``[kvm_ext] guest_agent``
     :ivar guest_agent_timeout: seconds
     :ivar host_check: ``enforce``, ``warn`` or ``off``
+    :ivar resume_io_paused: ``never`` or ``auto``
     :ivar migration_stalled: what becomes of a live migration that will not
         converge
     :ivar migration_stalled_allowed: what flavors and images may ask for there
@@ -561,6 +562,7 @@ class Settings:
     guest_agent: str
     guest_agent_timeout: int
     host_check: str
+    resume_io_paused: str
     migration_stalled: str
     migration_stalled_allowed: tuple[str, ...]
     image_max_virtual_gb: int
@@ -610,6 +612,7 @@ class Settings:
             guest_agent=ours('guest_agent'),
             guest_agent_timeout=ours('guest_agent_timeout'),
             host_check=ours('host_check'),
+            resume_io_paused=ours('resume_io_paused'),
             migration_stalled=ours('migration_stalled'),
             migration_stalled_allowed=tuple(
                 ours('migration_stalled_allowed')),

@@ -44,6 +44,7 @@ from nova_kvm_ext.host import libvirt_facts
 from nova_kvm_ext.host import libvirt_place
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
+from nova_kvm_ext.host import post_copy_facts
 from nova_kvm_ext.host import probe
 from nova_kvm_ext.host import user_facts
 from nova_kvm_ext.host import virt_type as virt_type_
@@ -430,6 +431,8 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
             enumerate(settings.helper) if number == 0 or os.path.basename(
                 word) in ('nova-rootwrap', 'privsep-helper')),
         directories=directories,
+        post_copy=post_copy_facts.read(arch, user, root)
+        if settings.post_copy else model.PostCopyFacts(),
         emulator=read_emulator(distro, arch, root, libvirt.emulator),
         libvirt=libvirt, probe=tried,
         group_names={gid: name for gid in sorted(groups)

@@ -224,6 +224,26 @@ class UseFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class PostCopyFacts:
+    """What the kernel lets QEMU's user have for post-copy.
+
+    :ivar looked: whether it was looked at: only where nova.conf permits
+        post-copy
+    :ivar call: what the system call userfaultfd said to that user: errno's
+        name, '' for success; None where it was not tried
+    :ivar sysctl: of vm.unprivileged_userfaultfd; '' where there is none, as
+        before Linux 5.2
+    :ivar device: of /dev/userfaultfd; None where there is none, as before
+        Linux 6.1
+    """
+
+    looked: bool = False
+    call: str | None = None
+    sysctl: str = ''
+    device: UseFacts | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class UdevRule:
     """What a rule file sets for a device; '' for what it leaves alone."""
 
@@ -421,6 +441,7 @@ class HostFacts:
     :ivar privsep: the programs that start privsep's helper, in the order in
         which they run one another
     :ivar cpu_map: libvirt's CPU map of x86, None where it is not installed
+    :ivar post_copy: whether QEMU's user can do post-copy
     :ivar place: whether libvirt sees the files that were read
     :ivar service: whether nova-compute itself has read them, as its user and
         in its file system
@@ -447,6 +468,7 @@ class HostFacts:
     root: bool
     cpu_map: cpu_map.CPUMap | None
     place: LibvirtPlace = LibvirtPlace()
+    post_copy: PostCopyFacts = PostCopyFacts()
     service: bool = False
 
     @property

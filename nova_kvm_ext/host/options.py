@@ -48,6 +48,7 @@ class HostOptions:
     :ivar helper_option: the option that says so
     :ivar reserved_disk_mb: ``[DEFAULT] reserved_host_disk_mb``
     :ivar images_type: ``[libvirt] images_type``
+    :ivar post_copy: ``[libvirt] live_migration_permit_post_copy``
     """
 
     files: tuple[str, ...]
@@ -64,6 +65,7 @@ class HostOptions:
     helper_option: str = ''
     reserved_disk_mb: int = 0
     images_type: str = 'default'
+    post_copy: bool = False
 
     @property
     def local_disks(self) -> bool:
@@ -119,6 +121,8 @@ class HostOptions:
             helper_option=helper_option,
             reserved_disk_mb=value('', 'reserved_host_disk_mb', 0),
             images_type=value('libvirt', 'images_type', 'default'),
+            post_copy=value('libvirt', 'live_migration_permit_post_copy',
+                            False),
             problem=problems[0].problem if problems else '',
             remedy=problems[0].remedy if problems else '')
 

@@ -17,6 +17,18 @@ from nova_kvm_ext.known_errors.row import KnownError
 
 ROWS: tuple[KnownError, ...] = (
     KnownError(
+        'migration-post-copy',
+        r'Postcopy is not supported',
+        'Nova permits post-copy, and QEMU on the destination cannot do it: '
+        'the kernel gives its user no userfaultfd. So no guest moves there, '
+        'whether it would be switched to post-copy or not.',
+        'On the destination: sysctl -w vm.unprivileged_userfaultfd=1, and the '
+        'same in /etc/sysctl.d; nova-kvm-ext host check looks (KVM701). Or '
+        'set [libvirt] live_migration_permit_post_copy = false on both hosts.',
+        'libvirt 9.0, QEMU 7.2',
+        ("internal error: unable to execute QEMU command "
+         "'migrate-set-capabilities': Postcopy is not supported",)),
+    KnownError(
         'migration-unsafe',
         r'Unsafe migration: ',
         'libvirt sees that the guest\'s disks could be damaged: they are '

@@ -38,6 +38,7 @@ PURE = {
     'guests.verdicts', 'health.verdict', 'host.access',
     'host.checks.causes',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
+    'host.checks.migration',
     'host.checks.nova',
     'host.checks.runner', 'host.checks.verdict', 'host.checks.vhost',
     'host.distribution', 'host.install', 'host.kvm_proof', 'host.model',
@@ -57,7 +58,8 @@ READERS = {
     'guests.reader',
     'host.configuration',
     'health.probe', 'host.facts', 'host.install_facts', 'host.kernel_facts',
-    'host.libvirt_facts', 'host.libvirt_place', 'host.probe', 'host.service',
+    'host.libvirt_facts', 'host.libvirt_place', 'host.post_copy_facts',
+    'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
     'images.headers', 'images.qemu_img', 'log', 'rollback.cloud',
     'vhost.process'}
