@@ -67,16 +67,29 @@ FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER |
          libvirt.VIR_MIGRATE_PERSIST_DEST |
          libvirt.VIR_MIGRATE_UNDEFINE_SOURCE | libvirt.VIR_MIGRATE_UNSAFE)
 
-# One block of a mebibyte after the other, of so many, with a pause between.
-_WRITER = """\
-[ -s /tmp/block ] || head -c 1048576 /dev/urandom > /tmp/block
+# So many mebibytes, which no one can compress or take for zeros.
+_PREPARE = """\
 echo $$ > /tmp/writer
+[ -s /tmp/block ] || head -c 1048576 /dev/urandom > /tmp/block
+rm -f /tmp/written
+for i in $(seq {mib}); do
+    cat /tmp/block
+done > /tmp/written
+"""
+# One mebibyte after the other, with a pause between.
+_SLOW_WRITER = _PREPARE + """\
 i=0
 while :; do
     dd if=/tmp/block of=/tmp/written bs=64k count=16 seek=$((i % {mib} * 16)) \
         conv=notrunc 2> /dev/null
     i=$((i + 1))
     usleep {pause}
+done
+"""
+# All of them, as fast as it can, also on a host that has little time for it.
+_FAST_WRITER = _PREPARE + """\
+while :; do
+    dd if=/tmp/written of=/tmp/written bs=1M conv=notrunc 2> /dev/null
 done
 """
 _STOP = """\
@@ -187,11 +200,16 @@ class Bed(fixtures.Fixture):
             'guest-exec', path='/bin/sh', arg=['-c', script],
             **{'capture-output': output})['pid'])
 
-    def write(self, mib: int, mib_per_second: float) -> None:
-        """Have the guest write to so much memory, again and again."""
+    def write(self, mib: int, mib_per_second: float | None = None) -> None:
+        """Have the guest write to so much memory, again and again.
+
+        :param mib_per_second: None for as fast as it can
+        """
         self.stop_writing()
-        self._exec(_WRITER.format(
-            mib=mib, pause=int(1e6 / mib_per_second)), output=False)
+        self._exec(
+            _FAST_WRITER.format(mib=mib) if mib_per_second is None else
+            _SLOW_WRITER.format(mib=mib, pause=int(1e6 / mib_per_second)),
+            output=False)
 
     def stop_writing(self) -> None:
         self.run(_STOP)

@@ -151,7 +151,7 @@ class FakeHost(fixtures.Fixture):
         self.runs: bool | None = True
         self.uri, self.service = 'qemu:///system', False
         self.settings: dict[str, Any] = {}
-        self.options: dict[str, Any] = {}
+        self.options: dict[str, Any] = {'post_copy': True}
         self.install = model.InstallFacts(('/site/nova/virt',), '/site/x',
                                           None)
         self._real_stat, self._real_geteuid = os.stat, os.geteuid
@@ -241,6 +241,7 @@ class FakeHost(fixtures.Fixture):
         self.write('/sys/module/kvm_intel/parameters/nested', 'Y\n')
         self.write('/sys/class/misc/kvm/dev', '10:232\n')
         self.write('/sys/class/misc/vhost-net/dev', '10:238\n')
+        self.write('/proc/sys/vm/unprivileged_userfaultfd', '1\n')
         self.write('/run/udev/control')
         self.write('/run/systemd/system/x')
         self.write('/usr/lib/udev/rules.d/50-udev-default.rules', _RULES)

@@ -165,13 +165,6 @@ def written(path, text):
     return lambda host: host.write(path, text)
 
 
-def post_copy(sysctl):
-    def change(host):
-        host.options |= {'post_copy': True}
-        host.write('/proc/sys/vm/unprivileged_userfaultfd', sysctl)
-    return change
-
-
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """One way of breaking a host, and what must be said.
@@ -376,13 +369,15 @@ FAULTS = (
     Fault('unknown model', setting(
         cpu_mode='custom', cpu_models=('Nehalen',)), 'KVM507', 'FAIL',
         'knows no such', 'Is Nehalem meant'),
-    Fault('userfaultfd closed', post_copy('0\n'), 'KVM701', 'WARN',
-          'gets no userfaultfd .vm.unprivileged_userfaultfd = 0.: .*every '
-          'live migration to this host fails',
-          '^echo vm.unprivileged_userfaultfd=1 > /etc/sysctl.d/'
-          '60-qemu-postcopy-migration.conf && sysctl -p /etc/'),
-    Fault('post-copy that Nova does not permit', setting(
-        migration_stalled='post-copy'), 'KVM701', 'WARN',
+    Fault('userfaultfd closed', written(
+        '/proc/sys/vm/unprivileged_userfaultfd', '0\n'), 'KVM701', 'WARN',
+        'gets no userfaultfd .vm.unprivileged_userfaultfd = 0.: .*every '
+        'live migration to this host fails',
+        '^echo vm.unprivileged_userfaultfd=1 > /etc/sysctl.d/'
+        '60-qemu-postcopy-migration.conf && sysctl -p /etc/'),
+    Fault('post-copy that Nova does not permit', lambda host: (
+        setting(migration_stalled='post-copy')(host),
+        option(post_copy=False)(host)), 'KVM701', 'WARN',
         'nothing is done about', '^Set .*permit_post_copy = true'),
     Fault('no model', setting(cpu_mode='custom'), 'KVM402', 'FAIL',
           'names no CPU model'),

@@ -37,7 +37,6 @@ class MigrationTestCase(case.ChecksTestCase):
              qemu: tuple[int, int, int] | None = (7, 2, 22),
              **found: Any) -> verdict.Said:
         host = self.host()
-        host.options |= {'post_copy': True}
         facts = host.facts()
         facts = dataclasses.replace(
             facts, post_copy=model.PostCopyFacts(True, **found),
@@ -50,6 +49,7 @@ class MigrationTestCase(case.ChecksTestCase):
     def test_not_permitted(self):
         host = self.host()
         host.write('/proc/sys/vm/unprivileged_userfaultfd', '0')
+        host.options['post_copy'] = False
         found = self.check(host)['KVM701']
         self.assertEqual(verdict.SKIP, found.result)
 
