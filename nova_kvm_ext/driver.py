@@ -48,6 +48,7 @@ from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
 from nova_kvm_ext.images import questions
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import hooks as metrics_hooks
 from nova_kvm_ext.migration import departures
 from nova_kvm_ext.migration import hooks as migration_hooks
 from nova_kvm_ext.storage import hooks as storage_hooks
@@ -119,6 +120,7 @@ class KVMDriver(driver.LibvirtDriver):
         :raises nova.exception.InvalidConfiguration: an option is wrong, or
             this host cannot run guests; the log has what and the remedy
         """
+        metrics_hooks.start(host)
         with (self._health.starting(),
               host_hooks.process_ends_unless_started(self._host)):
             with _wrong_options_said():
@@ -436,6 +438,7 @@ class KVMDriver(driver.LibvirtDriver):
         # Nova asks once a minute ([DEFAULT] update_resources_interval).
         with self._health.updating():
             self._guest_agents.freezes.settle()
+            metrics_hooks.keep()
             self._io_pauses.step()
             self._errands.go_on()
             with self._host_check.again():

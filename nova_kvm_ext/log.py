@@ -52,6 +52,37 @@ KEPT = 2000
 recently is forgotten, and said again when it comes back."""
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+def listen(told: Callable[[str], None]) -> None:
+    """Have a function told the code of each message, repeated ones too.
+
+    :param told: called in the thread that logs; must not raise, and is taken
+        once however often it is given
+    """
+    if told not in _listeners:
+        _listeners.append(told)
+
+
+def _tell(record: logging.LogRecord) -> None:
+    """Tell who listens which code a message has.
+
+    A code stands at the beginning, in the text or as its first argument.
+    """
+    if not _listeners:
+        return
+    try:
+        found = CODE.search(str(record.msg)) or CODE.search(
+            record.getMessage())
+    except Exception:
+        # Wrong arguments: whoever formats the record says so.
+        return
+    if found:
+        for told in _listeners:
+            told(found[0])
+
+
 class _Said:
     """A thing that was said, in seconds of the clock."""
 
@@ -91,7 +122,10 @@ class Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written; it may be changed."""
-        if record.levelno < logging.WARNING or not self.quiet:
+        if record.levelno < logging.WARNING:
+            return True
+        _tell(record)
+        if not self.quiet:
             return True
         try:
             key = _key(record)

@@ -19,6 +19,7 @@ from docutils import statemachine
 
 from nova_kvm_ext import known_errors
 from nova_kvm_ext import log_codes
+from nova_kvm_ext.metrics import names
 
 extensions = [
     'openstackdocstheme',
@@ -96,6 +97,29 @@ class LogMessages(rst.Directive):
         return found.children
 
 
+class MetricsReference(rst.Directive):
+    """The reference of all metrics, from the package's own table."""
+
+    def run(self) -> list[Any]:
+        lines = []
+        for metric in names.ALL:
+            lines += [f'``{metric.name}`` ({metric.kind.value})',
+                      f'  {literal(metric.help)}', '']
+            for label, values in metric.labels.items():
+                said = (literal(values[0].strip('()'))
+                        if values[0].startswith('(') else
+                        ', '.join(f'``{value}``' for value in values))
+                lines += [f'  * ``{label}``: {said}']
+            if metric.buckets:
+                lines += [f'  * buckets: '
+                          f'{", ".join(map(str, metric.buckets))}']
+            lines += ['']
+        found = nodes.container()
+        self.state.nested_parse(
+            statemachine.StringList(lines, 'metrics'), 0, found)
+        return found.children
+
+
 def literal(text: str) -> str:
     """Text that is no markup, as such."""
     return text.replace('*', '\\*').replace('_', '\\_').replace('`', '\\`')
@@ -104,3 +128,4 @@ def literal(text: str) -> str:
 def setup(app: Any) -> None:
     app.add_directive('known-errors', KnownErrors)
     app.add_directive('log-messages', LogMessages)
+    app.add_directive('metrics-reference', MetricsReference)

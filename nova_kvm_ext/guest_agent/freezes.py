@@ -34,6 +34,7 @@ from typing import Any
 from nova import conf as nova_conf
 from nova import exception
 
+from nova_kvm_ext import counters
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import holds
@@ -41,6 +42,7 @@ from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext.guest_agent import thaws
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import names
 
 LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
@@ -524,6 +526,7 @@ class Freezes:
                      'freeze that failed was sent.',
                      {'uuid': freeze.uuid, 'time': now - freeze.asked})
         elif stood is not False:
+            counters.COUNTERS.observe(names.FREEZES, now - answered)
             LOG.info('Instance %(uuid)s was frozen for %(frozen).2f s, after '
                      'a freeze that took %(freeze).2f s.',
                      {'uuid': freeze.uuid, 'frozen': now - answered,

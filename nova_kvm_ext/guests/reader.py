@@ -62,7 +62,8 @@ _SPECS = 1000
 _WHAT = 'the domain\'s XML'
 
 # libvirt src/qemu/qemu_domain.c, qemuDomainLogAppendMessage at each start.
-_VERSION = re.compile(rb'qemu version: (\d+\.\d+\.\d+)([^\n,]{0,200})')
+_VERSION = re.compile(
+    rb'qemu version: (\d{1,3}\.\d{1,3}\.\d{1,3})([^\n,]{0,200})')
 
 _BETWEEN_LOOKS = 0.1
 """Seconds between two looks at a process in uninterruptible sleep."""
@@ -264,17 +265,21 @@ def read_today(connection: Any, settings: conf.Settings | None,
     """
     arch = os.uname().machine
     emulators, machines = _machines(_quietly(connection.getCapabilities))
-    number = _quietly(connection.getVersion)
-    version = number and (f'{number // 1_000_000}.{number // 1_000 % 1_000}.'
-                          f'{number % 1_000}')
     cpus = {}
     for kind in {guest.domain_type for guest in guests} & {'kvm', 'qemu'}:
         if settings is not None:
             cpus[kind] = _cpus(connection, settings, kind, arch, machine, [
                 guest for guest in guests if guest.domain_type == kind])
     return model.Today(
-        version or None, arch, emulators, machines, settings,
+        version(connection.getVersion), arch, emulators, machines, settings,
         {kind: found for kind, found in cpus.items() if found is not None})
+
+
+def version(question: Callable[[], Any]) -> str | None:
+    """The answer of a question of libvirt's for a version, as 7.2.22."""
+    number = _quietly(question)
+    return None if not number else (
+        f'{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}')
 
 
 def _quietly(question: Callable[[], Any]) -> Any:

@@ -36,11 +36,13 @@ class Survey:
     :ivar verdicts: by name
     :ivar today: what they would get
     :ivar problem: why nova.conf's part in that is not known, or ''
+    :ivar libvirt: its version, as 9.0.0
     """
 
     verdicts: tuple[judged.Verdict, ...]
     today: model.Today
     problem: str = ''
+    libvirt: str | None = None
 
     def old_qemu(self) -> Sequence[judged.Verdict]:
         """The guests that run another QEMU than they would get."""
@@ -86,4 +88,5 @@ def look(connection: Any, nova: Any, uri: str, only: str | None = None,
         libvirt_place.files(uri, root), root, only)
     today = reader.read_today(connection, settings, guests,
                               machine_type(nova, os.uname().machine))
-    return Survey(tuple(judged.judge_all(guests, today)), today, problem)
+    return Survey(tuple(judged.judge_all(guests, today)), today, problem,
+                  reader.version(connection.getLibVersion))

@@ -37,6 +37,7 @@ from oslo_concurrency import processutils
 from oslo_utils import fileutils
 
 from nova_kvm_ext.conf import Settings
+from nova_kvm_ext import counters
 from nova_kvm_ext import errors
 from nova_kvm_ext.images import answers
 from nova_kvm_ext.images import convert
@@ -45,6 +46,7 @@ from nova_kvm_ext.images import qemu_img
 from nova_kvm_ext.images import questions
 from nova_kvm_ext.images import verdict
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext import traits
 
 LOG = log.getLogger(__name__)
@@ -53,6 +55,11 @@ CONF = nova_conf.CONF
 # What is replaced, as it was when Nova was imported. For rbd Nova hands over
 # a function that clones inside Ceph; that one is left alone.
 _NOVAS_FETCH = libvirt_utils.fetch_image
+
+
+def _counted_as(check: str) -> str:
+    """The check of a verdict as a label: one word for all checks of a QED."""
+    return 'qed' if check.startswith('qed ') else names.said(check)
 
 
 def _was_killed(error: Exception) -> bool:
@@ -216,6 +223,7 @@ class ImageFetch:
             kernel=bool((image.get('properties') or {}).get('kernel_id')))
         if decided.accepted:
             return decided
+        counters.COUNTERS.add(names.REFUSALS, _counted_as(decided.check))
         LOG.error('KVML604 Image %(id)s, declared as %(declared)s, is refused '
                   'by the check "%(check)s": %(reason)s %(remedy)s',
                   {'id': image['id'], 'declared': errors.clean(declared, 40),
@@ -241,8 +249,12 @@ class ImageFetch:
                     direct=privsep_utils.supports_direct_io(
                         os.path.dirname(target)))
         except convert.ConversionError as e:
+            counters.COUNTERS.add(
+                names.CONVERSIONS, str(decided.disk_format), 'failed')
             LOG.error('KVML605 Image %(id)s cannot be converted: %(why)s',
                       {'id': image_id, 'why': e})
             raise exception.ImageUnacceptable(
                 image_id=image_id, reason=errors.clean(
                     e, verdict.FAULT_LENGTH)) from e
+        counters.COUNTERS.add(
+            names.CONVERSIONS, str(decided.disk_format), 'converted')

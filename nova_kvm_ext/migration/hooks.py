@@ -37,8 +37,10 @@ from nova import conf as nova_conf
 from nova import objects
 from nova.virt.libvirt import driver as nova_driver
 
+from nova_kvm_ext import counters
 from nova_kvm_ext import errors
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.migration import completed
 from nova_kvm_ext.migration import policy
 from nova_kvm_ext.migration import verdict
@@ -226,6 +228,15 @@ class Watch:
                         '; libvirt did not say, so this is of the last look'},
             instance=self._instance)
 
+    def count(self) -> None:
+        """Count the migration, which is over, for the metrics."""
+        counters.COUNTERS.add(
+            names.MIGRATIONS, self.verdict.outcome.name.lower(),
+            'completed' if self.completed else 'failed')
+        took = completed.Completed.read(self.statistics or {})
+        if self.completed and took.downtime is not None:
+            counters.COUNTERS.observe(names.DOWNTIME, took.downtime)
+
     def diagnostics(self) -> dict[str, Any]:
         """What the server's diagnostics show while it moves."""
         found = self.verdict
@@ -312,6 +323,7 @@ class Migrations:
                 yield told, completes
                 watch.sum_up()
         finally:
+            watch.count()
             self._here.reset(token)
             with self._lock:
                 if self._watches.get(instance.uuid) is watch:

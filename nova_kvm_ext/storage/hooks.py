@@ -31,6 +31,7 @@ from nova import exception
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
+from nova_kvm_ext.storage import counting
 from nova_kvm_ext.storage import image_api
 from nova_kvm_ext.storage import rbd
 from nova_kvm_ext.storage import volumes
@@ -71,9 +72,15 @@ class Snapshots:
     @contextlib.contextmanager
     def taking(self, image_id: str) -> Iterator[None]:
         """Around all that Nova does for an image of a server's disk."""
-        token = self._taken.set(_Taken(image_id))
+        taken = _Taken(image_id)
+        token = self._taken.set(taken)
         try:
             yield
+        except BaseException:
+            counting.snapshot('image', taken.known, made=False)
+            raise
+        else:
+            counting.snapshot('image', taken.known)
         finally:
             self._taken.reset(token)
 

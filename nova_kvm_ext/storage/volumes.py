@@ -20,6 +20,8 @@ from nova import exception
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
 from nova_kvm_ext import log
+from nova_kvm_ext.storage import consistency
+from nova_kvm_ext.storage import counting
 
 LOG = log.getLogger(__name__)
 
@@ -59,18 +61,27 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
         else:
             LOG.warning('KVML403 The snapshot of a volume is made without '
                         'quiescing. %s', reason, instance=instance)
+        _count(consistency.Reason.NOT_FROZEN, made=not required)
         raise exception.QemuGuestAgentNotEnabled(reason) from None
     try:
         snapshot()
     except BaseException:
         freezes.release_quietly(hold)
+        _count(consistency.Reason.FROZEN, made=False)
         raise
     # QEMU writes to the new file by now: an error from here on would have
     # Cinder throw that away.
-    if freezes.release_quietly(hold) is False:
+    stood = freezes.release_quietly(hold)
+    _count({True: consistency.Reason.FROZEN, None: consistency.Reason.NOT_SAID,
+            False: consistency.Reason.THAWED}[stood])
+    if stood is False:
         LOG.error('KVML404 The guest did not stay frozen until the snapshot '
                   'of its volume was made. Do not count on that snapshot.',
                   instance=instance)
+
+
+def _count(reason: consistency.Reason, made: bool = True) -> None:
+    counting.snapshot('volume', consistency.Consistency(reason), made)
 
 
 class _Guest:

@@ -29,6 +29,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 import os_vif
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_kvm_ext import counters
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
@@ -51,6 +52,10 @@ class DriverTestCase(test.NoDBTestCase):
         self.flags(instances_path=self.useFixture(fixtures.TempDir()).path,
                    state_path=self.useFixture(fixtures.TempDir()).path)
         self.flags(sysinfo_serial='none', group='libvirt')
+        # Each driver counts for itself here.
+        self.counters = counters.Counters()
+        self.useFixture(fixtures.MockPatchObject(
+            counters, 'COUNTERS', self.counters))
         # The machine that the test runs on is not looked at.
         self.flags(host_check='off', group='kvm_ext')
         self.vhost_net = self.useFixture(fixtures.MockPatch(

@@ -80,7 +80,7 @@ class GuestsTestCase(base.BaseTestCase):
                      {'paused': model.Paused('io_error', 'by an error')}):
             self.guests = []
             self.add('bad', **what)
-            self.assertEqual(2, self.names()[0], what)
+            self.assertEqual(2, self.names()[0], str(what))
 
     def test_a_line_has_80_columns(self):
         self.guests = []

@@ -29,6 +29,7 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.migration import hooks
 from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.tests.unit.migration import test_verdict
@@ -351,6 +352,9 @@ class MigrationsTestCase(MigratingTestCase):
     def test_one_that_fails_is_not_summed_up(self):
         self.move(idle(), end='FAILED')
         self.assertEqual([], self.lines('INFO Live migration completed'))
+        self.assertEqual(
+            ['failed'], [key[1] for key in self.counters.counts().counters[
+                names.MIGRATIONS.name]])
 
 
 class StatisticsTestCase(MigratingTestCase):
@@ -381,6 +385,12 @@ class StatisticsTestCase(MigratingTestCase):
             callback(self.connection, mock.Mock(), END, opaque)
 
         self.move(ends())
+        counted = self.counters.counts()
+        self.assertEqual(
+            {('unknown', 'completed'): 1},
+            counted.counters[names.MIGRATIONS.name])
+        self.assertEqual(
+            0.087, counted.histograms[names.DOWNTIME.name].total)
         self.assertEqual(
             ['INFO Live migration completed: downtime 0.087 s, iterations 3, '
              'sent 92.2 MiB, throughput 7.93 MiB/s, duration 13.3 s; 0.500 s '
