@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 from nova.compute import power_state
+from nova.compute import task_states
 from nova import conf as nova_conf
 from nova import exception
 from nova.virt.libvirt import driver
@@ -51,6 +52,7 @@ from nova_kvm_ext import log
 from nova_kvm_ext.metrics import hooks as metrics_hooks
 from nova_kvm_ext.migration import departures
 from nova_kvm_ext.migration import hooks as migration_hooks
+from nova_kvm_ext.migration import starts
 from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
@@ -209,6 +211,8 @@ class KVMDriver(driver.LibvirtDriver):
     def _create_guest(self, context: Any, xml: str, instance: Any,
                       *args: Any, **kwargs: Any) -> Any:
         """Every way in which a guest's domain is made comes through here."""
+        if instance.task_state == task_states.RESCUING:
+            starts.check(instance, self._host, self._live_migration_uri)
         guest = super()._create_guest(context, xml, instance, *args, **kwargs)
         self._guest_started(instance, guest)
         return guest
@@ -310,6 +314,8 @@ class KVMDriver(driver.LibvirtDriver):
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:
         """With the CPU that the guest has had, if that is asked for."""
+        # A start comes here too.
+        starts.check(instance, self._host, self._live_migration_uri)
         with self._cpu.rebooting(instance, self._check_emulation_arch):
             super()._hard_reboot(context, instance, *args, **kwargs)
 

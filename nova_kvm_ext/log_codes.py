@@ -380,6 +380,22 @@ TABLE: tuple[LogMessage, ...] = (
         'Nothing, if that is what you want. Otherwise see the page on live '
         'migration.',
         (Who.OPERATOR, Who.ADMINISTRATOR), each_request=True),
+    LogMessage(
+        'KVML721',
+        'A start, hard reboot or rescue of a guest is refused, because the '
+        'guest runs on another host, to which it was being moved when '
+        'nova-compute was killed. A second guest would start from an old disk.',
+        'Run nova-kvm-ext guest repair-migration on the host that the line '
+        'names.',
+        _OPERATOR),
+    LogMessage(
+        'KVML722',
+        'A guest is started on this host. It was being moved to another one '
+        'when nova-compute was killed, and whether the guest runs there could '
+        'not be found out.',
+        'Look at that host with virsh list. If the guest runs there, end the '
+        'one here and run nova-kvm-ext guest repair-migration there.',
+        _OPERATOR),
 
     LogMessage(
         'KVML801',

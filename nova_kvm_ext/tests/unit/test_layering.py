@@ -70,7 +70,7 @@ MAKERS = {
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
     'counters', 'guests.resumer', 'guests.survey',
     'health.record',
-    'images.convert', 'metrics.text', 'storage.counting'}
+    'images.convert', 'migration.elsewhere', 'metrics.text', 'storage.counting'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',
@@ -80,6 +80,7 @@ NOVA = {
     'guests.bulk', 'guests.errands', 'guests.hooks',
     'health.hooks', 'host.hooks', 'images.hooks', 'images.questions',
     'metrics.hooks', 'migration.departures', 'migration.hooks',
+    'migration.starts',
     'storage.hooks',
     'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
     'vhost.privileged', 'vhost.vif'}
@@ -183,6 +184,7 @@ class LayeringTestCase(base.BaseTestCase):
                     'guest_agent.thaws', 'guests.hooks', 'health.hooks',
                     'host.hooks', 'vhost.hooks', 'images.hooks',
                     'metrics.hooks', 'migration.hooks',
+                    'migration.starts',
                     'boot.cloudless', 'boot.worker'})
 
     def test_every_module_says_what_it_is(self):

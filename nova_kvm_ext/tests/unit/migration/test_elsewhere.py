@@ -1,0 +1,87 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import sys
+import time
+from unittest import mock
+
+import libvirt
+from oslotest import base
+
+from nova_kvm_ext.migration import elsewhere
+
+UUID = '6695eb01-f6a4-8304-79aa-97f2502e193f'
+"""Of the guest that libvirt's driver for tests has."""
+
+
+class AskTestCase(base.BaseTestCase):
+
+    def test_runs(self):
+        found = elsewhere.ask(['test:///default'], UUID, 60)
+        self.assertEqual(elsewhere.Found(True, uri='test:///default'), found)
+
+    def test_not_there(self):
+        found = elsewhere.ask(['test:///default'], UUID.replace('6', '7'), 60)
+        self.assertIs(False, found.runs)
+
+    def test_no_libvirt(self):
+        uri = 'qemu+unix:///system?socket=/no/such/socket'
+        found = elsewhere.ask([uri], UUID, 60)
+        self.assertIsNone(found.runs)
+        self.assertIn('/no/such/socket', found.why)
+        # The next one is asked.
+        self.assertTrue(elsewhere.ask([uri, 'test:///default'], UUID,
+                                      60).runs)
+
+    def test_nobody_to_ask(self):
+        self.assertIsNone(elsewhere.ask([], UUID).runs)
+        self.assertIsNone(elsewhere.ask(['no uri'], UUID, 60).runs)
+
+    def test_bounded(self):
+        with mock.patch.object(sys, 'executable', '/bin/cat'):
+            # It takes an option for a file that is not there, and ends.
+            self.assertIsNone(elsewhere.ask(['x'], UUID, 60).runs)
+        started = time.monotonic()
+        with mock.patch.object(elsewhere.subprocess, 'Popen') as process:
+            process.return_value.poll.return_value = None
+            found = elsewhere.ask(['x'], UUID, 0.2)
+        self.assertIn('did not answer within 0.2 s', found.why)
+        process.return_value.kill.assert_called_once_with()
+        self.assertLess(time.monotonic() - started, 30)
+
+
+class LookTestCase(base.BaseTestCase):
+
+    def look(self, *state, active=True):
+        domain = mock.Mock()
+        domain.isActive.return_value = active
+        domain.state.return_value = list(state)
+        connection = mock.Mock()
+        connection.lookupByUUIDString.return_value = domain
+        with mock.patch.object(libvirt, 'openReadOnly',
+                               return_value=connection):
+            found = elsewhere.look('uri', UUID)
+        connection.close.assert_called_once_with()
+        return found
+
+    def test_states(self):
+        self.assertEqual('runs', self.look(libvirt.VIR_DOMAIN_RUNNING, 1))
+        for reason in (libvirt.VIR_DOMAIN_PAUSED_USER,
+                       libvirt.VIR_DOMAIN_PAUSED_IOERROR,
+                       libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED):
+            self.assertEqual('runs', self.look(libvirt.VIR_DOMAIN_PAUSED,
+                                               reason))
+        for reason in (libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+                       libvirt.VIR_DOMAIN_PAUSED_STARTING_UP):
+            self.assertTrue(self.look(libvirt.VIR_DOMAIN_PAUSED, reason)
+                            .startswith('unknown '))
+        self.assertEqual('not-there', self.look(5, 1, active=False))
