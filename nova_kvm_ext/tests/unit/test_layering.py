@@ -49,7 +49,8 @@ PURE = {
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
-    'migration.completed', 'migration.policy', 'migration.verdict',
+    'migration.completed', 'migration.policy', 'migration.repair',
+    'migration.verdict',
     'option_values', 'request', 'rollback.traces', 'storage.consistency',
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
 # They read this host, by themselves or with a connection they are handed.
@@ -62,7 +63,8 @@ READERS = {
     'host.libvirt_facts', 'host.libvirt_place', 'host.post_copy_facts',
     'host.probe', 'host.service',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.headers', 'images.qemu_img', 'log', 'rollback.cloud',
+    'images.headers', 'images.qemu_img', 'log', 'migration.records',
+    'rollback.cloud',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
@@ -70,7 +72,8 @@ MAKERS = {
     'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
     'counters', 'guests.resumer', 'guests.survey',
     'health.record',
-    'images.convert', 'migration.elsewhere', 'metrics.text', 'storage.counting'}
+    'images.convert', 'metrics.text', 'migration.comeback',
+    'migration.elsewhere', 'storage.counting'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',
@@ -90,7 +93,8 @@ COMMANDS = {
     'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.entry',
     'cmd.findings', 'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests',
     'cmd.host', 'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual',
-    'cmd.metrics', 'cmd.quick', 'cmd.rollback',
+    'cmd.metrics', 'cmd.quick', 'cmd.repair',
+    'cmd.rollback',
     'cmd.status', 'cmd.vhost'}
 
 NO_NOVA = {

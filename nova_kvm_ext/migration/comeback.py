@@ -1,0 +1,224 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Moves a guest back to its host, and removes what it leaves here.
+
+libvirt moves it from host to host (peer to peer), as Nova has it do. Disks
+are copied where they lie on a file system of this host's own.
+"""
+
+from collections.abc import Callable
+from collections.abc import Collection
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import threading
+import time
+from typing import Any
+
+import libvirt
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.migration import repair
+
+_LOCAL = frozenset((
+    'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'f2fs', 'jfs', 'tmpfs',
+    'overlay', 'bcachefs'))
+"""Types of file systems that one host has for itself (mount(8))."""
+
+_SHARED = frozenset((
+    'nfs', 'nfs4', 'cifs', 'smb3', 'ceph', 'fuse.ceph', 'fuse.glusterfs',
+    'glusterfs', 'lustre', 'gfs2', 'ocfs2', 'gpfs', 'beegfs',
+    'fuse.moosefs', 'fuse.lizardfs', 'virtiofs', '9p', 'afs', 'pvfs2',
+    'fuse.quobyte', 'vmhgfs'))
+"""Those that hosts share."""
+
+_LOCK_SECONDS = 30
+_PROGRESS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Here:
+    """The guest as this host's libvirt has it.
+
+    :ivar runs: whether it runs or is paused here
+    :ivar busy: whether libvirt has a job with it
+    :ivar disks: of its live XML
+    """
+
+    runs: bool
+    busy: bool = False
+    disks: tuple[reasons.Disk, ...] = ()
+
+
+def look(connection: Any, uuid: str) -> Here:
+    """Ask this host's libvirt.
+
+    :raises libvirt.libvirtError: it does not say
+    """
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as e:
+        if e.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return Here(False)
+        raise
+    if not domain.isActive():
+        return Here(False)
+    return Here(True, domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE,
+                reasons.disks(domain.XMLDesc(0)))
+
+
+def file_system_type(path: str, mounts: str = '/proc/self/mountinfo') -> str:
+    """Type of the file system that a path lies on, '' where not known.
+
+    :param mounts: file as in proc(5), "/proc/pid/mountinfo"
+    """
+    real, best, found = os.path.realpath(path), '', ''
+    with contextlib.suppress(OSError), open(mounts) as f:
+        for line in f:
+            before, _, after = line.partition(' - ')
+            point = before.split()[4].encode().decode('unicode_escape')
+            inside = point == '/' or real == point or (
+                real.startswith(point + '/'))
+            # The last one that is mounted on the same place counts.
+            if inside and len(point) >= len(best):
+                best, found = point, after.split()[0]
+    return found
+
+
+def is_local(path: str) -> bool | None:
+    """Whether a path lies on a file system of this host's own."""
+    kind = file_system_type(path)
+    return True if kind in _LOCAL else False if kind in _SHARED else None
+
+
+def to_copy(disks: Collection[reasons.Disk]) -> list[str]:
+    """Targets of the disks that the other host does not have.
+
+    :raises errors.HostError: for one that cannot be told
+    """
+    found = []
+    for disk in disks:
+        if disk.place is not reasons.Place.FILE or not disk.source:
+            continue
+        local = is_local(disk.source)
+        if local is None:
+            raise errors.HostError(
+                f'Whether {errors.clean(disk.source)} is shared between the '
+                f'hosts is not known (file system '
+                f'{file_system_type(disk.source) or "not found"}).',
+                'Say so with --copy-disks yes or no.')
+        if local:
+            found.append(disk.target)
+    return found
+
+
+def by_hand(uuid: str, uri: str, disks: Collection[str]) -> str:
+    copy = (f'--copy-storage-inc --migrate-disks {",".join(disks)} '
+            if disks else '')
+    return (f'virsh migrate --live --p2p --persistent --undefinesource '
+            f'{copy}{uuid} {uri}')
+
+
+def move(connection: Any, uuid: str, uri: str, disks: Collection[str],
+         say: Callable[[str], None]) -> None:
+    """Move a guest to the host of another libvirt. Ctrl-C aborts.
+
+    :param uri: of the other libvirt, as this one reaches it
+    :param disks: targets of those to copy
+    :param say: told the progress
+    :raises libvirt.libvirtError: the guest stays here
+    """
+    domain = connection.lookupByUUIDString(uuid)
+    flags = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER |
+             libvirt.VIR_MIGRATE_PERSIST_DEST |
+             libvirt.VIR_MIGRATE_UNDEFINE_SOURCE)
+    params: dict[str, Any] = {}
+    if disks:
+        flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
+        params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(disks)
+    failed: list[BaseException] = []
+
+    def migrate() -> None:
+        try:
+            domain.migrateToURI3(uri, params, flags)
+        except libvirt.libvirtError as e:
+            failed.append(e)
+
+    # A thread: Ctrl-C does not get through to a call of libvirt's.
+    thread = threading.Thread(target=migrate, daemon=True)
+    thread.start()
+    said = time.monotonic()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            if time.monotonic() - said >= _PROGRESS:
+                said = time.monotonic()
+                say(_progress(domain))
+    except KeyboardInterrupt:
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.abortJob()
+        thread.join()
+        raise
+    if failed:
+        raise failed[0]
+
+
+def _progress(domain: Any) -> str:
+    try:
+        info = domain.jobInfo()
+        return (f'{(info[3] - info[5]) >> 20} of {info[3] >> 20} MiB moved'
+                if info[3] else 'the move begins')
+    except libvirt.libvirtError:
+        return 'the move comes to its end'
+
+
+def files(instances_path: str, uuid: str) -> repair.Files:
+    """What there is of a guest in this host's instances_path."""
+    path = os.path.join(instances_path, uuid)
+    if not os.path.isdir(path):
+        return repair.Files()
+    in_use = []
+    for name in sorted(os.listdir(path)):
+        file = os.path.join(path, name)
+        if name.startswith('disk') and name != 'disk.info' and (
+                os.path.isfile(file)) and not _is_free(file):
+            in_use.append(name)
+    return repair.Files(path, is_local(path), tuple(in_use))
+
+
+def _is_free(file: str) -> bool:
+    """Whether no QEMU has a disk open, by QEMU's own lock.
+
+    A QEMU that writes holds a lock that qemu-img's reading excludes
+    (qemu-img(1), --force-share). Reading as raw looks at nothing else.
+    """
+    try:
+        return subprocess.run(
+            ['qemu-img', 'info', '--output=json', '-f', 'raw', file],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=_LOCK_SECONDS).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def remove(path: str, uuid: str) -> None:
+    """Remove a guest's directory.
+
+    :raises OSError: not all of it is gone
+    """
+    if os.path.basename(path) != uuid or os.path.islink(path):
+        raise OSError(f'{path} is no directory of an instance')
+    shutil.rmtree(path)

@@ -1,0 +1,274 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import contextlib
+import io
+import json
+from unittest import mock
+
+import fixtures
+import libvirt
+from oslotest import base
+
+from nova_kvm_ext.cmd import base as cmd_base
+from nova_kvm_ext.cmd import main
+from nova_kvm_ext import errors
+from nova_kvm_ext.fleet import cloud
+from nova_kvm_ext.migration import comeback
+from nova_kvm_ext.migration import elsewhere
+from nova_kvm_ext.migration import records
+from nova_kvm_ext.migration import repair
+
+UUID = '11111111-2222-4333-8444-555555555555'
+
+
+class Answer:
+
+    def __init__(self, body=None, code=200):
+        self.status_code = code
+        self.body = body
+        self.content = b'' if body is None else b'x'
+        self.text = f'said\n{code}'
+
+    def json(self):
+        return self.body
+
+
+class Cloud:
+    """Nova, Placement and Neutron after the fault."""
+
+    def __init__(self):
+        self.server = {
+            'id': UUID, 'OS-EXT-SRV-ATTR:host': 'src',
+            'OS-EXT-STS:vm_state': 'error', 'OS-EXT-STS:task_state': None,
+            'fault': {'message': 'x'}}
+        self.migrations = [
+            {'id': 7, 'uuid': 'm', 'migration_type': 'live-migration',
+             'source_compute': 'src', 'dest_compute': 'dst',
+             'status': 'error'},
+            {'id': 3, 'uuid': 'o', 'migration_type': 'live-migration',
+             'source_compute': 'x', 'dest_compute': 'src',
+             'status': 'completed'},
+            {'id': 9, 'uuid': 'r', 'migration_type': 'resize',
+             'source_compute': 'a', 'dest_compute': 'b', 'status': 'done'}]
+        self.allocations = {UUID: {'dst-rp': 1, 'pool': 1},
+                            'm': {'src-numa': 1, 'pool': 1}}
+        self.bindings = {'src': 'ACTIVE', 'dst': 'INACTIVE'}
+        self.code = {}
+        self.compute = self.placement = self.network = self
+
+    def request(self, path, method, raise_exc, json, microversion=''):
+        path = path.partition('?')[0]
+        if path in self.code:
+            return Answer(code=self.code[path])
+        parts = path.split('/')
+        if path == f'/servers/{UUID}':
+            return Answer({'server': self.server})
+        if path == f'/servers/{UUID}/action':
+            self.server['OS-EXT-STS:vm_state'] = (
+                json['os-resetState']['state'])
+            return Answer(code=202)
+        if path == '/os-migrations':
+            return Answer({'migrations': self.migrations})
+        if path == '/os-hypervisors/detail':
+            return Answer({'hypervisors': [
+                {'id': f'{host}-rp', 'service': {'host': host},
+                 'host_ip': f'192.0.2.{number}'}
+                for number, host in enumerate(('src', 'dst'))]})
+        if path.startswith('/resource_providers/'):
+            return Answer({'root_provider_uuid': {
+                'src-numa': 'src-rp'}.get(parts[2], parts[2])})
+        if method == 'POST' and path == '/allocations':
+            for consumer, found in json.items():
+                assert found['consumer_generation'] == 5
+                self.allocations[consumer] = {
+                    provider: each['resources']
+                    for provider, each in found['allocations'].items()}
+            return Answer(code=204)
+        if path.startswith('/allocations/'):
+            return Answer({
+                'allocations': {
+                    provider: {'resources': found} for provider, found in
+                    self.allocations[parts[2]].items()},
+                'project_id': 'p', 'user_id': 'u', 'consumer_generation': 5})
+        if path == '/v2.0/ports':
+            return Answer({'ports': [{'id': 'port',
+                                      'binding:host_id': 'src'}]})
+        if method == 'DELETE':
+            del self.bindings[parts[-1]]
+            return Answer(code=204)
+        if path == '/v2.0/ports/port/bindings':
+            return Answer({'bindings': [
+                {'host': host, 'status': status}
+                for host, status in self.bindings.items()]})
+        raise AssertionError(path)
+
+
+class RepairTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.cloud = Cloud()
+        self.useFixture(fixtures.MockPatchObject(
+            cloud, 'connect', return_value=self.cloud))
+        self.useFixture(fixtures.MockPatchObject(
+            records, 'neutron', return_value=self.cloud))
+        self.useFixture(fixtures.MockPatchObject(
+            cmd_base, 'libvirt_connection',
+            return_value=contextlib.nullcontext(mock.Mock())))
+        self.nova = mock.Mock(host='dst', instances_path='/i')
+        self.nova.libvirt.live_migration_uri = 'qemu+tls://%s/system'
+        self.useFixture(fixtures.MockPatchObject(
+            cmd_base, 'read_conf', return_value=self.nova))
+        self.here, self.there = True, False
+        self.known = True
+        self.asked = []
+        self.useFixture(fixtures.MockPatchObject(
+            comeback, 'look',
+            side_effect=lambda *args: comeback.Here(self.here)))
+        self.useFixture(fixtures.MockPatchObject(
+            elsewhere, 'ask', self.ask))
+        self.move = self.useFixture(fixtures.MockPatchObject(
+            comeback, 'move', side_effect=self.moves)).mock
+        self.files = repair.Files('/i/' + UUID, True)
+        self.useFixture(fixtures.MockPatchObject(
+            comeback, 'files', side_effect=lambda *args: self.files))
+        self.remove = self.useFixture(fixtures.MockPatchObject(
+            comeback, 'remove')).mock
+
+    def ask(self, uris, uuid):
+        self.asked = list(uris)
+        return elsewhere.Found(self.there if self.known else None,
+                               '' if self.known else 'no route', uris[0])
+
+    def moves(self, *args):
+        self.here, self.there = False, True
+
+    def run_command(self, *arguments, answers=''):
+        out, err = io.StringIO(), io.StringIO()
+        with (fixtures.MonkeyPatch('sys.stdout', out),
+              fixtures.MonkeyPatch('sys.stderr', err),
+              fixtures.MonkeyPatch('sys.stdin', io.StringIO(answers))):
+            code = main.main(['guest', 'repair-migration', UUID,
+                              '--os-cloud', 'c', '-f', 'json', *arguments])
+        self.err = err.getvalue()
+        return code, [row['result'] for row in json.loads(
+            out.getvalue() or '[]')]
+
+    def mended(self):
+        self.assertEqual('active', self.cloud.server['OS-EXT-STS:vm_state'])
+        self.assertEqual({'src-numa': 1, 'pool': 1},
+                         self.cloud.allocations[UUID])
+        self.assertEqual({}, self.cloud.allocations['m'])
+        self.assertEqual({'src': 'ACTIVE'}, self.cloud.bindings)
+
+    def test_all(self):
+        self.assertEqual((0, ['done'] * 5), self.run_command('--yes'))
+        self.mended()
+        self.remove.assert_called_once_with('/i/' + UUID, UUID)
+        self.assertEqual(['qemu+tls://src/system',
+                          'qemu+tls://192.0.2.0/system'], self.asked)
+        # Once more there is nothing to do.
+        self.files = repair.Files()
+        self.assertEqual((0, ['nothing to do'] * 5), self.run_command())
+
+    def test_asks_before_each(self):
+        code, results = self.run_command(answers='y\nno\nYES\n\n')
+        self.assertEqual((1, ['done', 'declined', 'done', 'declined',
+                              'declined']), (code, results))
+        self.remove.assert_not_called()
+        self.assertEqual(5, self.err.count('[y/N]'))
+        self.assertIn('as: rm -r /i/' + UUID, self.err)
+
+    def test_dry_run(self):
+        code, results = self.run_command('--dry-run', '--yes')
+        self.assertEqual((1, ['declined', 'left alone', 'left alone',
+                              'declined', 'left alone']), (code, results))
+        self.move.assert_not_called()
+        self.assertEqual(2, len(self.cloud.bindings))
+
+    def test_move_fails(self):
+        self.move.side_effect = libvirt.libvirtError('no way')
+        code, results = self.run_command('--yes')
+        self.assertEqual((2, ['failed', 'left alone', 'left alone', 'done',
+                              'left alone']), (code, results))
+        self.remove.assert_not_called()
+        self.assertEqual({'dst-rp': 1, 'pool': 1},
+                         self.cloud.allocations[UUID])
+
+    def test_source_that_cannot_be_asked(self):
+        # libvirt there takes no guest twice, and says when it has come.
+        self.known = False
+        self.assertEqual((0, ['done'] * 5), self.run_command('--yes'))
+        self.mended()
+
+    def test_runs_on_both(self):
+        self.there = True
+        code, results = self.run_command('--yes')
+        self.assertEqual((1, 'left alone'), (code, results[0]))
+        self.move.assert_not_called()
+        self.remove.assert_not_called()
+
+    def test_another_case(self):
+        for change in ({'OS-EXT-SRV-ATTR:host': 'dst'},
+                       {'OS-EXT-STS:task_state': 'migrating'},
+                       {'OS-EXT-SRV-ATTR:host': 'x'}):
+            self.cloud = Cloud()
+            cloud.connect.return_value = self.cloud
+            self.cloud.server |= change
+            code, results = self.run_command('--yes')
+            self.assertEqual((2, []), (code, results), str(change))
+            self.assertIn('Nothing is done', self.err)
+        self.move.assert_not_called()
+
+    def test_services_that_fail(self):
+        self.cloud.code['/v2.0/ports/port/bindings'] = 403
+        self.cloud.code['/allocations/m'] = 503
+        code, results = self.run_command('--yes')
+        self.assertEqual((1, ['done', 'done', 'left alone', 'left alone',
+                              'done']), (code, results))
+        self.cloud.code[f'/servers/{UUID}'] = 404
+        code, results = self.run_command('--yes')
+        self.assertEqual((3, []), (code, results))
+        self.assertIn('404', self.err)
+
+    def test_steps_that_fail(self):
+        self.remove.side_effect = PermissionError('no')
+        self.cloud.code['/allocations'] = 409
+        self.cloud.code['/v2.0/ports/port/bindings/dst'] = 500
+        self.cloud.code[f'/servers/{UUID}/action'] = 403
+        self.assertEqual((2, ['done', *['failed'] * 4]),
+                         self.run_command('--yes'))
+
+    def test_no_neutron(self):
+        records.neutron.side_effect = errors.HostError('no [neutron]')
+        code, results = self.run_command('--yes')
+        self.assertEqual((1, 'left alone'), (code, results[3]))
+
+    def test_command_line(self):
+        with fixtures.EnvironmentVariable('OS_CLOUD'):
+            with (fixtures.MonkeyPatch('sys.stderr', io.StringIO())):
+                self.assertEqual(3, main.main(
+                    ['guest', 'repair-migration', UUID]))
+                self.assertEqual(3, main.main(
+                    ['guest', 'repair-migration', 'x', '--os-cloud', 'c']))
+
+    def test_uris(self):
+        self.run_command('--dry-run', '--source-uri', 'qemu+ssh://a/system')
+        self.assertEqual(['qemu+ssh://a/system'], self.asked)
+        self.nova.libvirt.live_migration_uri = None
+        self.nova.libvirt.live_migration_scheme = None
+        self.run_command('--dry-run')
+        self.assertEqual('qemu+tcp://src/system', self.asked[0])
+        self.nova.libvirt.live_migration_uri = 'qemu:///system'
+        code, _ = self.run_command('--dry-run')
+        self.assertEqual(3, code)

@@ -1,0 +1,179 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+from unittest import mock
+
+import fixtures
+import libvirt
+from oslotest import base
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.migration import comeback
+
+MOUNTS = """\
+22 1 254:0 / / rw - ext4 /dev/root rw
+30 22 0:25 / /var/lib/nova rw,relatime shared:1 - xfs /dev/sdb rw
+31 30 0:26 / /var/lib/nova/instances rw - nfs4 server:/nova rw
+32 22 0:27 / /with\\040space rw - ceph none rw
+33 22 0:28 / /twice rw - ext4 /dev/a rw
+34 22 0:29 / /twice rw - fuse.sshfs /dev/b rw
+"""
+
+
+class PlaceTestCase(base.BaseTestCase):
+
+    def test_types(self):
+        path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'm')
+        with open(path, 'w') as f:
+            f.write(MOUNTS)
+        for place, expected in (
+                ('/', 'ext4'), ('/etc', 'ext4'), ('/var/lib/nova', 'xfs'),
+                ('/var/lib/nova/x', 'xfs'), ('/var/lib/novax', 'ext4'),
+                ('/var/lib/nova/instances/u/disk', 'nfs4'),
+                ('/with space/u', 'ceph'), ('/twice/u', 'fuse.sshfs')):
+            self.assertEqual(expected, comeback.file_system_type(place, path))
+        self.assertEqual('', comeback.file_system_type('/', path + 'x'))
+
+    def test_local(self):
+        for kind, local in (('ext4', True), ('nfs', False), ('', None),
+                            ('fuse.sshfs', None)):
+            with mock.patch.object(comeback, 'file_system_type',
+                                   return_value=kind):
+                self.assertIs(local, comeback.is_local('/'), kind)
+
+    def test_to_copy(self):
+        disks = [reasons.Disk('vda', '', reasons.Place.FILE, '/l/disk'),
+                 reasons.Disk('vdb', '', reasons.Place.FILE, '/n/disk'),
+                 reasons.Disk('vdc', '', reasons.Place.BLOCK, '/dev/x'),
+                 reasons.Disk('vdd', '', reasons.Place.NETWORK, 'p/i'),
+                 reasons.Disk('sda', '', reasons.Place.FILE, '')]
+        with mock.patch.object(comeback, 'is_local',
+                               side_effect=lambda path: path[1] == 'l'):
+            self.assertEqual(['vda'], comeback.to_copy(disks))
+        with mock.patch.object(comeback, 'is_local', return_value=None):
+            error = self.assertRaises(errors.HostError, comeback.to_copy,
+                                      disks)
+        self.assertIn('--copy-disks', str(error))
+
+
+class FilesTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.top = self.useFixture(fixtures.TempDir()).path
+        self.path = os.path.join(self.top, 'u')
+
+    def test_none(self):
+        self.assertEqual('', comeback.files(self.top, 'u').path)
+
+    def test_disks(self):
+        os.mkdir(self.path)
+        for name in ('disk', 'disk.info', 'disk.config', 'console.log'):
+            with open(os.path.join(self.path, name), 'w') as f:
+                f.write('x' * 512)
+        with mock.patch.object(comeback, '_is_free',
+                               return_value=False) as free:
+            found = comeback.files(self.top, 'u')
+        self.assertEqual(('disk', 'disk.config'), found.in_use)
+        self.assertEqual(2, free.call_count)
+
+    def test_lock_that_cannot_be_told(self):
+        with mock.patch.object(comeback.subprocess, 'run',
+                               side_effect=FileNotFoundError):
+            self.assertFalse(comeback._is_free('/x'))
+
+    def test_remove(self):
+        os.mkdir(self.path)
+        self.assertRaises(OSError, comeback.remove, self.path, 'v')
+        link = os.path.join(self.top, 'w')
+        os.symlink(self.path, link)
+        self.assertRaises(OSError, comeback.remove, link, 'w')
+        comeback.remove(self.path, 'u')
+        self.assertFalse(os.path.exists(self.path))
+
+
+class MoveTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.domain = mock.Mock()
+        self.domain.jobInfo.return_value = [2, 0, 0, 9 << 20, 0, 4 << 20]
+        self.connection = mock.Mock()
+        self.connection.lookupByUUIDString.return_value = self.domain
+
+    def move(self, disks=()):
+        comeback.move(self.connection, 'u', 'uri', disks, lambda text: None)
+
+    def test_flags(self):
+        self.move()
+        uri, params, flags = self.domain.migrateToURI3.call_args.args
+        self.assertEqual(('uri', {}), (uri, params))
+        self.assertFalse(flags & libvirt.VIR_MIGRATE_NON_SHARED_INC)
+        for flag in (libvirt.VIR_MIGRATE_LIVE,
+                     libvirt.VIR_MIGRATE_PEER2PEER,
+                     libvirt.VIR_MIGRATE_PERSIST_DEST,
+                     libvirt.VIR_MIGRATE_UNDEFINE_SOURCE):
+            self.assertTrue(flags & flag)
+        self.move(['vda'])
+        _, params, flags = self.domain.migrateToURI3.call_args.args
+        self.assertEqual({'migrate_disks': ['vda']}, params)
+        self.assertTrue(flags & libvirt.VIR_MIGRATE_NON_SHARED_INC)
+
+    def test_fails(self):
+        self.domain.migrateToURI3.side_effect = libvirt.libvirtError('no')
+        self.assertRaises(libvirt.libvirtError, self.move)
+
+    def test_interrupted(self):
+        started = comeback.threading.Event()
+
+        def migrate(*args):
+            started.wait(60)
+
+        self.domain.migrateToURI3.side_effect = migrate
+        self.domain.abortJob.side_effect = started.set
+
+        def say(text):
+            raise KeyboardInterrupt
+
+        with mock.patch.object(comeback, '_PROGRESS', 0):
+            self.assertRaises(KeyboardInterrupt, comeback.move,
+                              self.connection, 'u', 'uri', (), say)
+        self.domain.abortJob.assert_called_once_with()
+
+
+class LookTestCase(base.BaseTestCase):
+
+    def test_not_here(self):
+        class NoDomain(libvirt.libvirtError):
+            def get_error_code(self):
+                return libvirt.VIR_ERR_NO_DOMAIN
+
+        connection = mock.Mock()
+        connection.lookupByUUIDString.side_effect = NoDomain('x')
+        self.assertFalse(comeback.look(connection, 'u').runs)
+        connection.lookupByUUIDString.side_effect = libvirt.libvirtError('x')
+        self.assertRaises(libvirt.libvirtError, comeback.look, connection,
+                          'u')
+
+    def test_here(self):
+        domain = mock.Mock()
+        domain.jobInfo.return_value = [0] * 12
+        domain.XMLDesc.return_value = '<domain/>'
+        connection = mock.Mock()
+        connection.lookupByUUIDString.return_value = domain
+        self.assertEqual(comeback.Here(True), comeback.look(connection, 'u'))
+        domain.jobInfo.return_value = [2] + [0] * 11
+        self.assertTrue(comeback.look(connection, 'u').busy)
+        domain.isActive.return_value = False
+        self.assertFalse(comeback.look(connection, 'u').runs)

@@ -1,0 +1,117 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+from oslotest import base
+
+from nova_kvm_ext.migration import repair
+
+SRC, DST = 'source', 'destination'
+
+
+def server(**more):
+    return repair.Server(**({
+        'uuid': 'u', 'host': SRC, 'state': 'active',
+        'migration': repair.Migration('m', SRC, DST, 'error')} | more))
+
+
+class RefusalTestCase(base.BaseTestCase):
+
+    def check(self, words, found, runs=True, busy=False, here=DST):
+        said = repair.refusal(found, here, runs, busy)
+        if words:
+            self.assertIn(words, said)
+        else:
+            self.assertEqual('', said)
+
+    def test_this_fault(self):
+        for status in ('error', 'failed', 'cancelled', 'completed'):
+            self.check('', server(migration=repair.Migration(
+                'm', SRC, DST, status)))
+        # Its files and records may be left still.
+        self.check('', server(), runs=False)
+
+    def test_another_case(self):
+        self.check('nothing to bring back', server(), here=SRC)
+        self.check('a task with the server (migrating)',
+                   server(task='migrating'))
+        self.check('was not from source', server(migration=None))
+        for source, destination in (('x', DST), (SRC, 'x'), (DST, SRC)):
+            self.check('was not from source', server(
+                migration=repair.Migration('m', source, destination,
+                                           'error')))
+        self.check('still at the live migration', server(
+            migration=repair.Migration('m', SRC, DST, 'running')))
+        self.check('another job', server(), busy=True)
+
+
+class StepsTestCase(base.BaseTestCase):
+
+    def test_move(self):
+        for here, there, needed, words in (
+                (True, False, True, 'where it does not run'),
+                (True, None, True, 'could not be asked (no route)'),
+                (True, True, None, 'two guests'),
+                (False, True, False, 'already'),
+                (False, None, None, 'not known: no route'),
+                (False, False, None, 'neither here nor')):
+            step = repair.move(server(), here, there, 'no route', 'virsh')
+            self.assertIs(needed, step.needed, words)
+            self.assertIn(words, step.why)
+
+    def test_files(self):
+        whole = repair.Files('/i/u', True)
+        for files, here, there, needed in (
+                (repair.Files(), False, True, False),
+                (whole, False, True, True),
+                (whole, False, None, None), (whole, False, False, None),
+                (whole, True, True, None), (whole, None, True, None),
+                (repair.Files('/i/u', False), False, True, False),
+                (repair.Files('/i/u', None), False, True, None),
+                (repair.Files('/i/u', True, ['disk']), False, True, None)):
+            step = repair.files(files, here, there)
+            self.assertIs(needed, step.needed, str((files, here, there)))
+        self.assertEqual('rm -r /i/u', step.by_hand)
+
+    def test_allocations(self):
+        cut = repair.Allocations(frozenset({DST}), frozenset({SRC}))
+        mended = repair.Allocations(frozenset({SRC}))
+        odd = repair.Allocations(frozenset({DST, SRC}), frozenset({SRC}))
+        for found, there, needed in (
+                (cut, True, True), (cut, None, None), (cut, False, None),
+                (mended, None, False), (odd, True, None),
+                (repair.Allocations(frozenset({DST})), True, None),
+                (repair.Allocations(unknown='503'), True, None)):
+            step = repair.allocations(server(), DST, found, there)
+            self.assertIs(needed, step.needed, str((found, there)))
+
+    def test_bindings(self):
+        def ports(host=SRC, **others):
+            return [repair.Port('p', host, others),
+                    repair.Port('q', SRC)]
+
+        for found, needed, going in (
+                (ports(destination='INACTIVE'), True, ('p',)),
+                (ports(destination='DOWN'), True, ('p',)),
+                (ports(another='INACTIVE'), False, ()), ([], False, ()),
+                (ports(destination='ACTIVE'), None, ()),
+                (ports(host=DST, destination='INACTIVE'), None, ()),
+                (None, None, ())):
+            step, said = repair.bindings(server(), DST, found, '403')
+            self.assertEqual((needed, going), (step.needed, said), str(found))
+
+    def test_state(self):
+        for state, there, needed in (
+                ('active', True, False), ('error', True, True),
+                ('error', None, None), ('error', False, None),
+                ('stopped', True, False)):
+            self.assertIs(needed, repair.state(
+                server(state=state), there).needed, state)
