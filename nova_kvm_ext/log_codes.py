@@ -345,8 +345,9 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML701',
         'A guest moved to another host while nova-compute was down, and Nova '
         'still has it on this one.',
-        'Do not start, reboot or delete it. Follow "A guest that moved while '
-        'nova-compute was down" in the troubleshooting guide.',
+        'Do not delete the server. Run nova-kvm-ext guest repair-migration on '
+        'the other host. See "A guest that moved while nova-compute was down" '
+        'in the troubleshooting guide.',
         _OPERATOR),
     LogMessage(
         'KVML702',
@@ -384,7 +385,8 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML721',
         'A start, hard reboot or rescue of a guest is refused, because the '
         'guest runs on another host, to which it was being moved when '
-        'nova-compute was killed. A second guest would start from an old disk.',
+        'nova-compute was killed. A second guest would start from an old '
+        'disk.',
         'Run nova-kvm-ext guest repair-migration on the host that the line '
         'names.',
         _OPERATOR),

@@ -12,8 +12,7 @@
 
 """``nova-kvm-ext-status``: ``upgrade check`` and ``rollback check``.
 
-What to mend before an upgrade; :mod:`nova_kvm_ext.cmd.rollback` has the way
-back to LibvirtDriver.
+What to mend before an upgrade, and before the way back to LibvirtDriver.
 
 Run it with the new release installed and before its nova-compute is started,
 as ``nova-status upgrade check``. The frame, its table, its ``--json`` and its

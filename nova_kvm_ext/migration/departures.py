@@ -78,10 +78,11 @@ class Departures:
                     'KVML701 The guest is not on this host: nova-compute '
                     'ended while it was being moved to %(destination)s, and '
                     'libvirt will have completed that. Nova has it here all '
-                    'the same. Do not start, reboot or delete it before it is '
-                    'back: see "A guest that moved while nova-compute was '
-                    'down" in the troubleshooting guide.',
-                    {'destination': _destination(instance)},
+                    'the same. Do not delete the server. Run "nova-kvm-ext '
+                    'guest repair-migration %(uuid)s" on %(destination)s, '
+                    'which brings the guest back.',
+                    {'destination': _destination(instance),
+                     'uuid': instance.uuid},
                     instance=instance)
             raise
 

@@ -20,6 +20,7 @@ leaked allocation and no frozen guest.
 import os
 import signal
 import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -28,7 +29,6 @@ from openstack import exceptions
 
 from nova_kvm_ext.host import probe
 from nova_kvm_ext.tests.cloud import base
-from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import test_migration
 
 
@@ -286,17 +286,46 @@ class MigrationFaultTestCase(test_migration.Migrating, base.HostTestCase):
         if where != believed:
             self.wait('word of it', lambda: (
                 f'was being moved to {self.second}' in log()))
-            self._bring_back(server)
-        self._give_back(server)
+            self._refused(server, log)
+            self._mend(server)
+            self.wait_for_status(server, 'ACTIVE')
+        else:
+            # nova-compute was back in time to abort it. What Nova leaves of
+            # that is not this command's.
+            self._give_back(server)
+        self.assertEqual(self.first, self.host_of(server))
+        self.assertNotIn(server.id, self.domains(self.second))
         self.assert_sound()
         self.wait_for_agent(server)
         # Nova can do with it what it likes again.
         self.move(server, self.second)
-        if where == self.first:
-            return  # nova-compute was back in time to abort it
-        self.expectFailure(
-            'Nova has the server on its source still until it is brought back '
-            'by hand', self.assertEqual, where, believed)
+
+    def _refused(self, server, log):
+        """A second guest is not started of what is left of the disk."""
+        self.cloud.compute.reboot_server(server, 'HARD')
+        self.wait_for_status(server, 'ERROR')
+        self.assertNotIn(server.id, self.domains(self.first))
+        self.assertIn('KVML721', log())
+
+    def _mend(self, server):
+        """The one command, on the destination; again, it has nothing to do."""
+        etc = self.state / 'etc'
+        command = [
+            f'{sys.prefix}/bin/nova-kvm-ext', 'guest', 'repair-migration',
+            server.id, '--yes', '-f', 'value', '-c', 'result',
+            *(f'--config-file={etc}/{name}.conf'
+              for name in ('nova-compute', self.second))]
+        self.assertEqual(
+            ['done'] * 5, self._results(self.on_host(self.second, command)))
+        self.assertEqual(
+            ['nothing to do'] * 5,
+            self._results(self.on_host(self.second, command)))
+
+    @staticmethod
+    def _results(output):
+        return [line for line in output.splitlines()
+                if line in ('done', 'nothing to do', 'left alone', 'declined',
+                            'failed')]
 
     def _end_unknown(self, server):
         """End a guest that was not brought back: Nova would leave it there."""
@@ -304,16 +333,6 @@ class MigrationFaultTestCase(test_migration.Migrating, base.HostTestCase):
             for command in ('undefine', 'destroy'):
                 self.on_host(self.second, ['virsh', command, server.id],
                              check=False)
-
-    # What the troubleshooting guide has an operator do.
-
-    def _bring_back(self, server):
-        self.on_host(self.second, [
-            'virsh', 'migrate', '--live', '--p2p', '--persistent',
-            '--undefinesource', '--copy-storage-inc', server.id,
-            configuration.libvirt_uri(self.state, self.first)])
-        self.on_host(self.second, [
-            'rm', '-r', str(self.state / 'instances' / server.id)])
 
     def _give_back(self, server):
         subprocess.run(

@@ -169,7 +169,9 @@ class CompletionTestCase(base.BaseTestCase):
         script = made['nova-kvm-ext']
         for words in manual.commands()[1]:
             self.assertIn(f"{words[-1]}:'", script)
-            self.assertIn(f'_{"_".join(words)}_options', script)
+            # A function's name has no hyphens.
+            name = '_'.join(words).replace('-', '_')
+            self.assertIn(f'_{name}_options', script)
 
 
 class CommandTestCase(base.BaseTestCase):

@@ -119,9 +119,9 @@ class RepairTestCase(base.BaseTestCase):
         super().setUp()
         self.cloud = Cloud()
         self.useFixture(fixtures.MockPatchObject(
-            cloud, 'connect', return_value=self.cloud))
-        self.useFixture(fixtures.MockPatchObject(
-            records, 'neutron', return_value=self.cloud))
+            cloud, 'connect', side_effect=lambda name: self.cloud))
+        self.neutron = self.useFixture(fixtures.MockPatchObject(
+            records, 'neutron', return_value=self.cloud)).mock
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'libvirt_connection',
             return_value=contextlib.nullcontext(mock.Mock())))
@@ -223,7 +223,6 @@ class RepairTestCase(base.BaseTestCase):
                        {'OS-EXT-STS:task_state': 'migrating'},
                        {'OS-EXT-SRV-ATTR:host': 'x'}):
             self.cloud = Cloud()
-            cloud.connect.return_value = self.cloud
             self.cloud.server |= change
             code, results = self.run_command('--yes')
             self.assertEqual((2, []), (code, results), str(change))
@@ -250,7 +249,7 @@ class RepairTestCase(base.BaseTestCase):
                          self.run_command('--yes'))
 
     def test_no_neutron(self):
-        records.neutron.side_effect = errors.HostError('no [neutron]')
+        self.neutron.side_effect = errors.HostError('no [neutron]')
         code, results = self.run_command('--yes')
         self.assertEqual((1, 'left alone'), (code, results[3]))
 

@@ -43,7 +43,8 @@ class DeparturesTestCase(driver_base.DriverTestCase):
     def test_gone_after_a_restart(self):
         self.aborted()
         self.assertIn('being moved to elsewhere', self.log.output)
-        self.assertIn('Do not start, reboot or delete it', self.log.output)
+        self.assertIn('guest repair-migration ' + self.instance.uuid,
+                      self.log.output)
         self.assertEqual(
             (uuids.instance, 'running'), self.migration.call_args.args[1:])
 

@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import dataclasses
+
 from oslotest import base
 
 from nova_kvm_ext.migration import repair
@@ -18,9 +20,9 @@ SRC, DST = 'source', 'destination'
 
 
 def server(**more):
-    return repair.Server(**({
-        'uuid': 'u', 'host': SRC, 'state': 'active',
-        'migration': repair.Migration('m', SRC, DST, 'error')} | more))
+    return dataclasses.replace(repair.Server(
+        'u', SRC, 'active',
+        migration=repair.Migration('m', SRC, DST, 'error')), **more)
 
 
 class RefusalTestCase(base.BaseTestCase):

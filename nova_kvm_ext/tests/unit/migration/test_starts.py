@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+from typing import Any
 from unittest import mock
 
 import fixtures
@@ -31,7 +32,7 @@ class StartsTestCase(driver_base.DriverTestCase):
         self.host.get_guest.side_effect = exception.InstanceNotFound(
             instance_id='x')
         self.instance = self.make_instance()
-        self.records = [self.record()]
+        self.records: Any = [self.record()]
         self.useFixture(fixtures.MockPatchObject(
             objects.MigrationList, 'get_by_filters', self.find))
         self.node = self.useFixture(fixtures.MockPatchObject(
