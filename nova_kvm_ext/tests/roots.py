@@ -305,21 +305,27 @@ class Root:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def enter(self, command: Sequence[str]) -> list[str]:
+    def enter(self, command: Sequence[str], *,
+              outside: bool = False) -> list[str]:
         """The command that runs another inside, for any process of root.
 
         The environment is the caller's: see :meth:`run`.
+
+        :param outside: whether in the machine's network, in any case
         """
-        kinds = ['uts', 'ipc', *(['net'] if self._network else [])]
+        kinds = ['uts', 'ipc',
+                 *(['net'] if self._network and not outside else [])]
         return [*namespaces.enter(self.pid, *kinds), *command]
 
     def run(self, command: Sequence[str], *,
             environment: Mapping[str, str] | None = None, check: bool = True,
-            **kwargs: Any) -> subprocess.CompletedProcess[str]:
+            outside: bool = False, **kwargs: Any
+            ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, with a fresh environment.
 
         :param environment: more variables
         :param check: whether a command that fails is an error
+        :param outside: whether in the machine's network, as apt needs
         :param kwargs: further ones of subprocess.run, timeout among them
         :raises RootError: the command failed
         """
@@ -327,7 +333,7 @@ class Root:
         if check and 'stdout' not in kwargs and 'capture_output' not in kwargs:
             kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         done = subprocess.run(
-            self.enter(command), umask=0o022,
+            self.enter(command, outside=outside), umask=0o022,
             env=_environment() | dict(environment or {}), **kwargs)
         if check and done.returncode:
             raise RootError(

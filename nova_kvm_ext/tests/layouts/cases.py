@@ -31,7 +31,7 @@ _LIBVIRT = ('libvirt-clients', 'libvirt-daemon-driver-qemu',
             'libvirt-daemon-system', 'qemu-system-x86')
 _GUEST = ('busybox-static', 'e2fsprogs', 'kmod', 'linux-image-cloud-amd64',
           'mtools', 'qemu-guest-agent', 'syslinux', 'syslinux-common', 'zstd')
-_PACKAGES = {
+PACKAGES = {
     'debian13': (*_NOVA, 'nova-compute-kvm', *_LIBVIRT, 'qemu-utils',
                  *_GUEST),
     'split libvirt': (*_LIBVIRT, 'iproute2', 'procps'),
@@ -41,12 +41,12 @@ _PACKAGES = {
 }
 
 _COMPUTE_CONF = '/etc/nova/nova-compute.conf'
-_SOURCES = '/nova-kvm-ext'
+SOURCES = '/nova-kvm-ext'
 _WHEELS = '/wheels'
 
 # As Debian's unit does: User=nova, and this command.
-_DEBIAN = ('setpriv --reuid nova --regid nova --init-groups '
-           '/etc/init.d/nova-compute systemd-start')
+DEBIAN = ('setpriv --reuid nova --regid nova --init-groups '
+          '/etc/init.d/nova-compute systemd-start')
 
 # Kolla's users and groups, whose numbers are the same in all its images.
 _KOLLA_NOVA, _KOLLA_LIBVIRT = 42436, 42427
@@ -81,7 +81,7 @@ class Context:
     say: Callable[[str], None]
 
     def binds(self) -> list[tuple[str, ...]]:
-        return [(str(self.sources), _SOURCES, 'ro'),
+        return [(str(self.sources), SOURCES, 'ro'),
                 (str(self.wheels), _WHEELS, 'ro')]
 
 
@@ -120,7 +120,7 @@ def _starts(here: system.System, command: str) -> Callable[[], str]:
     return look
 
 
-def _agrees(here: system.System, *arguments: str, users: tuple[str, ...] = (
+def agrees(here: system.System, *arguments: str, users: tuple[str, ...] = (
         'root', 'nova')) -> Callable[[], str]:
     """A host check that finds nothing that keeps guests away."""
     def look() -> str:
@@ -151,12 +151,12 @@ def _install(here: system.System) -> None:
 def debian13(context: Context) -> Iterator[report.Layout]:
     """Nova's package of Debian, with libvirt and QEMU beside it."""
     context.say('a root of trixie with nova-compute and libvirt')
-    with roots.Root('trixie', _PACKAGES['debian13'], network=True,
+    with roots.Root('trixie', PACKAGES['debian13'], network=True,
                     kvm_mode=0o600, binds=context.binds()) as root:
         here = system.System(root)
         _install(here)
         here.allow_kvm()
-        here.start_controller(_SOURCES)
+        here.start_controller(SOURCES)
         here.start_libvirt()
         yield _as_packaged(context, here)
         # What the check said is the remedy.
@@ -164,8 +164,8 @@ def debian13(context: Context) -> Iterator[report.Layout]:
                 f'kvm_ext.KVMDriver/" {_COMPUTE_CONF}')
         _write_conf(here)
         yield Layout(context, 'Debian 13, user nova').look(
-            _starts(here, _DEBIAN), _agrees(here), here.guest_boot)
-        yield _refused(context, here, 'Debian 13', _DEBIAN)
+            _starts(here, DEBIAN), agrees(here), here.guest_boot)
+        yield _refused(context, here, 'Debian 13', DEBIAN)
         yield _full_disk(context, here)
         yield _loaded(context, here)
         yield _modular(context, here)
@@ -183,7 +183,7 @@ def _as_packaged(context: Context, here: system.System) -> report.Layout:
     _write_conf(here, _README)
 
     def starts() -> str:
-        here.start_compute(_DEBIAN)
+        here.start_compute(DEBIAN)
         try:
             here.registered()
         except system.Wrong as e:
@@ -243,7 +243,7 @@ def _full_disk(context: Context, here: system.System) -> report.Layout:
     here.sh(f'mount -t tmpfs -o size=300m,mode=0755,uid=nova,gid=nova none '
             f'{path}; dd if=/dev/zero of={path}/filler bs=1M status=none '
             f'|| true')
-    run = _starts(here, _DEBIAN)
+    run = _starts(here, DEBIAN)
 
     def starts() -> str:
         run()
@@ -288,7 +288,7 @@ def _loaded(context: Context, here: system.System) -> report.Layout:
         start_new_session=True)
     try:
         return Layout(context, f'Debian 13, {loops} busy loops').look(
-            _starts(here, f'nice -n 5 {_DEBIAN}'), _agrees(
+            _starts(here, f'nice -n 5 {DEBIAN}'), agrees(
                 here, '--timeout', '500', users=('root',)),
             here.guest_boot)
     finally:
@@ -310,7 +310,7 @@ def _modular(context: Context, here: system.System) -> report.Layout:
     here.stop('libvirtd')
     here.sh('rm -f /run/libvirt/libvirt-sock*')
     here.start_libvirt(daemons)
-    return layout.look(_starts(here, _DEBIAN), _agrees(here),
+    return layout.look(_starts(here, DEBIAN), agrees(here),
                        here.guest_boot)
 
 
@@ -329,10 +329,10 @@ def split(context: Context) -> Iterator[report.Layout]:
             pathlib.Path(shared, name).mkdir(mode=0o755)
             binds.append((f'{shared}/{name}', path))
         with roots.Root(
-                'trixie', _PACKAGES['debian13'], network=True,
+                'trixie', PACKAGES['debian13'], network=True,
                 kvm_mode=0o600, hostname='compute',
                 binds=[*context.binds(), *binds]) as nova_root, roots.Root(
-                    'trixie', _PACKAGES['split libvirt'], network=nova_root,
+                    'trixie', PACKAGES['split libvirt'], network=nova_root,
                     kvm_mode=0o600, hostname='compute',
                     binds=binds) as libvirt_root:
             here, there = (system.System(nova_root),
@@ -357,7 +357,7 @@ def split(context: Context) -> Iterator[report.Layout]:
             there.write('/etc/libvirt/qemu.conf',
                         'user = "nova"\ngroup = "nova"\n'
                         'security_driver = "none"\n', 0o600)
-            here.start_controller(_SOURCES)
+            here.start_controller(SOURCES)
             there.start_libvirt(
                 conf='listen_tls = 0\nlisten_tcp = 1\nauth_tcp = "none"\n'
                 'listen_addr = "127.0.0.1"\n', options='--listen')
@@ -366,7 +366,7 @@ def split(context: Context) -> Iterator[report.Layout]:
                     ('TCP', 'qemu+tcp://127.0.0.1/system')):
                 _write_conf(here, {'libvirt': {'connection_uri': uri}})
                 yield Layout(context, f'split, {name}').look(
-                    _starts(here, _DEBIAN), _agrees(here),
+                    _starts(here, DEBIAN), agrees(here),
                     lambda: here.guest_boot(directory='/var/lib/nova/boot'))
             here.stop('nova-compute')
             there.stop('libvirtd')
@@ -376,7 +376,7 @@ def split(context: Context) -> Iterator[report.Layout]:
 def _libvirt_down(context: Context, here: system.System) -> report.Layout:
     """The libvirt of another root does not run, as when Kolla restarts it."""
     def starts() -> str:
-        here.start_compute(_DEBIAN)
+        here.start_compute(DEBIAN)
         code = here.ended()
         if code != 1:
             raise system.Wrong(f'nova-compute ended with {code}: ' +
@@ -403,7 +403,7 @@ def _libvirt_down(context: Context, here: system.System) -> report.Layout:
 def debian12(context: Context) -> Iterator[report.Layout]:
     """A venv of Nova 34: Debian's own Nova is too old."""
     venv = context.cache / 'layouts-nova-34'
-    packages = _PACKAGES['debian12']
+    packages = PACKAGES['debian12']
     if not (venv / 'ready').exists():
         context.say('a venv of Nova 34 for bookworm')
         venv.mkdir(parents=True, exist_ok=True)
@@ -412,12 +412,12 @@ def debian12(context: Context) -> Iterator[report.Layout]:
             system.System(root).sh(
                 'python3 -m venv /opt/nova\n'
                 'grep -v "^libvirt-python" '
-                f'{_SOURCES}/tools/constraints/nova-34.txt > /tmp/pins\n'
+                f'{SOURCES}/tools/constraints/nova-34.txt > /tmp/pins\n'
                 'cp /usr/lib/python3/dist-packages/libvirt*.py '
                 '/usr/lib/python3/dist-packages/libvirt*mod*.so '
                 '/opt/nova/lib/python3.11/site-packages/\n'
                 'grep -v "^libvirt-python" '
-                f'{_SOURCES}/requirements.txt > /tmp/wanted\n'
+                f'{SOURCES}/requirements.txt > /tmp/wanted\n'
                 # The bindings are Debian's, so that no compiler is needed.
                 '/opt/nova/bin/pip install --quiet -c /tmp/pins '
                 'PyMySQL -r /tmp/wanted\ntouch /opt/nova/ready',
@@ -441,12 +441,12 @@ def debian12(context: Context) -> Iterator[report.Layout]:
         here.sh('sed -i "s,^exec_dirs=,&/opt/nova/bin\\,," '
                 '/etc/nova/rootwrap.conf')
         here.allow_kvm()
-        here.start_controller(_SOURCES)
+        here.start_controller(SOURCES)
         here.start_libvirt()
         command = ('setpriv --reuid nova --regid nova --init-groups '
                    f'/opt/nova/bin/nova-compute --log-file {system.LOG}')
         yield Layout(context, 'Debian 12, Nova 34 in a venv').look(
-            _starts(here, command), _agrees(here), here.guest_boot)
+            _starts(here, command), agrees(here), here.guest_boot)
         yield _refused(context, here, 'Debian 12', command)
         here.stop('nova-compute')
 

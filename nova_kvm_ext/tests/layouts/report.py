@@ -95,14 +95,14 @@ def table(layouts: Iterable[Layout]) -> str:
     for layout in layouts:
         if layout.missing:
             lines.append(f'{layout.name:<29}{"not tried":>17}')
-            details += ['', layout.name, *_wrapped(layout.missing)]
+            details += ['', layout.name, *wrapped(layout.missing)]
             continue
         lines.append(f'{layout.name:<29}' + ''.join(
             f'{step.result + _seconds(step):>17}'
             for step in layout.steps.values()))
         details += ['', layout.name]
         for name, step in layout.steps.items():
-            details += _wrapped(f'{name}: {step.said}')
+            details += wrapped(f'{name}: {step.said}')
     return '\n'.join([*lines, *details])
 
 
@@ -110,7 +110,7 @@ def _seconds(step: Step) -> str:
     return f' {step.seconds:.0f} s' if step.result != LEFT_OUT else ''
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
     return [line for part in text.splitlines()
             for line in textwrap.wrap(
                 part, 80, initial_indent='  ', subsequent_indent='    ',

@@ -101,11 +101,14 @@ class System:
 
     :param root: the root; as long as it is in use, so is this
     :param nova: directory of Nova's programs, where that is not /usr/bin
+    :param ours: directory of our commands; without it where pip puts them
     """
 
-    def __init__(self, root: roots.Root, nova: str = '/usr/bin') -> None:
+    def __init__(self, root: roots.Root, nova: str = '/usr/bin',
+                 ours: str = '') -> None:
         self.root = root
         self.nova = nova
+        self.ours = ours or ('/usr/local/bin' if nova == '/usr/bin' else nova)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     # Files and commands
@@ -317,8 +320,7 @@ EOF""", check=False)
         return f'exit code 0; {_results(done.stdout)}'
 
     def _ours(self) -> str:
-        return ('/usr/local/bin' if self.nova == '/usr/bin' else
-                self.nova) + '/nova-kvm-ext'
+        return f'{self.ours}/nova-kvm-ext'
 
 
 def _results(text: str) -> str:
