@@ -62,6 +62,13 @@ EXIT_STATUS = {
 }
 """What each exit code means, as reStructuredText."""
 
+STATUS_EXIT = (
+    (0, 'There is nothing to do.'),
+    (1, 'There is something to look into.'),
+    (2, 'Something stops the change.'),
+    (255, 'The check itself failed.'))
+"""Those of oslo.upgradecheck, which nova-kvm-ext-status has."""
+
 _FILES = (
     ('/etc/nova/nova.conf, /etc/nova/nova-compute.conf',
      'Where no **--config-file** is given, the commands read the files of '
@@ -172,6 +179,12 @@ def _term(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
                      action.option_strings) + argument
 
 
+def _defined(items: Iterable[tuple[str, str]]) -> list[str]:
+    """The lines of a list of terms and what they mean."""
+    return [line for term, meaning in items
+            for line in (term, _indented(meaning), '')]
+
+
 def _indented(text: str) -> str:
     return '\n'.join(f'    {line}'.rstrip() for line in text.splitlines())
 
@@ -215,13 +228,10 @@ def _overview(parser: argparse.ArgumentParser, found: Commands,
             f'{_first_line(command)}.' + (
                 f' See **{"-".join((_NAME, *words))}**\\ (1).'
                 if words in pages else '')), '']
-    codes = []
-    for code, meaning in EXIT_STATUS.items():
-        codes += [f'{code.value}', _indented(meaning), '']
-    codes += ['128 + N', _indented('Signal N ended the command.'), '']
-    files = []
-    for name, meaning in _FILES:
-        files += [f'*{name}*', _indented(meaning), '']
+    codes = [*_defined((str(code.value), meaning)
+                       for code, meaning in EXIT_STATUS.items()),
+             *_defined([('128 + N', 'Signal N ended the command.')])]
+    files = _defined((f'*{name}*', meaning) for name, meaning in _FILES)
     return _page(_NAME, _first_line(parser), [
         ('SYNOPSIS', f'**{_NAME}** [*option*...] *command* [*argument*...]'),
         ('DESCRIPTION', 'nova-kvm-ext runs the code of the compute driver '
@@ -233,16 +243,19 @@ def _overview(parser: argparse.ArgumentParser, found: Commands,
 
 
 def _status_page(parser: argparse.ArgumentParser, found: Commands) -> str:
-    first, _, rest = (status.__doc__ or '').strip().partition('\n')
-    summary = first.partition(':')[2].strip().rstrip('.')
     listed = []
     for words, command in found.items():
         name = ' '.join([*words, *(action.dest for action in _words(command))])
         listed += [f'**{name}**', _indented(_options(command) or '-'), '']
-    return _page(_STATUS, summary, [
+    return _page(_STATUS, 'Say what to mend before this host changes', [
         ('SYNOPSIS', f'**{_STATUS}** [*option*...] *command* [*argument*...]'),
-        ('DESCRIPTION', rest.strip()), ('COMMANDS', '\n'.join(listed)),
-        ('OPTIONS', _options(parser)),
+        ('DESCRIPTION', '**upgrade check** looks at a host before an upgrade: '
+         'run it with the new release installed and before its nova-compute '
+         'is started, as **nova-status upgrade check**. **rollback check** '
+         'looks at what is to be done on the way back to LibvirtDriver.'),
+        ('COMMANDS', '\n'.join(listed)), ('OPTIONS', _options(parser)),
+        ('EXIT STATUS', '\n'.join(_defined(
+            (str(code), meaning) for code, meaning in STATUS_EXIT))),
         ('SEE ALSO', f'**{_NAME}**\\ (1), **nova-status**\\ (1)')])
 
 
