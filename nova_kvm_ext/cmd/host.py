@@ -47,6 +47,7 @@ with lazy.imports():
     from nova_kvm_ext.host import facts
     from nova_kvm_ext.host import install_facts
     from nova_kvm_ext.host import model
+    from nova_kvm_ext.host import nova_python
     from nova_kvm_ext.host import options
 
 CACHE_DIR = '/var/cache/nova-kvm-ext'
@@ -65,9 +66,10 @@ def _seconds(text: str) -> int:
 class Check(base.HostCommand, lister.Lister):
     """Check whether KVM guests can run on this host, and say what mends it.
 
-    Looks at CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt, Nova and
-    nova.conf, and starts a tiny guest. Each check has a code, the fact found
-    and the remedy. Only root can try what QEMU's user may.
+    Looks at CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt, Nova,
+    nova.conf and, where disks are in Ceph, at Ceph, and starts a tiny guest.
+    Each check has a code, the fact found and the remedy. Only root can try
+    what QEMU's user may.
 
     With --fix the safe remedies are applied: modules are loaded, and /dev/kvm
     is given back to its group. Each command is shown before it runs, and then
@@ -141,6 +143,7 @@ class Check(base.HostCommand, lister.Lister):
         nova = base.load(read)
         wanted = options.HostOptions.from_conf(nova, read.how)
         install = install_facts.read(read.service)
+        python = nova_python.find(read.service)
         uri = self.uri(args, nova)
         cache_dir = CACHE_DIR
         if wanted.files and os.path.isdir(wanted.state_path):
@@ -157,7 +160,8 @@ class Check(base.HostCommand, lister.Lister):
                     found.append(facts.read_host(
                         wanted, uri, lambda: stack.enter_context(
                             self.connected(args, nova)),
-                        cache_dir=cache_dir, install=install))
+                        cache_dir=cache_dir, install=install,
+                        python=python))
             except BaseException as e:
                 found.append(e)  # for the thread that waits
             answered.set()
@@ -169,7 +173,8 @@ class Check(base.HostCommand, lister.Lister):
         threading.Thread(target=look, daemon=True).start()
         answered.wait(args.timeout)
         if not found:
-            host = facts.read_host(wanted, uri, install=install)
+            host = facts.read_host(wanted, uri, install=install,
+                                   python=python)
             host = dataclasses.replace(
                 host, libvirt=dataclasses.replace(
                     host.libvirt, hangs=True, unasked='',

@@ -50,6 +50,7 @@ from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import configuration
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import install_facts
+from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import options
 
 NOVA_RELEASES = (31, 34)
@@ -90,7 +91,8 @@ class Checks(upgradecheck.UpgradeCommands):
                 options.HostOptions.from_conf(nova, self.configuration.how),
                 uri, lambda: stack.enter_context(
                     base.libvirt_connection(uri)),
-                install=install_facts.read(self.configuration.service)))
+                install=install_facts.read(self.configuration.service),
+                python=nova_python.find(self.configuration.service)))
 
     def _of_host(self, *codes: str) -> Result:
         """Some of the checks of this host as one."""

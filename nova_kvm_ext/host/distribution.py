@@ -59,6 +59,13 @@ class Distribution:
     kernel_modules: str
 
     @property
+    def qemu_rbd(self) -> str:
+        """The package with QEMU's block driver rbd."""
+        return {'debian': 'qemu-block-extra', 'ubuntu': 'qemu-block-extra',
+                'rhel': 'qemu-kvm-block-rbd'}.get(
+                    self.family, 'qemu-block-rbd')
+
+    @property
     def reinstall(self) -> str:
         """Command that installs packages anew."""
         return {'apt-get install': 'apt-get install --reinstall',

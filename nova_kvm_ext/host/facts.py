@@ -43,9 +43,11 @@ from nova_kvm_ext.host import kernel_facts
 from nova_kvm_ext.host import libvirt_facts
 from nova_kvm_ext.host import libvirt_place
 from nova_kvm_ext.host import model
+from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import post_copy_facts
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import storage_facts
 from nova_kvm_ext.host import user_facts
 from nova_kvm_ext.host import virt_type as virt_type_
 
@@ -362,10 +364,11 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
               connect: Callable[[], Any] | None = None, *,
               cache_dir: str | None = None, service: bool = False,
               install: model.InstallFacts | None = None,
+              python: nova_python.Python | None = None,
               root: str = '/') -> model.HostFacts:
     """Everything that the checks look at.
 
-    A tenth of a second without libvirt and the probe guest.
+    A tenth of a second without libvirt, the probe guest and Ceph.
 
     :param settings: nova.conf, as far as it matters
     :param uri: what ``connect`` connects to, for the report
@@ -377,6 +380,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     :param install: what the Python of nova-compute finds; None where that is
         the Python of this process
     :param service: whether this process is nova-compute
+    :param python: the Python of nova-compute; None for that of this process
     :param root: directory below which files are looked up
     :returns: always something: what could not be read says so
     """
@@ -419,8 +423,13 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     libvirt, tried = _read_guests(
         settings, libvirt, connection, cache_dir, arch, use,
         user.known and bool(place.here))
+    emulator = read_emulator(distro, arch, root, libvirt.emulator)
+    storage = storage_facts.read(
+        settings, connection, python or nova_python.Python(),
+        emulator.path and os.path.join(root, emulator.path.lstrip('/')),
+        '' if place.here else 'libvirt may have another')
     return model.HostFacts(
-        options=settings, distribution=distro,
+        options=settings, distribution=distro, storage=storage,
         # sd_booted(3)
         systemd=os.path.isdir(os.path.join(root, 'run/systemd/system')),
         cpu=cpu, kernel=kernel, qemu_user=user, configured_user=configured,
@@ -433,7 +442,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
         directories=directories,
         post_copy=post_copy_facts.read(arch, user, root)
         if settings.post_copy else model.PostCopyFacts(),
-        emulator=read_emulator(distro, arch, root, libvirt.emulator),
+        emulator=emulator,
         libvirt=libvirt, probe=tried,
         group_names={gid: name for gid in sorted(groups)
                      if (name := known.group_name(gid))},

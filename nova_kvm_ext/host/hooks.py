@@ -174,6 +174,12 @@ def _end_loop() -> None:
     raise _NotStarted
 
 
+_CEPH = 'KVM6'
+"""How the codes about disks in Ceph begin. They are read at the start alone,
+and their FAIL keeps no service from starting: guests that boot from a volume
+may run, and who else is to stop, delete or move away those that are here?"""
+
+
 class HostCheck:
     """Whether this host can run guests, looked at again and again.
 
@@ -202,6 +208,8 @@ class HostCheck:
 
         What is wrong with the directory of instances alone does not refuse:
         :meth:`again` disables scheduling for as long as it is so.
+
+        Nor does what is wrong with Ceph.
 
         :raises errors.HostError: no guest can run as nova.conf asks; not for
             ``host_check = warn``
@@ -235,7 +243,8 @@ class HostCheck:
                          verdict.SKIP)))
         failed = [result for result in results
                   if result.result == verdict.FAIL and
-                  result.code not in _DISABLES]
+                  result.code not in _DISABLES and
+                  not result.code.startswith(_CEPH)]
         if failed and CONF.kvm_ext.host_check == 'enforce':
             more = (f' (and {len(failed) - 1} more)' if len(failed) > 1
                     else '')
@@ -278,7 +287,9 @@ class HostCheck:
     def _look(self) -> str:
         """What keeps guests from running now, or ''."""
         assert self._facts is not None
-        results = self._results(facts.read_again(self._facts))
+        results = [result for result in
+                   self._results(facts.read_again(self._facts))
+                   if not result.code.startswith(_CEPH)]
         fault = _first_fault(results)
         self._seen(results, fault)
         return fault
@@ -312,7 +323,8 @@ class HostCheck:
 def _first_fault(results: list[verdict.CheckResult]) -> str:
     """What keeps guests from running, or ''."""
     return next((_sentence(result) for result in results
-                 if result.result == verdict.FAIL), '')
+                 if result.result == verdict.FAIL and
+                 not result.code.startswith(_CEPH)), '')
 
 
 def _sentence(result: verdict.CheckResult) -> str:

@@ -18,14 +18,11 @@ look at Python's path, bounded in time, asked as the user of nova-compute.
 """
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
+from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import service as service_reader
 
 _SECONDS = 20
@@ -51,10 +48,6 @@ except (ImportError, OSError):
 print(json.dumps(said))
 """
 
-# What decides where Python looks, beside its own place and words.
-_VARIABLES = ('PYTHONPATH', 'PYTHONHOME', 'PYTHONNOUSERSITE',
-              'PYTHONUSERBASE', 'HOME', 'PATH', 'LD_LIBRARY_PATH')
-
 
 def read(service: service_reader.Service | None = None
          ) -> model.InstallFacts:
@@ -64,44 +57,23 @@ def read(service: service_reader.Service | None = None
     :returns: of the Python of this process where it is the same one, or where
         no nova-compute is found
     """
-    found = service or service_reader.find()
+    found = nova_python.find(service)
     ours = facts.read_install()
-    if not found.python:
-        if found.pid is None:
-            return ours
-        return _unknown(ours, f'the Python of {found.how} is not known')
-    if found.elsewhere:
-        return _unknown(ours, f'nova-compute, {found.how}, has a file system '
-                              f'of its own', elsewhere=True)
-    if _is_ours(found):
+    if found.unknown:
+        return _unknown(ours, found.unknown, found.elsewhere)
+    if found.ours:
         return ours
-    python = ' '.join(found.python)
-    environment = {name: found.environment[name] for name in _VARIABLES
-                   if name in found.environment}
-    if not environment and found.home:
-        environment = {'HOME': found.home}
-    uid, gid, groups = _user(found) or (None, None, None)
+    answers, why = found.ask(_QUESTION, _SECONDS)
     try:
-        done = subprocess.run(
-            [*found.python, '-c', _QUESTION], cwd='/', env=environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors='replace', timeout=_SECONDS, user=uid, group=gid,
-            extra_groups=groups)
-        said = json.loads(done.stdout.strip().rpartition('\n')[2])
+        said = answers[-1]
         directories = tuple(map(str, said['nova']))
         error, package = said['error'], list(map(str, said['package']))
-    except (ValueError, TypeError, LookupError):
-        return _unknown(
-            ours, f'{python} ({found.how}) gives no answer: '
-                  f'{errors.clean(done.stderr or done.stdout)}')
-    except Exception as e:
-        # By name: where eventlet has patched it, its class is another one.
-        why = (f'within {_SECONDS} s' if type(e).__name__ == 'TimeoutExpired'
-               else f'({errors.clean(e)})')
-        return _unknown(ours, f'{python} ({found.how}) does not answer {why}')
+    except (LookupError, TypeError):
+        return _unknown(ours, f'{found.name} ({found.how}) '
+                              f'{why or "gives no answer"}')
     return model.InstallFacts(
         directories, facts.find_door(*package[:1]), None if error is None else
-        errors.clean(error), python=errors.clean(python),
+        errors.clean(error), python=errors.clean(found.name),
         how=errors.clean(found.how), has_package=bool(package))
 
 
@@ -109,36 +81,3 @@ def _unknown(ours: model.InstallFacts, why: str,
              elsewhere: bool = False) -> model.InstallFacts:
     return dataclasses.replace(ours, unknown=errors.clean(why),
                                elsewhere=elsewhere)
-
-
-def _is_ours(found: service_reader.Service) -> bool:
-    """Whether it is the Python of this process, in the same environment.
-
-    A virtual environment is told by the directory of its Python, which is a
-    link to the Python of another place.
-    """
-    theirs, ours = found.python[0], sys.executable
-    return len(found.python) == 1 and not any(
-        name.startswith('PYTHON') for name in found.environment) and (
-        os.path.realpath(os.path.dirname(theirs)) ==
-        os.path.realpath(os.path.dirname(ours))) and (
-        os.path.realpath(theirs) == os.path.realpath(ours))
-
-
-def _user(found: service_reader.Service
-          ) -> tuple[int, int, tuple[int, ...]] | None:
-    """Whom root becomes to ask; None to stay who asks.
-
-    The service's user, or else the owner of that Python: root runs nothing
-    that belongs to another user.
-    """
-    if os.geteuid() != 0:
-        return None
-    if found.user is not None:
-        return found.user if found.user[0] != 0 else None
-    try:
-        # Of a virtual environment the link counts, not what it links to.
-        status = os.lstat(found.python[0])
-    except OSError:
-        return None
-    return (status.st_uid, status.st_gid, ()) if status.st_uid else None

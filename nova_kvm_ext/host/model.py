@@ -428,6 +428,71 @@ class ProbeFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class CephFacts:
+    """What the Python of nova-compute found of Ceph, as nova-compute's user.
+
+    :ivar asked: whether it was asked: not where nova.conf has no use for it
+    :ivar python: the Python that was asked
+    :ivar unknown: why it gave no answer, or ''
+    :ivar elsewhere: whether it could not, because nova-compute has a file
+        system of its own
+    :ivar modules: by name, why Python does not import it; '' where it does
+    :ivar programs: by name, where it is; None where it is not
+    :ivar step: the last that was tried: ``conf`` (reads ceph.conf),
+        ``connect``, ``pool`` (opens it), ``read`` (reads an object of it); ''
+        for none
+    :ivar error: why that step failed, in words of Ceph's library; '' where
+        all steps were taken
+    :ivar errno: its number; None where there is none, or no answer came
+    :ivar key_error: the same of a connection with the key that is libvirt's
+        secret; None where that was not tried
+    :ivar key_errno: its number
+    """
+
+    asked: bool = False
+    python: str = ''
+    unknown: str = ''
+    elsewhere: bool = False
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    programs: Mapping[str, str | None] = dataclasses.field(
+        default_factory=dict)
+    step: str = ''
+    error: str = ''
+    errno: int | None = None
+    key_error: str | None = None
+    key_errno: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SecretFacts:
+    """A secret of libvirt.
+
+    :ivar there: whether libvirt has it; None where that is not known
+    :ivar has_value: whether it has a value; None where that is not known
+    :ivar error: why something is not known, in libvirt's words, or ''
+    """
+
+    there: bool | None = None
+    has_value: bool | None = None
+    error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageFacts:
+    """Ceph, as far as guests here need it.
+
+    :ivar driver: whether QEMU has the block driver rbd; None where that is
+        not known
+    :ivar driver_error: what QEMU said instead, or why it was not asked
+    """
+
+    ceph: CephFacts = CephFacts()
+    secret: SecretFacts = SecretFacts()
+    driver: bool | None = None
+    driver_error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class HostFacts:
     """Everything that the checks look at.
 
@@ -445,6 +510,7 @@ class HostFacts:
     :ivar place: whether libvirt sees the files that were read
     :ivar service: whether nova-compute itself has read them, as its user and
         in its file system
+    :ivar storage: Ceph
     """
 
     options: options.HostOptions
@@ -470,6 +536,7 @@ class HostFacts:
     place: LibvirtPlace = LibvirtPlace()
     post_copy: PostCopyFacts = PostCopyFacts()
     service: bool = False
+    storage: StorageFacts = StorageFacts()
 
     @property
     def has_kvm(self) -> bool:

@@ -49,6 +49,10 @@ class HostOptions:
     :ivar reserved_disk_mb: ``[DEFAULT] reserved_host_disk_mb``
     :ivar images_type: ``[libvirt] images_type``
     :ivar post_copy: ``[libvirt] live_migration_permit_post_copy``
+    :ivar rbd_pool: ``[libvirt] images_rbd_pool``
+    :ivar ceph_conf: ``[libvirt] images_rbd_ceph_conf``
+    :ivar rbd_user: ``[libvirt] rbd_user``, or ''
+    :ivar rbd_secret: ``[libvirt] rbd_secret_uuid``, or ''
     """
 
     files: tuple[str, ...]
@@ -66,6 +70,23 @@ class HostOptions:
     reserved_disk_mb: int = 0
     images_type: str = 'default'
     post_copy: bool = False
+    rbd_pool: str = 'rbd'
+    ceph_conf: str = ''
+    rbd_user: str = ''
+    rbd_secret: str = ''
+
+    @property
+    def ceph_disks(self) -> bool:
+        """Whether Nova makes guests' disks in Ceph."""
+        return self.images_type == 'rbd'
+
+    @property
+    def ceph(self) -> bool:
+        """Whether guests have disks in Ceph, of Nova or of Cinder.
+
+        With Cinder that is known only where nova.conf names user or secret.
+        """
+        return bool(self.ceph_disks or self.rbd_user or self.rbd_secret)
 
     @property
     def local_disks(self) -> bool:
@@ -123,6 +144,10 @@ class HostOptions:
             images_type=value('libvirt', 'images_type', 'default'),
             post_copy=value('libvirt', 'live_migration_permit_post_copy',
                             False),
+            rbd_pool=value('libvirt', 'images_rbd_pool', 'rbd') or 'rbd',
+            ceph_conf=value('libvirt', 'images_rbd_ceph_conf', '') or '',
+            rbd_user=value('libvirt', 'rbd_user', '') or '',
+            rbd_secret=value('libvirt', 'rbd_secret_uuid', '') or '',
             problem=problems[0].problem if problems else '',
             remedy=problems[0].remedy if problems else '')
 

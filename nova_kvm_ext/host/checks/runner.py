@@ -28,12 +28,13 @@ from nova_kvm_ext.host.checks import kernel
 from nova_kvm_ext.host.checks import libvirt
 from nova_kvm_ext.host.checks import migration
 from nova_kvm_ext.host.checks import nova
+from nova_kvm_ext.host.checks import storage
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host.checks import vhost
 from nova_kvm_ext.host import model
 
 _GROUPS = [module.GROUP for module in (
-    kernel, device, vhost, nova, libvirt, migration)]
+    kernel, device, vhost, nova, libvirt, storage, migration)]
 _CHECKS = [check for group in _GROUPS for check in group.checks]
 
 

@@ -65,6 +65,9 @@ class StatusTestCase(base.BaseTestCase):
              cfg.ListOpt('cpu_model_extra_flags', default=[]),
              cfg.ListOpt('hw_machine_type'),
              cfg.StrOpt('images_type', default='default'),
+             cfg.StrOpt('images_rbd_pool', default='rbd'),
+             cfg.StrOpt('images_rbd_ceph_conf', default=''),
+             cfg.StrOpt('rbd_user'), cfg.StrOpt('rbd_secret_uuid'),
              cfg.StrOpt('connection_uri', default='')], group='libvirt')
         for name in ('compute_driver', 'instances_path', 'state_path',
                      'rootwrap_config'):

@@ -152,6 +152,7 @@ class FakeHost(fixtures.Fixture):
         self.uri, self.service = 'qemu:///system', False
         self.settings: dict[str, Any] = {}
         self.options: dict[str, Any] = {'post_copy': True}
+        self.storage = model.StorageFacts()
         self.install = model.InstallFacts(('/site/nova/virt',), '/site/x',
                                           None)
         self._real_stat, self._real_geteuid = os.stat, os.geteuid
@@ -164,6 +165,8 @@ class FakeHost(fixtures.Fixture):
                  lambda install: model.NovaFacts(
                      (8, 0, 0), (6, 2, 0), (10, 0, 0), (8, 2, 2))),
                 ('subprocess.run', self._run),
+                ('nova_kvm_ext.host.storage_facts.read',
+                 lambda *args: self.storage),
                 ('nova_kvm_ext.host.probe.cached_run', self._probe)):
             self.useFixture(fixtures.MonkeyPatch(name, replacement))
         self._make()
@@ -266,6 +269,22 @@ class FakeHost(fixtures.Fixture):
             path, f'QEMU emulator version {version} (x)\n{accelerators}')
         os.chmod(real, 0o755)
 
+    def ceph(self, secret: model.SecretFacts | None = None,
+             driver: bool | None = True, **ceph: Any) -> None:
+        """Disks are in Ceph, which works but for what is given."""
+        self.options |= {
+            'images_type': 'rbd', 'rbd_pool': 'vms', 'rbd_user': 'nova',
+            'rbd_secret': '11111111-2222-3333-4444-555555555555'}
+        found: dict[str, Any] = {
+            'asked': True, 'python': '/usr/bin/python3',
+            'modules': {'rados': '', 'rbd': ''},
+            'programs': {'ceph': '/usr/bin/ceph', 'rbd': '/usr/bin/rbd'},
+            'step': 'done', 'key_error': ''}
+        self.storage = model.StorageFacts(
+            model.CephFacts(**found | ceph),
+            secret or model.SecretFacts(True, True), driver,
+            '' if driver else 'what QEMU said')
+
     def loaded(self, *names: str) -> None:
         """Only these modules are loaded; those of KVM are gone."""
         self.write('/proc/modules',
@@ -293,12 +312,13 @@ class FakeHost(fixtures.Fixture):
         settings: dict[str, Any] = {
             option.dest: option.default
             for _, options_ in conf.list_opts() for option in options_
+            if option.dest in conf.Settings.__dataclass_fields__
         } | {
             'virt_type': 'kvm', 'virt_type_option': '[kvm_ext] virt_type',
             'cpu_mode': None, 'cpu_mode_option': '[kvm_ext] cpu_mode',
             'cpu_models': (), 'cpu_models_option': '[kvm_ext] cpu_model',
             'extra_flags': ()} | self.settings
-        del settings['cpu_model']
+        settings.pop('cpu_model', None)
         wanted: dict[str, Any] = {
             'files': ('/etc/nova/nova.conf',),
             'settings': conf.Settings(**settings),

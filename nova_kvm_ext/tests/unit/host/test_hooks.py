@@ -302,6 +302,10 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         self.assertIn('systemctl start libvirtd', self.stdlog.logger.output)
 
 
+CEPH = verdict.CheckResult('KVM603', 'Secret of Ceph in libvirt', 'FAIL',
+                           'libvirt has no secret', 'virsh secret-define')
+
+
 class HostCheckTestCase(driver_base.DriverTestCase):
 
     def setUp(self):
@@ -360,6 +364,13 @@ class AtStartTestCase(HostCheckTestCase):
             self.assertIn('host_check = warn', text)
         self.assertIn('and 1 more', str(error))
         self.assertIn('KVM403', self.stdlog.logger.output)
+
+    def test_ceph_does_not(self):
+        """Guests that boot from a volume may run."""
+        self.results = [PASSED, CEPH]
+        self.started()
+        self.assertIn('ERROR', self.stdlog.logger.output)
+        self.assertIn('KVM603', self.stdlog.logger.output)
 
     def test_a_warning_does_not(self):
         self.results = [PASSED, WARNED]
@@ -460,6 +471,11 @@ class AgainTestCase(HostCheckTestCase):
                          self.record)
         # Placement is told each time.
         self.assertEqual(2, self.status.call_count)
+
+    def test_ceph_is_not_looked_at_again(self):
+        """So it cannot be known to be mended."""
+        self.assertTrue(self.update(CEPH))
+        self.assertFalse(self.record['disabled'])
 
     def test_said_once_each(self):
         for results in ((FAILED,), (FAILED,), (), ()):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import dataclasses
 import os
 
+from nova_kvm_ext.host import model
 from nova_kvm_ext.tests.unit.host import fake_host
 
 MODEL_OPTIONS = {'cpu_mode': 'custom', 'cpu_models': ('Icelake-Server',)}
@@ -163,6 +164,37 @@ def removed(path):
 
 def written(path, text):
     return lambda host: host.write(path, text)
+
+
+def ceph(**found):
+    return lambda host: host.ceph(**found)
+
+
+def ceph_service(**found):
+    """Seen by nova-compute itself."""
+    def change(host):
+        host.ceph(**found)
+        host.service = True
+    return change
+
+
+def user_without_a_secret(host):
+    host.ceph()
+    host.options['rbd_secret'] = ''
+
+
+def ceph_volumes(**found):
+    """Disks are local; nova.conf has the secret for Cinder's volumes."""
+    def change(host):
+        host.ceph(**found)
+        host.options['images_type'] = 'qcow2'
+    return change
+
+
+NO_SECRET = model.SecretFacts(False, None, 'Secret not found')
+NO_VALUE = model.SecretFacts(True, False, 'does not have a value')
+DENIED = 'RADOS permission denied (error connecting to the cluster)'
+TIMED_OUT = 'RADOS timed out (error connecting to the cluster)'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,4 +416,73 @@ FAULTS = (
     Fault('mode that needs KVM', setting(
         virt_type='qemu', cpu_mode='host-passthrough'), 'KVM402', 'FAIL',
         'no such CPU mode'),
+    Fault('no bindings', ceph(modules={
+        'rados': "No module named 'rados'", 'rbd': ''}, step=''), 'KVM601',
+        'FAIL', "does not import rados .No module named 'rados'", {
+            'debian': '^apt-get install python3-rados;.*site-packages',
+            'ubuntu': '^apt-get install python3-rados;',
+            'fedora': '^dnf install python3-rados;',
+            'rhel': '^dnf install python3-rados;',
+            'suse': '^zypper install python3-rados;'}),
+    Fault('no binding at all', ceph(modules={'rados': 'x', 'rbd': 'y'},
+                                    step=''), 'KVM601', 'FAIL',
+          'rados and rbd', 'install python3-rados python3-rbd;'),
+    Fault('no ceph', ceph(programs={'ceph': None, 'rbd': None}), 'KVM601',
+          'FAIL', 'no program ceph', '^apt-get install ceph-common$'),
+    Fault('no rbd', ceph(programs={'ceph': '/usr/bin/ceph', 'rbd': None}),
+          'KVM601', 'WARN', 'no program rbd', '^apt-get install ceph-common$'),
+    Fault('Python of nova-compute that does not answer', ceph(
+        unknown='does not answer within 25 s'), 'KVM601', 'WARN',
+        'not known: /usr/bin/python3 does not answer', 'less busy'),
+    Fault('no block driver', ceph(driver=False), 'KVM602', 'FAIL',
+          'no driver rbd', {
+              'debian': '^apt-get install qemu-block-extra$',
+              'ubuntu': '^apt-get install qemu-block-extra$',
+              'fedora': '^dnf install qemu-block-rbd$',
+              'rhel': '^dnf install qemu-kvm-block-rbd$',
+              'suse': '^zypper install qemu-block-rbd$'}),
+    Fault('QEMU that does not tell', ceph(driver=None), 'KVM602', 'WARN',
+          'not known: what QEMU said'),
+    Fault('no block driver for volumes', ceph_volumes(driver=False),
+          'KVM602', 'WARN', 'guests with a volume in Ceph',
+          'qemu-block-extra'),
+    Fault('no secret', ceph(secret=NO_SECRET), 'KVM603', 'FAIL',
+          'libvirt has no secret 1{8}-', 'secret-define'),
+    Fault('secret without a value', ceph(secret=NO_VALUE), 'KVM603', 'FAIL',
+          'has no value', 'secret-set-value 1{8}-'),
+    Fault('no secret for volumes', ceph_volumes(secret=NO_SECRET), 'KVM603',
+          'WARN', 'guests with a volume in Ceph', 'secret-define'),
+    Fault('secret with the key of another', ceph(
+        key_error=DENIED, key_errno=13), 'KVM603', 'FAIL',
+        'Ceph refuses the value', 'ceph auth get-key client.nova'),
+    Fault('secret that is no key', ceph(
+        key_error='RADOS invalid argument', key_errno=22), 'KVM603', 'FAIL',
+        'Ceph refuses the value'),
+    Fault('user without a secret', user_without_a_secret, 'KVM603', 'WARN',
+          'rbd_secret_uuid is not', 'rbd_secret_uuid'),
+    Fault('no ceph.conf', ceph_service(
+        step='conf', errno=2, error='conf_read_file'), 'KVM604', 'FAIL',
+        'reads no configuration: in no place', 'Copy ceph.conf'),
+    Fault('no ceph.conf, seen by another user', ceph(
+        step='conf', errno=2, error='conf_read_file'), 'KVM604', 'WARN',
+        'seen as this user'),
+    Fault('no keyring', ceph_service(
+        step='connect', errno=2, error='RADOS object not found'), 'KVM604',
+        'FAIL',
+        'no key of client.nova', 'ceph auth get client.nova'),
+    Fault('unknown user', ceph(step='connect', errno=13, error=DENIED),
+          'KVM604', 'FAIL', 'refuses client.nova', 'rbd_user'),
+    Fault('no monitor', ceph(step='connect', errno=110, error=TIMED_OUT),
+          'KVM604', 'WARN', 'no monitor.*timed out', 'mon_host'),
+    Fault('Ceph that hangs', ceph(
+        step='connect', error='does not answer within 25 s'), 'KVM604',
+        'WARN', 'does not answer', 'mon_host'),
+    Fault('no pool', ceph(
+        step='pool', errno=2, error='error opening pool'), 'KVM605', 'FAIL',
+        'Ceph has no pool vms', 'ceph osd pool ls'),
+    Fault('pool of others', ceph(
+        step='read', errno=1, error='RADOS permission error'), 'KVM605',
+        'FAIL', 'does not let client.nova read', 'ceph auth caps'),
+    Fault('no OSD', ceph(step='read', errno=110, error='RADOS timed out'),
+          'KVM605', 'WARN', 'does not answer', 'ceph osd tree'),
 )

@@ -30,7 +30,9 @@ class RunnerTestCase(case.ChecksTestCase):
 
     def test_healthy(self):
         for family in fake_host.DISTRIBUTIONS:
-            results = self.check(self.host(family))
+            host = self.host(family)
+            host.ceph()
+            results = self.check(host)
             self.assertEqual(
                 [], [result for result in results.values()
                      if result.result not in (verdict.PASS, verdict.SKIP)],

@@ -1,0 +1,260 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Disks in Ceph: what Nova, QEMU and libvirt need for them.
+
+Codes KVM6xx. Pure. A FAIL of these says that no guest whose disk Nova makes
+runs. Guests that boot from a volume may, so that the service starts all the
+same.
+"""
+
+import errno as errno_
+
+from nova_kvm_ext import errors
+from nova_kvm_ext.host.checks import causes
+from nova_kvm_ext.host.checks import verdict
+from nova_kvm_ext.host import model
+
+GROUP = verdict.Group()
+
+_PROGRAMS = ('ceph', 'rbd')
+# What Ceph's library says of a client or key that Ceph does not take.
+_REFUSED = (errno_.EACCES, errno_.EPERM)
+_WRONG_KEY = (*_REFUSED, errno_.EINVAL)
+
+
+def _unused(facts: model.HostFacts) -> verdict.Said | None:
+    """SKIP where nova.conf has no use for Ceph itself."""
+    options = facts.options
+    if options.ceph_disks:
+        return None
+    volumes = (' Volumes of Cinder need neither Ceph\'s modules nor a pool '
+               'here.' if options.ceph else '')
+    return verdict.skip(
+        f'[libvirt] images_type = {errors.clean(options.images_type)}: Nova '
+        f'makes no disk in Ceph.{volumes}'.rstrip('.'))
+
+
+def _client(facts: model.HostFacts) -> str:
+    return f'client.{errors.clean(facts.options.rbd_user or "admin")}'
+
+
+def _weigh(facts: model.HostFacts, details: str, remedy: str) -> verdict.Said:
+    """What keeps every disk in Ceph from being used."""
+    if facts.options.ceph_disks:
+        return verdict.fail(
+            f'{details}: no guest whose disk Nova makes runs', remedy)
+    return verdict.warn(
+        f'{details}: guests with a volume in Ceph do not run', remedy)
+
+
+def _no_answer(facts: model.HostFacts) -> verdict.Said | None:
+    """Why nova-compute's Python has told nothing."""
+    ceph = facts.storage.ceph
+    if ceph.elsewhere:
+        return verdict.skip(f'not known: {ceph.unknown}',
+                            'Run this command where nova-compute runs.')
+    if ceph.unknown:
+        return verdict.warn(
+            f'not known: {ceph.python} {ceph.unknown}'
+            if ceph.python not in ceph.unknown else
+            f'not known: {ceph.unknown}',
+            'Run nova-kvm-ext host check again when this host is less busy; '
+            'start nova-compute, whose log says it too.')
+    if not ceph.asked:
+        return verdict.skip('Ceph was not asked')
+    return None
+
+
+@GROUP.check('KVM601', 'Ceph for Nova', proof=(
+    'With images_type = rbd, nova-compute\'s own Python does not import rados '
+    'or rbd, or there is no program ceph where nova-compute looks for '
+    'programs. Nova reads the size of the pool with them before it offers '
+    'this host, and makes each disk with them.'))
+def _programs(facts: model.HostFacts) -> verdict.Said:
+    said = _unused(facts) or _no_answer(facts)
+    if said is not None:
+        return said
+    ceph = facts.storage.ceph
+    missing = [(name, why) for name, why in ceph.modules.items() if why]
+    if missing:
+        name, why = missing[0]
+        packages = ' '.join(f'python3-{name}' for name, _ in missing)
+        return verdict.fail(
+            f'{ceph.python} does not import '
+            f'{" and ".join(name for name, _ in missing)} ({why}): no guest '
+            f'whose disk Nova makes runs',
+            f'{causes.install(facts, packages)}; a virtual environment sees '
+            f'them only if it was made with --system-site-packages. Then '
+            f'restart nova-compute.')
+    install = causes.install(facts, 'ceph-common')
+    if ceph.programs.get('ceph') is None:
+        return verdict.fail(
+            'there is no program ceph, with which Nova asks for the size of '
+            'its pool: this host is not offered to the scheduler', install)
+    if ceph.programs.get('rbd') is None:
+        return verdict.warn(
+            'there is no program rbd, with which Nova imports an image that '
+            'Ceph cannot clone', install)
+    return verdict.passed(
+        f'{ceph.python} has rados and rbd; ' + ', '.join(
+            str(ceph.programs[name]) for name in _PROGRAMS))
+
+
+@GROUP.check('KVM602', 'Ceph in QEMU', proof=(
+    'With images_type = rbd, QEMU says that it knows no driver rbd: the QEMU '
+    'that libvirt names, seen in the same file system.'))
+def _driver(facts: model.HostFacts) -> verdict.Said:
+    if not facts.options.ceph:
+        return verdict.skip('nova.conf names no Ceph ([libvirt] images_type, '
+                            'rbd_user, rbd_secret_uuid)')
+    storage = facts.storage
+    if storage.driver:
+        return verdict.passed(f'{facts.emulator.path} has the driver rbd')
+    if storage.driver is None:
+        return causes.weigh(facts, verdict.warn(
+            f'whether QEMU has the driver rbd is not known: '
+            f'{storage.driver_error}', 'Run nova-kvm-ext host check again '
+            'when this host is less busy.')) if facts.place.here else (
+            verdict.skip(f'not known: {causes.elsewhere(facts)}'))
+    return causes.weigh(facts, _weigh(
+        facts, f'{facts.emulator.path} has no driver rbd',
+        causes.install(facts, facts.distribution.qemu_rbd)))
+
+
+@GROUP.check('KVM603', 'Secret of Ceph in libvirt', proof=(
+    'With images_type = rbd, libvirt says that it has not the secret of '
+    'rbd_secret_uuid or that the secret has no value; or Ceph refuses the '
+    'value as the key of rbd_user.'))
+def _secret(facts: model.HostFacts) -> verdict.Said:
+    options, secret = facts.options, facts.storage.secret
+    if not options.ceph:
+        return verdict.skip('nova.conf names no Ceph ([libvirt] images_type, '
+                            'rbd_user, rbd_secret_uuid)')
+    uuid = errors.clean(options.rbd_secret)
+    if not uuid:
+        if options.ceph_disks and options.rbd_user:
+            return verdict.warn(
+                '[libvirt] rbd_user is set and rbd_secret_uuid is not: '
+                'libvirt has no key for QEMU',
+                'Set [libvirt] rbd_secret_uuid to the UUID of a secret that '
+                'virsh secret-list shows.')
+        return verdict.skip('[libvirt] rbd_secret_uuid is not set')
+    define = (f'virsh secret-define, with the UUID {uuid} and the usage type '
+              f'ceph; then virsh secret-set-value, with the key of '
+              f'{_client(facts)}')
+    if secret.there is False:
+        return _weigh(facts, f'libvirt has no secret {uuid}', define)
+    if secret.there is None:
+        return verdict.skip('libvirt did not answer (KVM502)')
+    if secret.has_value is False:
+        return _weigh(
+            facts, f'the secret {uuid} of libvirt has no value',
+            f'virsh secret-set-value {uuid}, with the key of '
+            f'{_client(facts)} (ceph auth get-key {_client(facts)}). An '
+            f'ephemeral secret loses its value when libvirt restarts.')
+    ceph = facts.storage.ceph
+    if ceph.key_error and ceph.key_errno in _WRONG_KEY:
+        return _weigh(
+            facts, f'Ceph refuses the value of the secret {uuid} as the key '
+            f'of {_client(facts)} ({ceph.key_error})',
+            f'virsh secret-set-value {uuid}, with the output of ceph auth '
+            f'get-key {_client(facts)}')
+    taken = ('; Ceph takes it as the key of ' + _client(facts)
+             if ceph.key_error == '' else
+             '; whether it is the right one was not tried')
+    return verdict.passed(
+        f'libvirt has the secret {uuid}' + (
+            ' with a value' + taken if secret.has_value else
+            '; the secret is private, so that its value was not tried'))
+
+
+def _own_eyes(facts: model.HostFacts, said: verdict.Said) -> verdict.Said:
+    """A fault of files, which another user may see otherwise."""
+    if said.result == verdict.FAIL and not (facts.root or facts.service):
+        return verdict.warn(f'{said.details}; seen as this user, not as '
+                            f'nova-compute\'s', said.remedy)
+    return said
+
+
+@GROUP.check('KVM604', 'Connection to Ceph', proof=(
+    'With images_type = rbd, Ceph\'s library, in nova-compute\'s Python and '
+    'as its user, finds no configuration or no key, or Ceph refuses the key. '
+    'An answer that does not come in time proves nothing.'))
+def _connection(facts: model.HostFacts) -> verdict.Said:
+    said = _unused(facts)
+    if said is not None:
+        return said
+    ceph, conf = facts.storage.ceph, errors.clean(facts.options.ceph_conf)
+    if _no_answer(facts) is not None or not ceph.step:
+        return verdict.skip('Ceph could not be asked (KVM601)')
+    client = _client(facts)
+    if ceph.step == 'conf' and ceph.error:
+        where = f'[libvirt] images_rbd_ceph_conf = {conf}' if conf else (
+            'in no place where Ceph looks for ceph.conf, as [libvirt] '
+            'images_rbd_ceph_conf is not set')
+        return _own_eyes(facts, _weigh(
+            facts, f'Ceph\'s library reads no configuration: {where} '
+            f'({ceph.error})',
+            'Copy ceph.conf of the cluster there, readable for '
+            'nova-compute\'s user.'))
+    if ceph.step == 'connect' and ceph.error:
+        if ceph.errno == errno_.ENOENT:
+            return _own_eyes(facts, _weigh(
+                facts, f'there is no key of {client} ({ceph.error})',
+                f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring, '
+                f'readable for nova-compute\'s user; or correct [libvirt] '
+                f'rbd_user.'))
+        if ceph.errno in _WRONG_KEY:
+            return _weigh(
+                facts, f'Ceph refuses {client}: there is no such user, or '
+                f'its key is another one ({ceph.error})',
+                f'Compare the keyring of this host with ceph auth get '
+                f'{client}, or correct [libvirt] rbd_user.')
+        return verdict.warn(
+            f'no monitor of Ceph lets {client} in: {ceph.error}',
+            'See that the addresses of mon_host in ceph.conf are right and '
+            'can be reached from this host, and that ceph -s says '
+            'HEALTH_OK.')
+    return verdict.passed(f'Ceph lets {client} in')
+
+
+@GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
+    'With images_type = rbd, Ceph says that there is no pool of the name in '
+    'images_rbd_pool, or refuses to let Nova\'s user read it. An answer that '
+    'does not come in time proves nothing.'))
+def _pool(facts: model.HostFacts) -> verdict.Said:
+    said = _unused(facts)
+    if said is not None:
+        return said
+    ceph, client = facts.storage.ceph, _client(facts)
+    pool = errors.clean(facts.options.rbd_pool)
+    if ceph.step not in ('pool', 'read', 'done'):
+        return verdict.skip('there is no connection to Ceph (KVM601, KVM604)')
+    if ceph.step == 'done':
+        return verdict.passed(f'{client} may read the pool {pool}')
+    if ceph.errno == errno_.ENOENT:
+        return _weigh(
+            facts, f'Ceph has no pool {pool} ([libvirt] images_rbd_pool)',
+            f'Correct images_rbd_pool (ceph osd pool ls), or make the pool: '
+            f'ceph osd pool create {pool} && rbd pool init {pool}')
+    if ceph.errno in _REFUSED:
+        return _weigh(
+            facts, f'Ceph does not let {client} read the pool {pool} '
+            f'({ceph.error})',
+            f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
+            f'pool={pool}\' and, in the same command, all else that '
+            f'{client} may do already (ceph auth get {client}).')
+    return verdict.warn(
+        f'the pool {pool} does not answer: {ceph.error}',
+        'See ceph -s and ceph osd tree: OSDs that are down, or a pool that '
+        'is full.')

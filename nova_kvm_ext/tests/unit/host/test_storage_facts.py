@@ -1,0 +1,251 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is read of Ceph, from a Python, a QEMU and a libvirt that are none."""
+
+import base64
+import json
+import os
+import sys
+import textwrap
+from typing import Any
+from unittest import mock
+
+import ddt
+import fixtures
+from oslotest import base
+
+from nova_kvm_ext.host import model
+from nova_kvm_ext.host import nova_python
+from nova_kvm_ext.host import options
+from nova_kvm_ext.host import storage_facts
+
+UUID = '11111111-2222-3333-4444-555555555555'
+KEY = b'key of nova'
+
+# As Ceph 16.2.15's does: the class of an error has its number.
+RADOS = """
+import os
+class Error(Exception):
+    def __init__(self, message, errno):
+        super().__init__(f'[errno {errno}] {message}')
+        self.errno = errno
+class ObjectNotFound(Error):
+    pass
+class Ioctx:
+    def stat(self, name):
+        fail('read')
+def fail(step):
+    wanted = os.environ['CEPH_ARGS']
+    if wanted == step + ' hangs':
+        import time
+        time.sleep(60)
+    name, _, number = wanted.partition(':')
+    if name == step:
+        kind = ObjectNotFound if number == '2' else Error
+        raise kind(f'RADOS error ({step})', int(number))
+class Rados:
+    def __init__(self, rados_id, conffile):
+        assert (rados_id, conffile) == ('nova', '/etc/ceph/ceph.conf')
+        self.options = {}
+        fail('conf')
+    def conf_set(self, name, value):
+        self.options[name] = value
+    def connect(self):
+        assert self.options['client_mount_timeout'] == '5', self.options
+        fail('connect with key' if 'key' in self.options else 'connect')
+        if 'key' in self.options:
+            assert self.options['key'] == 'a2V5IG9mIG5vdmE=', self.options
+    def open_ioctx(self, pool):
+        assert pool == 'vms'
+        fail('pool')
+        return Ioctx()
+"""
+
+
+class LibvirtError(Exception):
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f'libvirt error {code}\x1b')
+        self.code = code
+
+    def get_error_code(self) -> int:
+        return self.code
+
+
+@ddt.ddt
+class StorageFactsTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.directory = self.useFixture(fixtures.TempDir()).path
+        self.module('rados', RADOS)
+        self.module('rbd', '')
+        self.program('ceph')
+        self.program('rbd')
+        self.options: dict[str, Any] = {
+            'images_type': 'rbd', 'rbd_pool': 'vms', 'rbd_user': 'nova',
+            'rbd_secret': UUID, 'ceph_conf': '/etc/ceph/ceph.conf'}
+        self.secret = mock.Mock(value=mock.Mock(return_value=KEY))
+        self.connection = mock.Mock()
+        self.connection.secretLookupByUUIDString.return_value = self.secret
+
+    def module(self, name: str, text: str) -> None:
+        with open(os.path.join(self.directory, f'{name}.py'), 'w') as f:
+            f.write(text)
+
+    def program(self, name: str, text: str = '') -> str:
+        path = os.path.join(self.directory, name)
+        with open(path, 'w') as f:
+            f.write(f'#!/bin/sh\n{textwrap.dedent(text)}\n')
+        os.chmod(path, 0o755)
+        return path
+
+    def read(self, fault: str = '', emulator: str | None = None,
+             python: nova_python.Python | None = None
+             ) -> model.StorageFacts:
+        return storage_facts.read(
+            options.HostOptions(files=('nova.conf',), settings=None,
+                                **self.options),
+            self.connection, python or nova_python.Python(
+                (sys.executable,), environment={
+                    'PYTHONPATH': self.directory, 'PATH': self.directory,
+                    'CEPH_ARGS': fault}), emulator)
+
+    def test_all_is_well(self):
+        found = self.read()
+        self.assertEqual(model.SecretFacts(True, True), found.secret)
+        self.assertEqual(model.CephFacts(
+            True, sys.executable, modules={'rados': '', 'rbd': ''},
+            programs={name: os.path.join(self.directory, name)
+                      for name in ('ceph', 'rbd')},
+            step='done', key_error=''), found.ceph)
+        self.assertIsNone(found.driver)
+
+    def test_nothing_is_asked_without_use(self):
+        self.options = {'images_type': 'qcow2'}
+        with mock.patch('subprocess.run') as run:
+            self.assertEqual(model.StorageFacts(), self.read())
+        run.assert_not_called()
+        self.connection.secretLookupByUUIDString.assert_not_called()
+
+    def test_volumes_alone(self):
+        """Nova asks Ceph nothing then."""
+        self.options['images_type'] = 'qcow2'
+        found = self.read()
+        self.assertEqual(model.CephFacts(), found.ceph)
+        self.assertTrue(found.secret.has_value)
+
+    @ddt.data(('conf:2', 'conf', 2), ('connect:2', 'connect', 2),
+              ('connect:13', 'connect', 13), ('connect:110', 'connect', 110),
+              ('pool:2', 'pool', 2), ('read:1', 'read', 1),
+              # The list of an empty pool's images.
+              ('read:2', 'done', None))
+    @ddt.unpack
+    def test_steps(self, fault, step, number):
+        found = self.read(fault).ceph
+        self.assertEqual((step, number), (found.step, found.errno))
+        self.assertEqual(bool(number), 'RADOS error' in found.error)
+
+    def test_key_that_ceph_refuses(self):
+        found = self.read('connect with key:13').ceph
+        self.assertEqual(('done', ''), (found.step, found.error))
+        self.assertEqual(13, found.key_errno)
+        self.assertIn('RADOS error', found.key_error)
+
+    @ddt.data('connect', 'read')
+    def test_ceph_that_hangs(self, step):
+        self.useFixture(fixtures.MockPatchObject(
+            storage_facts, 'SECONDS', 3))
+        found = self.read(f'{step} hangs').ceph
+        self.assertEqual(step, found.step)
+        self.assertIn('does not answer within 3 s', found.error)
+        self.assertIsNone(found.errno)
+        self.assertIsNone(found.key_error)
+
+    def test_bindings(self):
+        self.module('rados', 'raise ImportError("librados.so.2: no\x1b")')
+        os.unlink(os.path.join(self.directory, 'ceph'))
+        found = self.read().ceph
+        self.assertEqual({'rados': 'librados.so.2: no', 'rbd': ''},
+                         found.modules)
+        self.assertEqual('', found.step)
+        self.assertIsNone(found.programs['ceph'])
+
+    @ddt.data('exit 7', 'echo garbage', "echo '[1, 2]'", "echo '{}'",
+              """echo '{"modules": 7, "programs": []}'""")
+    def test_python_that_says_nonsense(self, program):
+        path = self.program('python', program)
+        found = self.read(python=nova_python.Python((path,))).ceph
+        self.assertTrue(found.unknown)
+        self.assertEqual({}, found.modules)
+
+    def test_python_elsewhere(self):
+        found = self.read(python=nova_python.Python(
+            unknown='a file system of its own', elsewhere=True)).ceph
+        self.assertTrue(found.elsewhere)
+
+    def test_the_key_is_on_no_command_line(self):
+        with mock.patch('subprocess.run') as run:
+            run.return_value = mock.Mock(stdout='', stderr='', returncode=1)
+            self.read()
+        key = base64.b64encode(KEY).decode()
+        self.assertNotIn(key, str(run.call_args.args))
+        self.assertEqual(key, json.loads(run.call_args.kwargs['input'])['key'])
+        self.assertNotIn(key, repr(self.read()))
+
+    def test_no_secret(self):
+        self.connection.secretLookupByUUIDString.side_effect = LibvirtError(66)
+        self.assertEqual(model.SecretFacts(False, None, 'libvirt error 66'),
+                         self.read().secret)
+
+    def test_no_value(self):
+        self.secret.value.side_effect = LibvirtError(66)
+        self.assertEqual(model.SecretFacts(True, False, 'libvirt error 66'),
+                         self.read().secret)
+
+    def test_private_secret(self):
+        self.secret.value.side_effect = LibvirtError(65)
+        found = self.read()
+        self.assertEqual((True, None), (found.secret.there,
+                                        found.secret.has_value))
+        self.assertIsNone(found.ceph.key_error)
+
+    @ddt.data(LibvirtError(38), RuntimeError('lost connection'))
+    def test_libvirt_that_fails(self, error):
+        self.connection.secretLookupByUUIDString.side_effect = error
+        self.assertIsNone(self.read().secret.there)
+
+    def test_without_libvirt(self):
+        self.connection = None
+        self.assertEqual(model.SecretFacts(), self.read().secret)
+
+    # What QEMU 7.2 says with and without its package of block drivers.
+    @ddt.data(
+        ('error reading conf file /nonexistent/ceph.conf: No such file or '
+         'directory', True),
+        ("qemu: module block-block-rbd not found\nUnknown driver 'rbd'",
+         False),
+        ("Could not open '/dev/kvm'", None), ('', None))
+    @ddt.unpack
+    def test_qemu(self, said, expected):
+        qemu = self.program('qemu', f'echo "{said}" >&2; exit 1')
+        found = self.read(emulator=qemu)
+        self.assertIs(expected, found.driver)
+        self.assertEqual(expected is True, found.driver_error == '')
+
+    def test_qemu_that_hangs(self):
+        self.useFixture(fixtures.MockPatchObject(
+            storage_facts, '_QEMU_SECONDS', 0.5))
+        found = self.read(emulator=self.program('qemu', 'exec sleep 60'))
+        self.assertIsNone(found.driver)
+        self.assertIn('timed out', found.driver_error)
