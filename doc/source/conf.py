@@ -33,6 +33,8 @@ master_doc = 'index'
 pygments_style = 'native'
 
 html_theme = 'openstackdocs'
+html_static_path = ['_static']
+html_css_files = ['untested.css']
 openstackdocs_pdf_link = False
 openstackdocs_auto_name = False
 
