@@ -43,7 +43,8 @@ _HANDED_ON = {
     'tools/run-cloud-tests': 'nova_kvm_ext/tests/cloud/__main__.py',
     'tools/run-kvm-tests': 'nova_kvm_ext/tests/kvm/machine.py',
     'tools/run-layout-tests': 'nova_kvm_ext/tests/layouts/__main__.py',
-    'tools/run-libvirt-matrix': 'nova_kvm_ext/tests/libvirt_matrix/__main__.py',
+    'tools/run-libvirt-matrix':
+        'nova_kvm_ext/tests/libvirt_matrix/__main__.py',
     'tools/run-in-root': 'nova_kvm_ext/tests/roots.py',
     'tools/next-nova': 'nova_kvm_ext/tests/next_nova.py',
 }
