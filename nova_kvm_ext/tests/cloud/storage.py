@@ -94,6 +94,11 @@ class Storage:
                 f'truncate --size={_NFS_MIB}M {disk}',
                 f'mke2fs -q -t ext4 -m 0 -E lazy_itable_init=1 {disk}',
                 f'{mount} -t ext4 -o loop {disk} {directory}']
+        else:
+            # What the first mounts now is not seen here.
+            commands.append(
+                f'{mount} -t ext4 $(losetup --noheadings --output NAME '
+                f'--associated {disk}) {directory}')
         return commands
 
     def glance(self, directory: pathlib.Path) -> Options:

@@ -16,6 +16,7 @@ import configparser
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import fixtures
@@ -25,6 +26,8 @@ from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
 from nova_kvm_ext.tests.cloud import storage
+from nova_kvm_ext.tests.cloud import test_frozen_times
+from nova_kvm_ext.tests.cloud import volumes
 
 
 class ConfigurationTestCase(base.BaseTestCase):
@@ -113,6 +116,103 @@ class ConfigurationTestCase(base.BaseTestCase):
         for name in ('etc', 'lib', 'run'):
             mode = (self.state / name).stat().st_mode
             self.assertEqual(0, mode & 0o077, name)
+
+
+_LIBVIRT_LOG = '''
+10:00:00.000+0000: 1: info : libvirt version: 9.0.0
+10:00:01.000+0000: 132: debug : qemuAgentCommandFull:1039 : Send command \
+'{"execute":"guest-fsfreeze-status"}' for write, seconds = 10
+10:00:01.010+0000: 132: debug : qemuAgentCommandFull:1043 : Receive command \
+reply ret=0 rxObject=0x7f16e4011890
+10:00:02.000+0000: 132: debug : qemuAgentCommandFull:1039 : Send command \
+'{"execute":"guest-fsfreeze-freeze"}' for write, seconds = 60
+10:00:02.900+0000: 28767: debug : qemuAgentIOProcessData:294 : Total used 14
+10:00:02.925+0000: 132: debug : qemuAgentCommandFull:1043 : Receive command \
+reply ret=0 rxObject=0x7f16e4011890
+10:00:03.000+0000: 132: debug : qemuAgentCommandFull:1039 : Send command \
+'{"execute":"guest-fsfreeze-status"}' for write, seconds = 3
+10:00:03.100+0000: 132: debug : qemuAgentCommandFull:1043 : Receive command \
+reply ret=0 rxObject=0x7f16e4011890
+10:00:03.100+0000: 132: debug : qemuAgentCommandFull:1039 : Send command \
+'{"execute":"guest-fsfreeze-thaw"}' for write, seconds = 30
+10:00:03.425+0000: 132: debug : qemuAgentCommandFull:1043 : Receive command \
+reply ret=0 rxObject=0x7f16e40179c0
+10:00:04.000+0000: 132: debug : qemuAgentCommandFull:1039 : Send command \
+'{"execute":"guest-fsfreeze-thaw"}' for write, seconds = 30
+10:00:04.100+0000: 132: debug : qemuAgentCommandFull:1043 : Receive command \
+reply ret=0 rxObject=0x7f16e40179c0
+'''.replace('\\\n', '').replace('\n10:', '\n2026-11-27 10:')
+
+
+class FrozenTimesTestCase(base.BaseTestCase):
+
+    def test_from_the_answer_to_that_of_the_thaw(self):
+        [(freeze, frozen)] = test_frozen_times.frozen_times(_LIBVIRT_LOG)
+        self.assertAlmostEqual(0.925, freeze)
+        self.assertAlmostEqual(0.5, frozen)
+
+    def test_never_frozen(self):
+        self.assertEqual([], test_frozen_times.frozen_times(''))
+
+
+class FilesystemTestCase(base.BaseTestCase):
+
+    def setUp(self):
+        super().setUp()
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.disk = pathlib.Path(directory, 'disk')
+        if not shutil.which('mke2fs', path=volumes.environment()['PATH']):
+            self.skipTest('There is no mke2fs')
+
+    def _make(self, *, start=0, needs_recovery=False):
+        with open(self.disk, 'wb') as disk:
+            disk.truncate(start + 4 * 1024 * 1024)
+        subprocess.run(
+            ['mke2fs', '-q', '-F', '-t', 'ext4', '-O', '^metadata_csum',
+             '-E', f'offset={start}', self.disk, '4M'],
+            env=volumes.environment(), check=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL)
+        if start:
+            self._write(446, bytes(8) + (start // 512).to_bytes(4, 'little') +
+                        (8192).to_bytes(4, 'little'))
+            self._write(510, b'\x55\xaa')
+        if needs_recovery:
+            # s_feature_incompat in ext4's documentation of its superblock.
+            with open(self.disk, 'rb') as disk:
+                disk.seek(start + 1024 + 96)
+                flags = int.from_bytes(disk.read(4), 'little') | 4
+            self._write(start + 1024 + 96, flags.to_bytes(4, 'little'))
+
+    def _write(self, where, what):
+        with open(self.disk, 'rb+') as disk:
+            disk.seek(where)
+            disk.write(what)
+
+    def test_clean(self):
+        self._make()
+        self.assertEqual('clean', volumes.state_of_filesystem(self.disk))
+
+    def test_clean_partition(self):
+        self._make(start=1024 * 1024)
+        self.assertEqual('clean', volumes.state_of_filesystem(self.disk))
+
+    def test_journal_is_needed(self):
+        self._make(needs_recovery=True)
+        self.assertEqual('needs recovery',
+                         volumes.state_of_filesystem(self.disk))
+
+    def test_broken(self):
+        self._make()
+        # The bitmap of blocks that are in use, wherever it is.
+        with open(self.disk, 'rb') as disk:
+            content = disk.read()
+        at = content.index(b'\xff' * 64, 4096)
+        self._write(at, bytes(64))
+        self.assertNotEqual('clean', volumes.state_of_filesystem(self.disk))
+
+    def test_no_filesystem(self):
+        self.disk.write_bytes(bytes(1024 * 1024))
+        self.assertIn('no ext4', volumes.state_of_filesystem(self.disk))
 
 
 class SandboxTestCase(base.BaseTestCase):
