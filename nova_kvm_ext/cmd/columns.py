@@ -129,6 +129,20 @@ class Shown(Flowing):
         return self._text
 
 
+class Words(Column):
+    """A value with other words for people, which are never broken."""
+
+    def __init__(self, value: Any, text: str) -> None:
+        super().__init__(value)
+        self._text = text
+
+    def human_readable(self) -> str:
+        return self._text
+
+    def machine_readable(self) -> Any:
+        return self._value
+
+
 def as_json(value: Any) -> Any:
     """A value that has no better words for people than JSON."""
     if isinstance(value, (Mapping, list, tuple)):

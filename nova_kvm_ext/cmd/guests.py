@@ -134,24 +134,24 @@ def row(verdict: verdicts.Verdict) -> dict[str, Any]:
         'paused': columns.Text(guest.paused and guest.paused.words),
         'hangs': verdict.hangs.value,
         'hangs_why': columns.Text(verdict.hangs.why or None),
-        'qemu': columns.Shown(verdict.qemu, _qemu(verdict)),
+        'qemu': columns.Words(verdict.qemu, _qemu(verdict)),
         'qemu_today': verdict.qemu_today,
         'qemu_old': verdict.old_qemu.value,
         'qemu_why': columns.Text(verdict.old_qemu.why or None),
         'qemu_package': columns.Text(guest.package or None),
-        'machine': columns.Shown(guest.machine or None, _machine(verdict)),
+        'machine': columns.Words(guest.machine or None, _machine(verdict)),
         'machine_newest': verdict.newest,
         'machine_old': verdict.old_machine.value,
         'machine_why': columns.Text(verdict.old_machine.why or None),
-        'cpu': columns.Shown(verdict.cpu.now or None, _cpu(verdict)),
+        'cpu': columns.Words(verdict.cpu.now or None, _cpu(verdict)),
         'cpu_next': verdict.cpu.next or None,
         'cpu_drift': verdict.cpu.drift, 'cpu_kept': verdict.cpu.kept,
         'cpu_gained': columns.Names(verdict.cpu.gained),
         'cpu_lost': columns.Names(verdict.cpu.lost),
         'cpu_why': columns.Text(verdict.cpu.details or None),
-        'vhost': columns.Shown(
+        'vhost': columns.Words(
             _cards(verdict).machine_readable(), _vhost(verdict)),
-        'agent': columns.Shown(verdict.agent, _AGENT[verdict.agent]),
+        'agent': columns.Words(verdict.agent, _AGENT[verdict.agent]),
         'frozen_since': None if frozen is None else _when(frozen.since),
         'frozen_why': columns.Text(frozen and frozen.text),
         'pid': guest.process.pid, 'outdated': verdict.outdated,
@@ -261,7 +261,11 @@ class Show(_GuestsCommand, show.ShowOne):
             verdict, = found.verdicts
             paused = self._paused(connection, verdict)
         self.judge([verdict])
-        shown = row(verdict) | {'vhost': _cards(verdict)}
+        # There is room for the whole of it.
+        shown = {name: value.machine_readable() if isinstance(
+            value, columns.Words) else value
+            for name, value in row(verdict).items()} | {
+                'vhost': _cards(verdict)}
         if paused is not None:
             shown['paused'] = columns.Text(
                 paused.words(paths=True).removeprefix('paused '))

@@ -110,8 +110,12 @@ def connected(domain_xml: str) -> bool | None:
     """
     # libvirt wrote it, but the title and metadata in it are others' words.
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
-    for target in etree.fromstring(domain_xml, parser).iterfind(
-            'devices/channel/target'):
+    return connected_of(etree.fromstring(domain_xml, parser))
+
+
+def connected_of(domain: etree._Element) -> bool | None:
+    """The same of a ``<domain>`` that is parsed already."""
+    for target in domain.iterfind('devices/channel/target'):
         if target.get('type') == 'virtio' and (
                 target.get('name') == TARGET_NAME):
             return target.get('state') == 'connected'

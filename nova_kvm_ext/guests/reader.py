@@ -32,8 +32,6 @@ import re
 import time
 from typing import Any
 
-from lxml import etree
-
 from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
@@ -117,11 +115,14 @@ def _paused(stats: Mapping[str, Any]) -> model.Paused | None:
 
 def _with_xml(guest: model.Guest, text: str) -> model.Guest:
     try:
+        # Once, for there may be hundreds.
         xml = document.parse(text, _WHAT)
-        cpu = definition.CPU.parse(text, _WHAT)
-        nics = tuple(proof.nics(text))
-        listens = channel.connected(text)
-    except (errors.HostError, etree.XMLSyntaxError, ValueError) as e:
+        element = xml.find('cpu')
+        cpu = (definition.CPU() if element is None else
+               definition.CPU.from_element(element))
+        nics = tuple(proof.nics_of(xml))
+        listens = channel.connected_of(xml)
+    except (errors.HostError, ValueError) as e:
         return dataclasses.replace(guest, odd=errors.clean(e))
     kind = xml.find('os/type')
     instance = xml.find(f'metadata/{_NOVA}instance')

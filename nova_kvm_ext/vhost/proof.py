@@ -84,7 +84,11 @@ class Verdict:
 
 def nics(domain_xml: str) -> list[Nic]:
     """The network interfaces of a domain."""
-    root = etree.fromstring(domain_xml)
+    return nics_of(etree.fromstring(domain_xml))
+
+
+def nics_of(root: etree._Element) -> list[Nic]:
+    """The same of a ``<domain>`` that is parsed already."""
     found = []
     for element in root.findall('devices/interface'):
         def attribute(child: str, name: str,
