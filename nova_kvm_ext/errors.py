@@ -98,6 +98,14 @@ class AgentError(KVMExtError):
             AgentFault.DISCONNECTED, AgentFault.GIVEN_UP, AgentFault.BUSY)
 
 
+def without_paths(text: str) -> str:
+    """Text of libvirt, QEMU, Nova or qemu-img without directories of the host.
+
+    Tenants read it, in an instance's fault or in server diagnostics.
+    """
+    return re.sub(r'''(?<![\w:/])/(?:[^/\s'",:;]+/)+''', '', text)
+
+
 def libvirt_error_code(error: Any) -> int | None:
     """The libvirt error number of an exception.
 

@@ -41,6 +41,7 @@ from nova_kvm_ext.cmd import columns
 from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext import words
 
 with lazy.imports():
     import libvirt
@@ -58,7 +59,6 @@ SECONDS = 5
 _PROGRESS = 1.0
 """Seconds between two lines of progress."""
 
-_UNKNOWN = 'unknown'
 """The state of a guest of which libvirt could not tell."""
 
 
@@ -239,7 +239,7 @@ class Row:
 
     @property
     def state(self) -> str:
-        return _UNKNOWN if self.facts is None else self.facts.state.value
+        return words.UNKNOWN if self.facts is None else self.facts.state.value
 
 
 def look_at_all(
@@ -324,7 +324,7 @@ class List(AgentCommand, lister.Lister):
         if any(row.state in (client.AgentState.NOT_ANSWERING.value,
                              client.AgentState.FROZEN.value) for row in rows):
             self._code = ExitCode.FAIL
-        if any(row.state == _UNKNOWN for row in rows):
+        if any(row.state == words.UNKNOWN for row in rows):
             self._code = ExitCode.HOST
         return self.COLUMNS, [self._row(row) for row in rows]
 

@@ -34,6 +34,7 @@ from nova_kvm_ext.cmd import columns
 from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext import words
 
 with lazy.imports():
     import libvirt
@@ -416,7 +417,7 @@ class Compare(_CPUCommand, show.ShowOne):
         self._code = self._CODES[found.possible]
         return self.COLUMNS, (
             cpu.mode, cpu.model, kind,
-            {True: 'yes', False: 'no', None: 'unknown'}[found.possible],
+            words.ANSWERS[found.possible],
             columns.Text(found.reason),
             columns.Names(found.missing, limit=None),
             columns.Text(answer.words), list(found.warnings))

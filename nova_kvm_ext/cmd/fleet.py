@@ -37,6 +37,7 @@ from nova_kvm_ext.cmd import columns
 from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext import words
 
 with lazy.imports():
     from nova_kvm_ext.cpu import cpu_map
@@ -53,7 +54,7 @@ with lazy.imports():
     from nova_kvm_ext.fleet import kinds
     from nova_kvm_ext.fleet import page
 
-_ANSWERS = {True: 'yes', False: 'no', None: 'unknown'}
+_ANSWERS = words.ANSWERS
 _CODES = {True: ExitCode.PASS, False: ExitCode.FAIL, None: ExitCode.UNKNOWN}
 
 _WHY = ('missing', 'unknown_names', 'reason')

@@ -22,7 +22,6 @@ import argparse
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
-import datetime
 import sys
 from typing import Any
 
@@ -35,6 +34,7 @@ from nova_kvm_ext.cmd import columns
 from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext import words
 
 with lazy.imports():
     import libvirt
@@ -50,12 +50,6 @@ _CODES = """
     frozen or was paused by an error, 3 wrong command line or configuration,
     or libvirt cannot be reached or fails.
     """
-
-
-def _when(seconds: float) -> str:
-    """Seconds since 1970 as libvirt and the ledger write them."""
-    found = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return f'{found:%Y-%m-%dT%H:%M:%SZ}'
 
 
 _OLD = {True: '*', False: '', None: '?'}
@@ -104,15 +98,15 @@ def _state(verdict: verdicts.Verdict) -> str:
 def _cards(verdict: verdicts.Verdict) -> columns.Lines:
     return columns.Lines([
         (f'{card.nic.mac}: asked {"yes" if card.promised else "no"}, got '
-         f'{_YES[card.uses]} ({card.details})',
+         f'{words.ANSWERS[card.uses]} ({card.details})',
          {'mac': card.nic.mac, 'asked': card.promised, 'got': card.uses,
           'details': card.details})
         for card in verdict.cards])
 
 
-_YES = {True: 'yes', False: 'no', None: 'unknown'}
-
-_AGENT = {'connected': 'yes', 'disconnected': 'no', 'no channel': '-'}
+_AGENT = {words.AgentState.CONNECTED.value: 'yes',
+          words.AgentState.DISCONNECTED.value: 'no',
+          words.AgentState.NO_CHANNEL.value: '-'}
 
 _COLUMNS = (
     'name', 'uuid', 'state', 'paused', 'hangs', 'hangs_why', 'qemu',
@@ -152,7 +146,7 @@ def row(verdict: verdicts.Verdict) -> dict[str, Any]:
         'vhost': columns.Words(
             _cards(verdict).machine_readable(), _vhost(verdict)),
         'agent': columns.Words(verdict.agent, _AGENT[verdict.agent]),
-        'frozen_since': None if frozen is None else _when(frozen.since),
+        'frozen_since': None if frozen is None else words.when(frozen.since),
         'frozen_why': columns.Text(frozen and frozen.text),
         'pid': guest.process.pid, 'outdated': verdict.outdated,
         'findings': columns.Lines([(text, text)

@@ -32,6 +32,7 @@ from nova_kvm_ext.cmd import columns
 from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
+from nova_kvm_ext import words
 
 with lazy.imports():
     import libvirt
@@ -57,7 +58,7 @@ class List(base.HostCommand, lister.Lister):
     or configuration, or libvirt cannot be reached or fails.
     """
 
-    COLUMNS = ('domain', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',
+    COLUMNS = ('name', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',
                'pid', 'descriptors', 'threads', 'vhost_net', 'details')
     # By default a table has what makes a line of at most 80 columns.
     ASIDE = ('uuid', 'type', 'model', 'driver', 'queues', 'pid',
@@ -82,17 +83,16 @@ class List(base.HostCommand, lister.Lister):
                 if verdict.broken:
                     self._code = ExitCode.FAIL
                     print(f'warning: {errors.clean(name, 80)} '
-                          f'{verdict.nic.mac}: does not use vhost-net, '
-                          f'though its XML names it', file=sys.stderr)
+                          f'{verdict.nic.mac}: {words.LACKS_VHOST}',
+                          file=sys.stderr)
                 nic = verdict.nic
                 rows.append({
-                    'domain': errors.clean(name, 80), 'uuid': uuid,
+                    'name': errors.clean(name, 80), 'uuid': uuid,
                     'mac': nic.mac, 'type': nic.net_type,
                     'model': nic.model or None, 'driver': nic.driver,
                     'queues': nic.queues, 'pid': seen.pid,
                     'descriptors': seen.descriptors, 'threads': seen.threads,
-                    'vhost_net': {True: 'yes', False: 'no',
-                                  None: 'unknown'}[verdict.uses],
+                    'vhost_net': words.ANSWERS[verdict.uses],
                     'details': columns.Text(verdict.details)})
         return self.COLUMNS, [
             tuple(row[name] for name in self.COLUMNS) for row in rows]

@@ -18,8 +18,9 @@ Pure: takes Nova's object and asks nothing.
 from typing import Any
 
 from nova_kvm_ext.cpu import definition
+from nova_kvm_ext import words
 
-DIAGNOSTICS_KEY = 'kvm_ext_cpu'
+DIAGNOSTICS_KEY = words.CPU_DIAGNOSTICS
 """The key of a guest's exact CPU among its server's diagnostics."""
 
 

@@ -30,6 +30,7 @@ from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import cpu_map
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
+from nova_kvm_ext import words
 
 # A refusal is one line of a log, or the fault that an API user reads.
 _NAMED_FEATURES = 12
@@ -259,7 +260,7 @@ def state(model: capabilities.Model, host: Host
             None if model.usable == 'unknown' else
             missing_features(model, host) or None)
     verdict, missing = _verdict(model, host, ())
-    return {True: 'yes', False: 'no', None: 'unknown'}[verdict], missing
+    return words.ANSWERS[verdict], missing
 
 
 def _verdict(model: capabilities.Model, host: Host, flags: Flags

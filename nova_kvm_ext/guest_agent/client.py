@@ -35,7 +35,6 @@ What libvirt does, as seen with 9.0 and read in its ``qemu_agent.c``:
 
 from collections.abc import Callable
 import dataclasses
-import enum
 import json
 import math
 import time
@@ -47,6 +46,7 @@ from lxml import etree
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import replies
+from nova_kvm_ext.words import AgentState
 
 FREEZE_TIMEOUT = 60
 """Seconds for a freeze. It writes out what the guest has in its cache, and
@@ -91,17 +91,6 @@ Answer = TypeVar('Answer')
 Command = Callable[[Any, str, int, int], Any]
 """libvirt_qemu.qemuAgentCommand, or a proxy of it: the domain, the request,
 seconds, flags."""
-
-
-class AgentState(enum.Enum):
-    """How a running guest stands with its agent."""
-
-    NO_CHANNEL = 'no channel'
-    DISCONNECTED = 'disconnected'
-    CONNECTED = 'connected'
-    NOT_ANSWERING = 'not answering'
-    PAUSED = 'paused'
-    FROZEN = 'frozen'
 
 
 @dataclasses.dataclass(frozen=True)

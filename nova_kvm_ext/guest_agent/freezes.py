@@ -43,6 +43,7 @@ from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext.guest_agent import thaws
 from nova_kvm_ext import log
 from nova_kvm_ext.metrics import names
+from nova_kvm_ext.storage import consistency
 
 LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
@@ -158,11 +159,11 @@ class Freezes:
                 LOG.warning('KVML403 The %s is not quiesced: %s', what, reason,
                             instance=instance)
             if required and operation is not None and operation.late:
-                operation.failure = reason
+                operation.failure = errors.without_paths(reason)
                 return
             if no_agent:
                 raise
-            raise exception.InstanceQuiesceFailed(reason=reason) from None
+            raise for_tenants(reason) from None
         if operation is not None:
             operation.hold = hold
             operation.required = required
@@ -203,8 +204,7 @@ class Freezes:
             return
         operation.seconds = time.monotonic() - frozen_at
         if stood is False and operation.late:
-            reason = ('it was not frozen any more when the snapshot had been '
-                      'made')
+            reason = consistency.Reason.THAWED.value
             if operation.required:
                 LOG.error('KVML402 The snapshot fails, because the image says '
                           'os_require_quiesce, and the guest did not stay '
@@ -223,7 +223,7 @@ class Freezes:
         try:
             self._under_limit(instance, thaw)()
         except (exception.NovaException, *UNREADABLE) as e:
-            raise exception.InstanceQuiesceFailed(reason=why(e)) from None
+            raise for_tenants(why(e)) from None
         # Perhaps frozen by a service that has been killed since.
         self._thaws.forget(uuid)
 
@@ -300,6 +300,11 @@ class Freezes:
                     'of its volumes that did not end. It was told to thaw. Do '
                     'not count on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
         self._thaws.settle(self._holds.known)
+
+    def since(self, uuid: str) -> float | None:
+        """Since when a guest is written down as frozen, in Unix time."""
+        written = self._thaws.book.written().get(uuid)
+        return None if written is None else written[0]
 
     # How a guest is frozen and thawed.
 
@@ -480,7 +485,7 @@ class Freezes:
                 self._thawed(freeze, stood)
                 return
         if not self._undo(freeze, timeout, stood):
-            raise exception.InstanceQuiesceFailed(reason=reason)
+            raise for_tenants(reason)
 
     def _undo(self, freeze: holds.Freeze,
               timeout: float = client.THAW_TIMEOUT,
@@ -543,6 +548,12 @@ class Freezes:
                 reason=f'a guest is frozen only when that could be written '
                 f'down under [DEFAULT] state_path ({errors.clean(e)})'
             ) from e
+
+
+def for_tenants(reason: str) -> exception.InstanceQuiesceFailed:
+    """What Nova is told, and shows as the fault of the instance."""
+    return exception.InstanceQuiesceFailed(
+        reason=errors.without_paths(reason))
 
 
 def why(error: BaseException) -> str:

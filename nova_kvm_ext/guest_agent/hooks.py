@@ -39,6 +39,7 @@ from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import freezes
 from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext import log
+from nova_kvm_ext import words
 
 LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
@@ -122,11 +123,16 @@ class GuestAgents:
                 self._host.get_guest(instance)._domain,
                 CONF.kvm_ext.guest_agent_timeout, command=self.limits.command)
         except (errors.AgentError, exception.NovaException) as e:
-            return {'guest_agent': {'state': 'unknown',
-                                    'problem': errors.clean(e)}}
+            return {words.AGENT_DIAGNOSTICS: {
+                'state': words.UNKNOWN,
+                'problem': errors.without_paths(errors.clean(e))}}
         found = dataclasses.asdict(facts)
-        found['state'] = facts.state.value
-        return {'guest_agent': found}
+        since = self.freezes.since(instance.uuid)
+        found |= {'state': facts.state.value,
+                  'problem': errors.without_paths(facts.problem),
+                  'frozen_since': None if since is None else
+                  words.when(since)}
+        return {words.AGENT_DIAGNOSTICS: found}
 
     def errands(self) -> Iterator[Callable[[], None]]:
         """Set the limit for guests that run: a thing to do for each.

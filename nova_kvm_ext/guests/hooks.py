@@ -44,11 +44,12 @@ from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.guests import resume
 from nova_kvm_ext.guests import resumer
 from nova_kvm_ext import log
+from nova_kvm_ext import words
 
 LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
-DIAGNOSTICS_KEY = 'kvm_ext_pause'
+DIAGNOSTICS_KEY = words.PAUSE_DIAGNOSTICS
 """The key of a guest's pause among its server's diagnostics."""
 
 _LIST_PAUSED = 1 << 5
@@ -417,7 +418,7 @@ class IOPauses:
             'reason': pause.reason.words,
             'cause': pause.cause and pause.cause.value,
             'disks': [error.target for error in pause.disks],
-            'since': since and since.isoformat(timespec='seconds')}}
+            'since': since and words.when(since)}}
 
 
 def _io_error(connection: Any, domain: Any, path: str, alias: str,

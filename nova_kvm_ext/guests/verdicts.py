@@ -22,6 +22,7 @@ import re
 from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.vhost import proof
+from nova_kvm_ext import words
 
 _BUSY_SECONDS = 10
 """How long QEMU may take for one command of libvirt's before it is said to
@@ -52,7 +53,7 @@ class Answer:
 
     @property
     def word(self) -> str:
-        return {True: 'yes', False: 'no', None: 'unknown'}[self.value]
+        return words.ANSWERS[self.value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Verdict:
     :ivar newest: the newest machine type of its kind, where known
     :ivar cpu: the CPU now and at the next hard reboot
     :ivar cards: each card: asked and got
-    :ivar agent: ``no channel``, ``disconnected`` or ``connected``
+    :ivar agent: value of an AgentState: ``no channel``, ``disconnected`` or
+        ``connected``, for no agent is asked
     """
 
     guest: model.Guest
@@ -107,8 +109,8 @@ class Verdict:
             found.append(f'paused {self.guest.paused.words}')
         if self.guest.frozen is not None:
             found.append(f'frozen: {self.guest.frozen.text}')
-        found += [f'{card.nic.mac}: does not use vhost-net, though its XML '
-                  f'names it' for card in self.lacks_vhost]
+        found += [f'{card.nic.mac}: {words.LACKS_VHOST}'
+                  for card in self.lacks_vhost]
         if self.old_qemu.value:
             found.append(f'QEMU: {self.old_qemu.why}')
         if self.old_machine.value:
@@ -129,8 +131,9 @@ def judge(guest: model.Guest, today: model.Today) -> Verdict:
         _hangs(guest),
         old_qemu, version, _of_today(guest, today), old_machine, newest,
         drift.judge(guest, today), tuple(proof.judge(guest.nics, guest.vhost)),
-        {None: 'no channel', False: 'disconnected',
-         True: 'connected'}[guest.channel])
+        {None: words.AgentState.NO_CHANNEL,
+         False: words.AgentState.DISCONNECTED,
+         True: words.AgentState.CONNECTED}[guest.channel].value)
 
 
 def judge_all(guests: Iterable[model.Guest], today: model.Today

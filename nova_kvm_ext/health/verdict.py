@@ -155,8 +155,8 @@ def _nova_compute(state: Mapping[str, Any], clock: float,
         return Part(
             NOVA_COMPUTE, FAIL if age > limit else WARN,
             f'{said}, and one is due each {_seconds(interval)}: it hangs, or '
-            f'the message bus, nova-conductor or the database does not '
-            f'answer')
+            f'libvirt, the message bus, nova-conductor or the database does '
+            f'not answer')
     if update['error'] and state['libvirt']['answers'] is not False:
         good = update['succeeded']
         failing = clock - (good if good is not None else state['since'])
@@ -178,7 +178,11 @@ def _libvirt(state: Mapping[str, Any], clock: float) -> Part:
             clock - began > LOOK_WARN):
         return Part(LIBVIRT, UNKNOWN, f'it was asked {_ago(clock, began)} '
                     f'and there is no answer so far')
-    return Part(LIBVIRT, PASS, f'it answered {_ago(clock, libvirt["seen"])}')
+    said = f'it answered {_ago(clock, libvirt["seen"])}'
+    interval = state['interval']
+    if interval is not None and clock - libvirt['seen'] > late(interval)[0]:
+        return Part(LIBVIRT, UNKNOWN, f'{said}, and not since')
+    return Part(LIBVIRT, PASS, said)
 
 
 def _placement(state: Mapping[str, Any], clock: float) -> Part:

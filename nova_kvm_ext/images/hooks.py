@@ -178,7 +178,7 @@ class ImageFetch:
                     '[libvirt] images_cpu_time_limit and '
                     'images_address_space_limit.') from e
             reason = str(e.kwargs.get('reason', ''))
-            hidden = verdict.without_paths(reason)
+            hidden = errors.without_paths(reason)
             if hidden == reason:
                 raise
             LOG.error('KVML603 %s', errors.clean(e, 1000))

@@ -220,7 +220,7 @@ def run(arguments: Sequence[str], limits: Limits, *,
 def _why(code: int, said: str, limits: Limits, writes: bool) -> Exception:
     """What an exit code and the words with it mean."""
     words = [line.removeprefix('qemu-img: ') for line in said.splitlines()]
-    last = errors.clean(verdict.without_paths(' '.join(words[-3:])))
+    last = errors.clean(errors.without_paths(' '.join(words[-3:])))
     if code < 0:
         return _signal(-code, last, limits)
     for table in (_HOST_ERRORS, _WRITE_ERRORS if writes and

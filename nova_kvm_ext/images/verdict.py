@@ -19,7 +19,6 @@ virtual size, and a reason. Pure: takes facts about a file, never the file.
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any
 
 from oslo_utils.imageutils import format_inspector
@@ -455,7 +454,7 @@ def _judge_info(facts: Facts, declared: str, policy: Policy
     info = facts.info
     if info is None:
         return _refuse('qemu-img', 'qemu-img cannot read it: ' + errors.clean(
-            without_paths(facts.info_error or 'no answer'), 60) + '.',
+            errors.without_paths(facts.info_error or 'no answer'), 60) + '.',
             'Check it: qemu-img check OLD')
     expected = 'raw' if declared in _RAW_FORMATS else declared
     if info.format != expected:
@@ -514,11 +513,3 @@ def _judge_size(facts: Facts, policy: Policy, limit: int | None
 
 def _gib(size: int) -> str:
     return f'{size / (1 << 30):.4g}' if size < 1 << 40 else str(size >> 30)
-
-
-def without_paths(text: str) -> str:
-    """Text of Nova or qemu-img without this host's directories.
-
-    Tenants read it in an instance's fault.
-    """
-    return re.sub(r'''(?<![\w:/])/(?:[^/\s'",:;]+/)+''', '', text)

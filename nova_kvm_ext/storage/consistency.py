@@ -21,13 +21,12 @@ import enum
 import re
 
 from nova_kvm_ext import request
+from nova_kvm_ext import words
 
 PROPERTIES = tuple(request.IMAGE_PREFIX + name for name in request.WRITTEN)
 QUIESCED, REASON, SECONDS, AGENT = PROPERTIES
 """Names of the image properties. All of them are always written: a snapshot
 inherits the properties of the image that its server was booted from."""
-
-UNKNOWN = 'unknown'
 
 # QEMU's agent says its version and, of a distribution, what comes after it:
 # '7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)' is 7.2.22 here.
@@ -80,15 +79,16 @@ class Consistency:
     @property
     def answer(self) -> str:
         """yes, no or unknown."""
-        return {True: 'yes', False: 'no', None: UNKNOWN}[self.quiesced]
+        return words.ANSWERS[self.quiesced]
 
     @property
     def frozen_seconds(self) -> str:
         """A decimal number, or unknown."""
         if self.reason in (Reason.FROZEN, Reason.NOT_SAID, Reason.THAWED):
-            return UNKNOWN if self.seconds is None else f'{self.seconds:.2f}'
+            return (words.UNKNOWN if self.seconds is None else
+                    f'{self.seconds:.2f}')
         # A freeze whose answer was lost may have been one.
-        return UNKNOWN if self.reason is Reason.NOT_FROZEN else '0.00'
+        return words.UNKNOWN if self.reason is Reason.NOT_FROZEN else '0.00'
 
     def properties(self) -> dict[str, str]:
         """Names and values of the image's properties."""
@@ -97,5 +97,5 @@ class Consistency:
             QUIESCED: self.answer,
             REASON: self.reason.value,
             SECONDS: self.frozen_seconds,
-            AGENT: version.group() if version else UNKNOWN,
+            AGENT: version.group() if version else words.UNKNOWN,
         }

@@ -159,7 +159,8 @@ class Snapshots:
             LOG.error('KVML402 The snapshot fails, because the image says '
                       'os_require_quiesce and the guest is not quiesced: %s.',
                       reason, instance=instance)
-            raise exception.InstanceQuiesceFailed(reason=reason)
+            raise exception.InstanceQuiesceFailed(
+                reason=consistency.Reason.COLD.value)
         try:
             check()
         except exception.NovaException:

@@ -28,10 +28,11 @@ from nova.virt.libvirt import imagebackend
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import freezes
 from nova_kvm_ext import log
+from nova_kvm_ext.storage import consistency
 
 LOG = log.getLogger(__name__)
 
-_THAWED = 'it did not stay frozen until Ceph had made the snapshot'
+_THAWED = consistency.Reason.THAWED.value
 
 Learn = Callable[[freezes.Operation | None], None]
 """Is told what became of the freeze; None where the guest does not run."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from nova import exception
 
+from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
@@ -62,7 +63,8 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
             LOG.warning('KVML403 The snapshot of a volume is made without '
                         'quiescing. %s', reason, instance=instance)
         _count(consistency.Reason.NOT_FROZEN, made=not required)
-        raise exception.QemuGuestAgentNotEnabled(reason) from None
+        raise exception.QemuGuestAgentNotEnabled(
+            errors.without_paths(reason)) from None
     try:
         snapshot()
     except BaseException:

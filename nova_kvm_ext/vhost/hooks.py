@@ -42,6 +42,7 @@ from nova_kvm_ext.vhost import privileged
 from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 from nova_kvm_ext.vhost import queues
+from nova_kvm_ext import words
 
 LOG = log.getLogger(__name__)
 
@@ -349,14 +350,15 @@ class VhostNet:
 
     def _say(self, instance: Any, verdict: proof.Verdict) -> None:
         assert self._settings is not None
-        said = {'mac': verdict.nic.mac, 'details': verdict.details}
+        said = {'mac': verdict.nic.mac, 'details': verdict.details,
+                'lacks': words.LACKS_VHOST if verdict.broken else
+                'does not use vhost-net, and [kvm_ext] vhost_net = require'}
         # One whose XML another driver wrote, on the source of a migration.
         unasked = (self._settings.vhost_net == policy.REQUIRE and
                    verdict.nic.unfit is None and verdict.uses is False)
         if verdict.broken or unasked:
-            LOG.warning('KVML305 Interface %(mac)s does not use vhost-net as '
-                        'it should (%(details)s).', said, instance=instance,
-                        subject=verdict.nic.mac)
+            LOG.warning('KVML305 Interface %(mac)s %(lacks)s: %(details)s.',
+                        said, instance=instance, subject=verdict.nic.mac)
         elif verdict.promised and verdict.uses is None:
             LOG.info('Interface %(mac)s names vhost-net; whether it uses it '
                      'cannot be told (%(details)s).', said, instance=instance)

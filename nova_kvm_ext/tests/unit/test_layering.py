@@ -53,7 +53,7 @@ PURE = {
     'migration.completed', 'migration.policy', 'migration.repair',
     'migration.verdict',
     'option_values', 'request', 'rollback.traces', 'storage.consistency',
-    'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues'}
+    'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues', 'words'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
     'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',

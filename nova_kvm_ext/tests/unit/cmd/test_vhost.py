@@ -69,7 +69,7 @@ class ListTestCase(base.BaseTestCase):
         code, rows, _ = self.rows()
         self.assertEqual(0, code)
         self.assertEqual(
-            {'domain': 'instance-00000001', 'uuid': 'uuid-1',
+            {'name': 'instance-00000001', 'uuid': 'uuid-1',
              'mac': '52:54:00:00:00:01', 'type': 'bridge', 'model': 'virtio',
              'driver': 'vhost', 'queues': 2, 'pid': 70, 'descriptors': 2,
              'threads': 2, 'vhost_net': 'yes'},

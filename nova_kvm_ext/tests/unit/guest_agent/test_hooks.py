@@ -395,6 +395,9 @@ class FreezeTestCase(HooksTestCase):
             exception.InstanceQuiesceFailed, self.quiesce)
         self.assertIn('state_path', str(error))
         self.assertNotIn('fsFreeze', self.domain.calls)
+        # The operator reads which file, the tenant that one cannot be.
+        self.assertNotIn(driver.CONF.state_path, str(error))
+        self.assertIn(driver.CONF.state_path, self.log.output)
 
     def test_answer_that_came_late(self):
         self.domain.broken['late:fsFreeze'] = libvirt_error(
@@ -900,6 +903,18 @@ class DiagnosticsTestCase(HooksTestCase):
         self.assertEqual('disconnected', self.state())
         self.domain.xml = NO_CHANNEL
         self.assertEqual('no channel', self.state())
+
+    def test_frozen_since_and_no_path_of_the_host(self):
+        self.state()
+        found = self.driver.get_diagnostics(self.instance)['guest_agent']
+        self.assertIsNone(found['frozen_since'])
+        self.domain.broken['guest-info'] = libvirt_error(
+            38, 'Failed to connect to \'/var/lib/libvirt/qemu/agent.sock\'')
+        self.ledger.enter(self.instance.uuid, 'x').release()
+        found = self.driver.get_diagnostics(self.instance)['guest_agent']
+        self.assertRegex(found['frozen_since'], '^20.*Z$')
+        self.assertIn('agent.sock', found['problem'])
+        self.assertNotIn('/var', found['problem'])
 
     def test_guest_that_does_not_run(self):
         self.domain.broken['guest-info'] = libvirt_error(55, 'not running')

@@ -104,14 +104,14 @@ class VerdictTestCase(base.BaseTestCase):
 
     def test_updates_that_do_not_come(self):
         for clock, results in ((1120, 'PASS PASS PASS PASS'),
-                               (1121, 'WARN PASS PASS PASS'),
-                               (1180, 'WARN PASS PASS PASS'),
+                               (1121, 'WARN UNKNOWN PASS PASS'),
+                               (1180, 'WARN UNKNOWN PASS PASS'),
                                (1181, 'FAIL UNKNOWN UNKNOWN UNKNOWN')):
             self.assertEqual(results, self.judge(clock), clock)
         self.assertIn('message bus', self.parts['nova-compute'].details)
         self.assertEqual('PASS PASS PASS PASS',
                          self.judge(1660, interval=600))
-        self.assertEqual('WARN PASS PASS PASS',
+        self.assertEqual('WARN UNKNOWN PASS PASS',
                          self.judge(1661, interval=600))
 
     def test_updates_that_are_switched_off(self):

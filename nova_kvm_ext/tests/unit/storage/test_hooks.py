@@ -154,7 +154,7 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
             self.extract.assert_called_once()
         self.in_order()
         self.settled()
-        self.assertIn('frozen any more' if not required else
+        self.assertIn('did not stay frozen' if not required else
                       'os_require_quiesce', self.log.output)
         self.assertNotIn('was frozen for', self.log.output)
 
