@@ -11,6 +11,8 @@
 #    under the License.
 
 import os
+import subprocess
+import sys
 from unittest import mock
 
 import fixtures
@@ -88,10 +90,28 @@ class FilesTestCase(base.BaseTestCase):
         self.assertEqual(('disk', 'disk.config'), found.in_use)
         self.assertEqual(2, free.call_count)
 
+    def test_locks(self):
+        path = os.path.join(self.top, 'disk')
+        with open(path, 'wb') as f:
+            f.write(bytes(512))
+        self.assertTrue(comeback._is_free(path))
+        # As QEMU has it: a lock that others may share, in another process.
+        holder = subprocess.Popen([sys.executable, '-c', (
+            'import fcntl, sys\n'
+            'f = open(sys.argv[1], "rb")\n'
+            'fcntl.lockf(f, fcntl.LOCK_SH, 1, 101)\n'
+            'print("held", flush=True)\n'
+            'sys.stdin.read()'), path],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(b'held\n', holder.stdout.readline())
+        with mock.patch.object(comeback.time, 'sleep') as sleep:
+            self.assertFalse(comeback._is_free(path))
+            self.assertEqual(comeback._LOCK_TRIES, sleep.call_count)
+        holder.communicate()
+        self.assertTrue(comeback._is_free(path))
+
     def test_lock_that_cannot_be_told(self):
-        with mock.patch.object(comeback.subprocess, 'run',
-                               side_effect=FileNotFoundError):
-            self.assertFalse(comeback._is_free('/x'))
+        self.assertFalse(comeback._is_free('/no/such/file'))
 
     def test_remove(self):
         os.mkdir(self.path)
