@@ -403,6 +403,12 @@ class KVMDriver(driver.LibvirtDriver):
         self._guest_agents.freezes.unquiesce(instance, functools.partial(
             super().unquiesce, context, instance, image_meta))
 
+    @host_hooks.explains_libvirt_errors
+    def _create_image(self, *args: Any, **kwargs: Any) -> Any:
+        """Nova's, of disks: in Ceph, too, which has errors of its own."""
+        return super()._create_image(*args, **kwargs)
+
+    @host_hooks.explains_libvirt_errors
     def snapshot(self, context: Any, instance: Any, image_id: Any,
                  update_task_state: Any) -> None:
         """Nova's, of a root disk; its image says whether it is quiesced."""

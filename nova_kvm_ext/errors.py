@@ -128,8 +128,25 @@ def libvirt_error(error: BaseException | None) -> Any:
     return None
 
 
+def ceph_error(error: BaseException | None) -> Any:
+    """The error of Ceph's library among an exception and its causes.
+
+    Known by the module of its class: the library may not be installed. Where
+    it is not, Nova's own RuntimeError says so.
+
+    :returns: the exception itself, one that it was made of, or None
+    """
+    while error is not None:
+        if type(error).__module__ in ('rados', 'rbd') or (
+                isinstance(error, RuntimeError) and
+                str(error) == 'rbd python libraries not found'):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def explain(error: Any) -> known_errors.KnownError | None:
-    """Look a libvirt error up in the table of known ones.
+    """Look an error of libvirt or of Ceph's library up in the table.
 
     :param error: the exception, or its text
     :returns: None where the error is not a known one: its own words are then

@@ -288,8 +288,9 @@ TABLE: tuple[LogMessage, ...] = (
 
     LogMessage(
         'KVML501',
-        'libvirt reported an error that is known. The line has the cause, '
-        'the remedy, the name of the error and libvirt\'s own words.',
+        'libvirt, or Ceph\'s library, reported an error that is known. The '
+        'line has the cause, the remedy, the name of the error and its own '
+        'words.',
         'Do what the line says. "Errors of libvirt" has the error by its '
         'name.',
         _OPERATOR),

@@ -78,11 +78,16 @@ def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
     traceback is: in the log, and in the ``details`` of an instance's fault,
     which only administrators see.
 
+    Errors of Ceph's library, which Nova calls, are explained likewise.
+
     :param error: what was raised; libvirt's own may be among its causes,
         where Nova made another exception of it
     :param instance: whom it hit, for the log
     """
     found = errors.libvirt_error(error)
+    who = 'libvirt'
+    if found is None:
+        found, who = errors.ceph_error(error), 'Nova or Ceph'
     row = None if found is None else errors.explain(found)
     # A method that explains may have called another one that did.
     if found is None or row is None or any(
@@ -90,10 +95,11 @@ def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
             for note in getattr(found, '__notes__', ())):
         return
     found.add_note(f'{MARK}{row.cause} {row.remedy} ({row.name})')
-    LOG.error('KVML501 %(cause)s %(remedy)s (%(name)s; libvirt says: '
+    LOG.error('KVML501 %(cause)s %(remedy)s (%(name)s; %(who)s says: '
               '%(said)s)',
-              {'cause': row.cause, 'remedy': row.remedy, 'name': row.name,
-               'said': errors.clean(found)}, subject=row.name,
+              {'who': who, 'cause': row.cause, 'remedy': row.remedy,
+               'name': row.name, 'said': errors.clean(found)},
+              subject=row.name,
               **({} if instance is None else {'instance': instance}))
 
 

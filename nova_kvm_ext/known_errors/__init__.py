@@ -23,6 +23,7 @@ meaning and leaves out paths, names and numbers. Remedies name no path of
 this host either; ``nova-kvm-ext host check`` is what looks at the host.
 """
 
+from nova_kvm_ext.known_errors import ceph
 from nova_kvm_ext.known_errors import connection
 from nova_kvm_ext.known_errors import cpu
 from nova_kvm_ext.known_errors import devices
@@ -40,5 +41,5 @@ __all__ = ('KnownError', 'TABLE', 'without_names')
 
 TABLE: tuple[KnownError, ...] = (
     *kvm.ROWS, *emulator.ROWS, *cpu.ROWS, *memory.ROWS, *connection.ROWS,
-    *host.ROWS, *storage.ROWS, *network.ROWS, *devices.ROWS,
+    *host.ROWS, *storage.ROWS, *ceph.ROWS, *network.ROWS, *devices.ROWS,
     *migration.ROWS)

@@ -85,8 +85,8 @@ ROWS: tuple[KnownError, ...] = (
         'disk-driver',
         r"Unknown driver '\w+'|module block-block-\S+ not found",
         'QEMU on this host has no driver for this kind of storage.',
-        'Install it (Debian and Ubuntu: qemu-block-extra, Fedora and RHEL: '
-        'qemu-kvm-block-rbd).',
+        'Install it (Debian and Ubuntu: qemu-block-extra, Fedora and SUSE: '
+        'qemu-block-rbd, RHEL: qemu-kvm-block-rbd). ' + HOST_CHECK,
         'libvirt 9.0',
         (CLOSED + 'qemu: module block-block-rbd not found, do you want to '
          'install qemu-block-extra package?\n2026-11-23T03:31:52.148306Z '

@@ -21,6 +21,7 @@ import traceback
 from typing import Any
 from unittest import mock
 
+import ddt
 import fixtures
 from nova.compute import utils as compute_utils
 from nova import context
@@ -152,6 +153,7 @@ class ProcessEndsTestCase(driver_base.DriverTestCase):
                       refusing._host._conn_event_handler_queue.queue)
 
 
+@ddt.ddt
 class ErrorsTestCase(driver_base.DriverTestCase):
 
     def setUp(self):
@@ -277,6 +279,29 @@ class ErrorsTestCase(driver_base.DriverTestCase):
                     None, self.instance, mock.Mock(), 'id', 'file'))):
             found = self.raised(method, libvirt_error(SAID), *args)
             self.assertIn('udevadm', found.__notes__[0])
+
+    @ddt.data('_create_image', 'snapshot')
+    def test_errors_of_cephs_library(self, method):
+        """Known by the module of their class."""
+        error = type('PermissionDeniedError', (Exception,),
+                     {'__module__': 'rados'})(
+            '[errno 13] RADOS permission denied (error connecting to the '
+            'cluster)')
+        found = self.raised(method, error, None, self.instance, None, None)
+        self.assertIs(error, found)
+        self.assertIn('Ceph refuses the key', found.__notes__[0])
+        said = self.stdlog.logger.output
+        self.assertIn('ceph-key; Nova or Ceph says: [errno 13]', said)
+
+    def test_no_bindings_of_ceph(self):
+        """Nova's own, a bare RuntimeError."""
+        found = self.raised('_create_image', RuntimeError(
+            'rbd python libraries not found'), None, self.instance, None)
+        self.assertIn('python3-rados', found.__notes__[0])
+        found = self.raised('_create_image', RuntimeError(
+            'RADOS permission denied (error connecting to the cluster)'),
+            None, self.instance, None)
+        self.assertFalse(hasattr(found, '__notes__'))
 
     def test_through_novas_own_method(self):
         """Nova's _create_guest really lets libvirt's error through."""
