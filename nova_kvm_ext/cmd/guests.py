@@ -164,7 +164,7 @@ class _GuestsCommand(base.HostCommand):
     def looking(self, args: argparse.Namespace, wanted: str | None = None
                 ) -> Iterator[tuple[libvirt.virConnect, survey.Survey]]:
         """The guests, or the one that is wanted."""
-        nova = base.read_conf(args.config_files)
+        nova = base.read_few(args.config_files)
         # libvirt gives domain capabilities to no read-only connection.
         with self.connected(args, nova) as connection:
             only = None if wanted is None else agent.find(

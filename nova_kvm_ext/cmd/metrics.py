@@ -81,7 +81,7 @@ class Metrics(base.HostCommand):
                 f'--textfile {errors.clean(path)}: node_exporter takes only '
                 f'files whose name ends in .prom.',
                 'Give it such a name.')
-        nova = base.read_conf(parsed_args.config_files)
+        nova = base.read_few(parsed_args.config_files)
         began = time.monotonic()
         found = [*self._guests(parsed_args, nova), *self._service(nova)]
         found.append(samples.Sample(

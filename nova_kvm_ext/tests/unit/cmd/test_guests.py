@@ -39,7 +39,7 @@ class GuestsTestCase(base.BaseTestCase):
             cmd_base, 'libvirt_connection',
             return_value=contextlib.nullcontext(mock.Mock())))
         self.useFixture(fixtures.MockPatchObject(
-            cmd_base, 'read_conf', return_value=mock.Mock()))
+            cmd_base, 'read_few', return_value=mock.Mock()))
         self.guests = [test_verdicts.GUEST]
         self.look = self.useFixture(fixtures.MockPatchObject(
             survey, 'look', side_effect=lambda *args: survey.Survey(

@@ -38,7 +38,7 @@ class MetricsTestCase(base.BaseTestCase):
             cmd_base, 'libvirt_connection',
             side_effect=lambda *args: contextlib.nullcontext())).mock
         self.useFixture(fixtures.MockPatchObject(
-            cmd_base, 'read_conf', return_value=mock.Mock(
+            cmd_base, 'read_few', return_value=mock.Mock(
                 state_path=self.directory, host='h')))
         self.look = self.useFixture(fixtures.MockPatchObject(
             survey, 'look', return_value=survey.Survey(
