@@ -14,7 +14,7 @@
 
 :func:`register_opts` adds the options to a configuration, :func:`list_opts`
 hands them to oslo-config-generator, and :class:`Settings` is the frozen
-answer that everything else reads. Pure but for the configuration object it
+answer that everything else reads. Pure, except the configuration object it
 is given: never imports the global CONF, Nova or libvirt, and decides nothing
 that depends on the host.
 """
@@ -336,10 +336,10 @@ Related options:
 Seconds that a guest agent may take to answer a command.
 
 An agent is a program of the tenant's: it may be stopped, dead, overloaded or
-hostile. libvirt would wait for its answer for ever, and the service with it.
-The driver gives every guest this limit when it starts, when it has migrated
-here, and when the service starts. ``virsh guest-agent-timeout`` changes it
-for one guest until then.
+hostile. libvirt would wait for its answer without end, and so would the
+service. The driver gives every guest this limit when it starts, when it has
+migrated here, and when the service starts. ``virsh guest-agent-timeout``
+changes it for one guest until then.
 
 Some commands have more time: a freeze 60 seconds, because it writes out what
 the guest has in its cache and Windows gives its writers as long (45 seconds
@@ -433,13 +433,13 @@ Related options:
         help="""
 What becomes of a live migration that will not converge.
 
-A guest that changes its memory faster than the network takes it is copied for
-ever. Nova has time-outs for that, which do not tell such a guest from a big
-one. The driver judges each migration by what each iteration over the guest's
-memory leaves for the next one, says in its log whether the migration will
-converge, and does what this option says if it will not. That is never before
-the third iteration, and only after two in a row have said so; a migration of
-which it is not known is left alone.
+A guest that changes its memory faster than the network takes it is copied
+without end. Nova has time-outs for that, which do not tell such a guest from a
+big one. The driver judges each migration by what each iteration over the
+guest's memory leaves for the next one, says in its log whether the migration
+will converge, and does what this option says if it will not. That is never
+before the third iteration, and only after two in a row have said so; a
+migration of which it is not known is left alone.
 
 It is done by Nova's own means, those of ``openstack server migration force
 complete`` and ``abort``. A flavor can ask for another policy by its extra spec

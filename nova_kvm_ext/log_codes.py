@@ -43,7 +43,7 @@ class LogMessage:
     :param code: what its lines begin with
     :param meaning: what has happened, in a sentence or two
     :param remedy: what to do, in the imperative
-    :param who: who can do that, whoever is concerned first
+    :param who: who can do that, the one concerned first
     :param each_request: two requests of users are two things, so that both
         are said; other messages are said once for the same thing
     """

@@ -12,7 +12,7 @@
 
 """What an option's value is, who set it, and which of two options counts.
 
-Pure but for the configuration object that is given.
+Pure, except the configuration object that is given.
 """
 
 import dataclasses

@@ -75,7 +75,7 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class GuestRequest:
-    """Everything that one guest's flavor and image ask of this driver.
+    """All that a guest's flavor and image ask of this driver.
 
     :ivar flavor: value by name, from the flavor
     :ivar image: value by name, from the image

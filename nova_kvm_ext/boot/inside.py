@@ -47,7 +47,7 @@ class Agent:
     https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
 
     :param domain: a libvirt.virDomain
-    :param timeout: seconds that one command may take
+    :param timeout: seconds that a command may take
     """
 
     def __init__(self, domain: Any, timeout: int = 5) -> None:

@@ -13,8 +13,8 @@
 """What a boot has made on this host, written down, and how it is taken away.
 
 A :class:`Record` is written into the boot's directory before anything else is
-made. Whoever survives cleans up by it: the process that started the boot, the
-worker if that one was killed, or the next boot if both were. Touches only
+made. What survives cleans up by it: the process that started the boot, the
+worker if the process was killed, or the next boot if both were. Touches only
 what a record names.
 """
 
@@ -130,8 +130,8 @@ def _base() -> str:
 def _lock(directory: str) -> int | None:
     """Take a directory's lock.
 
-    :returns: a file descriptor that holds it, or None if somebody else does
-        or the directory is gone
+    :returns: a file descriptor that holds it, or None if another process
+        does or the directory is gone
     """
     try:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY |

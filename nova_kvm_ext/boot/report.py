@@ -22,7 +22,7 @@ come lines 'key=value', then 'end lines=N', where N is how many came between:
     agent (started, no-channel or no-binary)
 
 A console also carries firmware's, boot loader's and kernel's words, before,
-between and after. Whoever controls the guest controls this text: all that is
+between and after. Who controls the guest controls this text: all that is
 taken from it is bounded and free of control characters, and no text makes
 the parser raise.
 

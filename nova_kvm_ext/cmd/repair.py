@@ -220,7 +220,7 @@ class _Work:
         return self._take(step, delete)
 
     def _take(self, step: Any, do: Callable[[], None]) -> Result:
-        """Take a step that is needed, if whoever is there agrees."""
+        """Take a step that is needed, if the operator agrees."""
         if not step.needed:
             return Result(step, _NOTHING if step.needed is False else _LEFT)
         _say(f'{step.name.value}: {step.why}.')

@@ -15,7 +15,7 @@
 The arithmetic of libvirt's own virConnectCompareHypervisorCPU over data that
 can be kept, sent and tested: domain capabilities and libvirt's CPU map. Where
 libvirt can be asked, as before a live migration, its answer is the one that
-counts (:func:`judge`), but for the features that libvirt misses in its
+counts (:func:`judge`), except for features that libvirt misses in its
 host-model and QEMU gives all the same: a start with check='full' and a
 migration, where QEMU has the last word, succeed with them. Pure.
 
@@ -217,7 +217,7 @@ def _vendors(cpu: definition.CPU, hosts: definition.CPU
 def _unknown(cpu: definition.CPU, known: cpu_map.CPUMap) -> list[str]:
     """Features that libvirt on this host does not know.
 
-    But for required ones, which are missing.
+    Except required ones, which are missing.
     """
     unknown = cpu.names - cpu.named('require') - known.feature_names
     return [name for name, _ in cpu.features if name in unknown]

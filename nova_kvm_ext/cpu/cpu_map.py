@@ -154,7 +154,7 @@ def _model_features(name: str, elements: Mapping[str, etree._Element],
     """The features of a model by which libvirt compares it.
 
     libvirt src/cpu/cpu_x86.c (x86ModelParseAncestor, x86ModelParseFeatures):
-    those of its ancestor but for what the ancestor calls removed, and its
+    those of its ancestor except what the ancestor calls removed, and its
     own. ``removed='yes'`` was once part of the model and is not required
     since; ``added='yes'`` became part of it later (libvirt 10.1 on, all
     ``vmx-*``), and guests may have it or not.

@@ -198,7 +198,7 @@ class CPUHooks:
     def configuring(self, instance: Any) -> Iterator[None]:
         """Nova writes what it configures over the CPU that a guest has had.
 
-        That one is true until the guest has started with another.
+        The CPU that was kept is true until the guest has started with another.
         """
         had = stored.cpu_of(instance) if self.choice is not None else None
         yield

@@ -62,7 +62,7 @@ def of_host(host: usable.Host, also: Iterable[str] = (),
     """Our own traits: the modes, models and levels that guests can have.
 
     There are at most four modes, four levels and 128 models. A resource
-    provider carries all of them and each is a row of Placement's for ever, so
+    provider carries all of them and each stays a row of Placement's, so
     of the models only those without a version are among them (EPYC-Rome, not
     EPYC-Rome-v4), unless an operator has named one with a version.
 

@@ -178,7 +178,7 @@ def question(model: str, flags: Flags, host: Host) -> definition.CPU | None:
 def check_model(model: str, host: Host, flags: Flags = ()) -> Refusal | None:
     """A named model or a level.
 
-    QEMU calls a model unusable that it can give but for a few features;
+    QEMU calls a model unusable that it can give except for a few features;
     libvirt, which starts the guest, goes by its own CPU map for most models,
     and such a guest runs. So libvirt's answer counts, then what libvirt would
     work out; :func:`doubt` has a word about what is then accepted.

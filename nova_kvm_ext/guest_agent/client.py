@@ -266,7 +266,7 @@ class Agent:
         """Thaw what is frozen; on a guest that is not frozen, do nothing.
 
         An agent that is still at a late freeze hears of no other command
-        before it has answered that one, so a thaw may have to be tried again
+        before it has answered the freeze, so a thaw may have to be tried again
         (each time libvirt waits, this does not).
 
         :param timeout: seconds for each try
@@ -302,7 +302,7 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
          command: Command | None = None) -> AgentFacts:
     """All that the agent of a running domain can tell, in a bounded time.
 
-    A guest without a channel, or with nobody at its other end, is not asked.
+    A guest without a channel, or with no agent connected to it, is not asked.
 
     :param timeout: seconds for all of it together
     :param details: whether interfaces and filesystems are asked for too

@@ -13,8 +13,8 @@
 """Which guests may be frozen: written down before a freeze is sent.
 
 One file for each guest. Its name, the domain's UUID, is all that counts; what
-is in it is for people to read. So a file that was cut short, or that somebody
-has scribbled into, is as good as a whole one.
+is in it is for people to read. So a file that was cut short, or that a person
+has edited, is as good as a whole one.
 
 Who freezes a guest holds the lock of its file until the guest is thawed. The
 kernel drops the lock of a process that dies, however it dies: a file that
@@ -41,7 +41,7 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Held(Exception):
-    """Somebody else is freezing or thawing this guest right now."""
+    """Another program is freezing or thawing this guest right now."""
 
 
 class Entry:
@@ -74,7 +74,7 @@ class Entry:
             self.release()
 
     def release(self) -> None:
-        """Leave it to whoever settles the ledger next."""
+        """Leave it to the program that settles the ledger next."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -99,7 +99,7 @@ class Ledger:
         """Write a guest down; it is on the disk when this returns.
 
         :param why: what is going to be done with the frozen guest
-        :raises Held: it is being frozen or thawed by somebody
+        :raises Held: another program freezes or thaws it
         :raises OSError: it cannot be written down
         """
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
@@ -135,7 +135,7 @@ class Ledger:
                 os.chown(target, owner.st_uid, owner.st_gid)
 
     def holder(self, uuid: str) -> str | None:
-        """What is written of a guest that somebody is at right now.
+        """What is written of a guest that a program holds right now.
 
         :returns: when and why it was entered; None where nobody holds it
         :raises OSError: the ledger cannot be read
@@ -189,7 +189,7 @@ class Ledger:
         """Lock a guest that is written down.
 
         :returns: None where it is not written down (any more)
-        :raises Held: it is being frozen or thawed by somebody
+        :raises Held: another program freezes or thaws it
         :raises OSError: what lies there is no file of ours
         """
         try:

@@ -12,7 +12,7 @@
 
 """How long libvirt waits for an agent, and how agents are asked.
 
-libvirt waits for ever by itself. Every command that Nova gives is under the
+By default libvirt waits without end. Every command that Nova gives has the
 limit that is set here; :class:`client.Agent` asks what we ask, with the same.
 """
 

@@ -118,7 +118,7 @@ class Thaws:
 
     def settle_one(self, uuid: str, timeout: float = client.THAW_TIMEOUT
                    ) -> None:
-        """Thaw a guest of the ledger, unless somebody is at it.
+        """Thaw a guest of the ledger, unless a program holds it.
 
         :param timeout: seconds for the agent's answer
         """
@@ -217,7 +217,7 @@ class Thaws:
 
     def thaw(self, uuid: str, timeout: float = client.THAW_TIMEOUT,
              sync: float | None = None) -> int:
-        """Thaw a guest, whoever froze it.
+        """Thaw a guest, also one that another program froze.
 
         :param timeout: seconds for the agent's answer
         :param sync: seconds in which it must answer libvirt that it listens

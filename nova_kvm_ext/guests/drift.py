@@ -142,7 +142,7 @@ def _was_kept(guest: model.Guest, cpu: definition.CPU) -> bool:
 
 def _unsure(guest: model.Guest, chosen: choose.GuestChoice,
             settings: conf.Settings) -> str:
-    """Why the CPU may be what somebody asked for that is not seen here.
+    """Why the CPU may be a wish that is not seen here.
 
     :returns: '' where it is not
     """

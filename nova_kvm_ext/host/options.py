@@ -12,7 +12,7 @@
 
 """What the host checks need of nova.conf, as frozen data.
 
-Pure but for the configuration object that it is given. Options that cannot
+Pure, except the configuration object that it is given. Options that cannot
 be used are facts here, not errors: the check that is about them says so.
 """
 

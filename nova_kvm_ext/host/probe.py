@@ -209,7 +209,7 @@ def settled_run(conn: Any, *, virt_type: str = 'kvm',
     """Like :func:`run`, tried again as long as nothing is proved.
 
     A guest that died, hung or was paused twice is compared with the same
-    guest in software: where that one runs, it is KVM that does not. Where it
+    guest in software: where it runs there, it is KVM that does not. Where it
     does not run either, the host or libvirt is in trouble, and nothing is
     known of KVM. Takes a minute at most, and what libvirt needs to start
     five guests.

@@ -17,7 +17,7 @@ That is read from the running process, else from its systemd unit, else from
 where its program is installed. Only files are read here; nothing is run.
 
 Any user can start a process with the words of nova-compute. What it names is
-read by root, and run. So a process counts only if it belongs to somebody who
+read by root, and run. So a process counts only if it belongs to a user who
 may do that anyway: see :func:`_is_trusted`.
 """
 

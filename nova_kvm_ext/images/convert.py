@@ -126,7 +126,7 @@ def _verify(result: BinaryIO, accepted: verdict.Verdict,
     """The result is what was asked for, also to who would guess its format.
 
     A disk whose content is itself an image would, as a raw base, be taken for
-    that image by whoever looks at it next.
+    that image by the next reader.
     """
     wanted = accepted.converted_to
     assert wanted is not None

@@ -156,7 +156,7 @@ def _ends(f: BinaryIO, size: int) -> tuple[bytes, bytes]:
 
 
 def detect(f: BinaryIO) -> str:
-    """The disk_format that someone who looks at the content would declare.
+    """The disk_format that a user who looks at the content would declare.
 
     :raises OSError: the file cannot be read
     """

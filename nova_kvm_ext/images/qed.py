@@ -17,7 +17,7 @@ exactly what QEMU writes: a header with known values, and tables that refer to
 each cluster of the file once and to nothing outside of it. It reads header
 and tables, never a guest's data.
 
-Pure but for the file object it is handed. Source of every field and number:
+Pure, except the file object it is handed. Source of every field and number:
 QEMU's docs/interop/qed_spec.txt (qed_spec.rst since QEMU 10.1),
 https://www.qemu.org/docs/master/interop/qed_spec.html
 """

@@ -37,7 +37,7 @@ from nova_kvm_ext.migration import repair
 _LOCAL = frozenset((
     'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'f2fs', 'jfs', 'tmpfs',
     'overlay', 'bcachefs'))
-"""Types of file systems that one host has for itself (mount(8))."""
+"""Types of file systems that a single host has for itself (mount(8))."""
 
 _SHARED = frozenset((
     'nfs', 'nfs4', 'cifs', 'smb3', 'ceph', 'fuse.ceph', 'fuse.glusterfs',

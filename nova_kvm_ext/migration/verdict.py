@@ -18,7 +18,7 @@ other one what the guest has changed during the one before. QEMU stops the
 guest and sends the rest once that takes no longer than the downtime that is
 allowed (QEMU, docs/devel/migration/main.rst, "Stream structure"; QMP,
 MigrationStats). So what counts is how much an iteration leaves for the next
-one, not how many bytes are left at a moment: those go up and down for ever.
+one, not how many bytes are left at a moment: those go up and down without end.
 
 What a guest changes in a time has a ceiling, for many programs write to the
 same pages again. The longer an iteration, the smaller the rate looks, and

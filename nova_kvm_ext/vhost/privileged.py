@@ -13,13 +13,13 @@
 """What is done as root: open /dev/vhost-net, load its module, read a log.
 
 Runs in Nova's own privileged daemon (oslo.privsep), so an operator has
-nothing to add to sudoers or rootwrap, whose filter allows that one context
+nothing to add to sudoers or rootwrap, whose filter allows that single context
 only. The daemon imports this module by its name; oslo.privsep asks that the
 name begins with the context's prefix, ``nova``, as ours does. What is given
 and returned must fit into msgpack.
 
 The daemon lacks CAP_SYS_MODULE. It does not need it: the kernel loads a
-module for whoever may open its node, and modprobe is a program of root's,
+module for each user that may open its node, and modprobe runs as root,
 which gets root's capabilities when it is started.
 """
 
