@@ -193,10 +193,17 @@ class VolumeTestCase(base.CloudTestCase):
         return self.wait_for_status(server, 'ACTIVE')
 
     def snapshots_of_image(self, image: Any) -> list[str]:
-        """The snapshots of volumes that an image of a server stands for."""
+        """The snapshots of volumes that an image of a server stands for.
+
+        Nova has the image before Cinder has made them.
+        """
         text = self.cloud.image.get_image(image.id).properties[
             'block_device_mapping']
-        return re.findall(r'"snapshot_id": "([0-9a-f-]+)"', text)
+        found = re.findall(r'"snapshot_id": "([0-9a-f-]+)"', text)
+        for one in found:
+            self.assertEqual('available', self.wait_for_snapshot(
+                self.cloud.block_storage.get_snapshot(one)).status)
+        return found
 
 
 class HostVolumeTestCase(VolumeTestCase, base.HostTestCase):
