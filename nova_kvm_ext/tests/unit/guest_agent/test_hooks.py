@@ -782,6 +782,15 @@ class KilledTestCase(HooksTestCase):
             self.driver._guest_agents.service_starts()
         self.assertIn('permissions', self.log.output)
 
+    def test_what_each_update_meets_is_not_said_each_time(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_kvm_ext.log.REPEATS.quiet', 60))
+        with mock.patch.object(ledger.os, 'listdir',
+                               side_effect=PermissionError(13, 'no')):
+            for _ in range(5):
+                self.driver._guest_agents.freezes.settle()
+        self.assertEqual(1, self.log.output.count('KVML410'))
+
 
 class ShutdownTestCase(HooksTestCase):
 

@@ -19,6 +19,7 @@ import signal
 import stat
 import subprocess
 import sys
+from typing import Any
 
 import fixtures
 from oslotest import base
@@ -121,11 +122,12 @@ class ProbeTestCase(base.BaseTestCase):
         well = self.fresh()
         odd = [b'', b'{', b'[]', b'null', b'\xff', b'[' * 60000,
                b'{"version": 1}', json.dumps(well).encode() + b' ' * 70000]
-        for change in ({'version': True}, {'clock': '1'}, {'clock': 1e300},
-                       {'clock': float('nan')}, {'clock': None},
-                       {'process': {}}, {'process': 7},
-                       {'host_check': {'mode': 'off'}}, {'phase': 'x' * 999},
-                       {'interval': True}):
+        changes: tuple[dict[str, Any], ...] = (
+            {'version': True}, {'clock': '1'}, {'clock': 1e300},
+            {'clock': float('nan')}, {'clock': None}, {'process': {}},
+            {'process': 7}, {'host_check': {'mode': 'off'}},
+            {'phase': 'x' * 999}, {'interval': True})
+        for change in changes:
             odd.append(json.dumps(well | change).encode())
         for pid in ('7', 1 << 60, None, 1.5):
             changed = copy.deepcopy(well)
@@ -134,7 +136,7 @@ class ProbeTestCase(base.BaseTestCase):
         for data in odd:
             self.put(data)
             code, text = self.run_quick()
-            self.assertEqual(3, code, data[:80])
+            self.assertEqual(3, code, repr(data[:80]))
             self.assertIn('UNKNOWN nova-compute: ', text)
 
     def test_any_process_number(self):
@@ -142,7 +144,7 @@ class ProbeTestCase(base.BaseTestCase):
             state = self.fresh()
             state['process']['pid'] = pid
             self.put(json.dumps(state).encode())
-            self.assertIn(self.run_quick()[0], (2, 3), pid)
+            self.assertIn(self.run_quick()[0], (2, 3), str(pid))
 
     def test_a_newer_one(self):
         self.put(json.dumps(self.fresh() | {'version': 2}).encode())
@@ -220,7 +222,7 @@ class ProbeTestCase(base.BaseTestCase):
         for argv in (['--help'], ['-f'], ['-f', 'yaml'], ['x'],
                      ['--state-path'], ['--host', '--alive'], ['--host='],
                      ['--config-file', '/x'], ['--al'], ['-fjson']):
-            self.assertIsNone(quick.run(argv), argv)
+            self.assertIsNone(quick.run(argv), str(argv))
         self.useFixture(fixtures.MonkeyPatch(
             'nova_kvm_ext.cmd.quick.STATE_PATH', self.state_path))
         self.assertIsNone(quick.run([]))

@@ -13,13 +13,14 @@
 """What the state of nova-compute means, by its table of limits."""
 
 import copy
+from typing import Any
 
 from oslotest import base
 
 from nova_kvm_ext import exit_codes
 from nova_kvm_ext.health import verdict
 
-WELL = {
+WELL: dict[str, Any] = {
     'version': 1, 'host': 'a', 'written': 5e8, 'clock': 1000.0,
     'boot_id': 'this', 'phase': 'running', 'since': 100.0, 'interval': 60,
     'process': {'pid': 7, 'started': 9, 'namespace': 'pid:[1]'},
@@ -107,7 +108,7 @@ class VerdictTestCase(base.BaseTestCase):
                                (1121, 'WARN UNKNOWN PASS PASS'),
                                (1180, 'WARN UNKNOWN PASS PASS'),
                                (1181, 'FAIL UNKNOWN UNKNOWN UNKNOWN')):
-            self.assertEqual(results, self.judge(clock), clock)
+            self.assertEqual(results, self.judge(clock), str(clock))
         self.assertIn('message bus', self.parts['nova-compute'].details)
         self.assertEqual('PASS PASS PASS PASS',
                          self.judge(1660, interval=600))
@@ -125,7 +126,7 @@ class VerdictTestCase(base.BaseTestCase):
                                (1130, 'WARN UNKNOWN PASS PASS'),
                                (1131, 'FAIL UNKNOWN UNKNOWN UNKNOWN')):
             self.assertEqual(results, self.judge(
-                clock, update={'began': 1010}), clock)
+                clock, update={'began': 1010}), str(clock))
 
     def test_updates_that_fail(self):
         broken = {'finished': 1005, 'began': 1001, 'error': 'no database'}
@@ -146,12 +147,13 @@ class VerdictTestCase(base.BaseTestCase):
             update = {'began': looked - 1, 'finished': looked,
                       'succeeded': looked}
             self.judge(looked + 1, update=update)
-            self.assertEqual(result, self.parts['Placement'].result, looked)
+            self.assertEqual(result, self.parts['Placement'].result,
+                             str(looked))
             self.judge(looked + 1, update=update,
                        since=1000, placement={'answered': None})
             self.assertEqual(
                 'UNKNOWN' if result == 'PASS' else result,
-                self.parts['Placement'].result, looked)
+                self.parts['Placement'].result, str(looked))
 
     def test_the_host_check(self):
         fault = 'Host check KVM404 x: full.'
