@@ -40,13 +40,18 @@ import math
 from typing import Any
 
 _MIB = 1024 * 1024
+_PAGE = 4096
 
 _KEPT = 2
 """Finished iterations that a verdict is made of."""
 
-_STEADY = 0.95
-"""An iteration that leaves this part of what the one before left gains
-nothing: a steady state is reached."""
+_STEADY = 0.9
+"""An iteration that leaves this part of what the one before left gains next
+to nothing: a steady state is reached."""
+
+_BRIEF = 1.0
+"""Seconds. Nova looks twice in that, so of shorter iterations it is not seen
+well what they leave. QEMU's own dirty rate is over a longer time."""
 
 _DOUBT = 0.1
 """How wrong the measured rates may be. A verdict must hold for rates that are
@@ -86,6 +91,8 @@ class Sample:
         virtual CPUs (auto-converge)
     :ivar allowed: the downtime that is allowed at the moment, seconds. An
         iteration ends when what remains can be sent in that.
+    :ivar changed: bytes that the guest changes in a second, as QEMU measured
+        in a second or more; 0 for not known
     """
 
     time: float
@@ -96,6 +103,7 @@ class Sample:
     rate: int = 0
     throttle: int = 0
     allowed: float = 0
+    changed: float = 0
 
     @classmethod
     def read(cls, stats: Mapping[str, Any],
@@ -110,7 +118,9 @@ class Sample:
             number('time_elapsed') / 1000, number('memory_iteration'),
             number('memory_total'), number('memory_remaining'),
             number('memory_processed'), number('memory_bps'),
-            number('auto_converge_throttle'), allowed)
+            number('auto_converge_throttle'), allowed,
+            number('memory_dirty_rate') *
+            (number('memory_page_size') or _PAGE))
         return sample if sample.iteration and sample.total else None
 
 
@@ -383,6 +393,9 @@ def judge(course: Course, limits: Limits) -> Verdict:
     if new.left <= enough:
         return dataclasses.replace(verdict, outcome=Outcome.CONVERGES)
     found = _outcome(course.finished, enough)
+    if found is Outcome.STALLS and new.seconds < _BRIEF and (
+            course.last.changed < new.bandwidth * (1 - _DOUBT)):
+        found = Outcome.UNKNOWN
     if found is Outcome.STALLS and limits.auto_converge and (
             course.last.throttle < _FULL_THROTTLE):
         return dataclasses.replace(

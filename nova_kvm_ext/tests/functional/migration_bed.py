@@ -98,6 +98,8 @@ kill $(cat /tmp/writer)
 rm -f /tmp/writer
 """
 
+_AGENT_SECONDS = 300
+
 POLL = 0.5
 """Seconds between two looks at the job, as Nova looks."""
 
@@ -163,7 +165,7 @@ class Bed(fixtures.Fixture):
         self.domain = self.connections[0].createXML(_DOMAIN.format(
             uuid=self.uuid, mib=self._mib,
             image=testguest.build(directory.name).path))
-        libvirtd.wait_for(self._answers, 'agent that answers')
+        self.ask('guest-ping')
 
     def _destroy(self) -> None:
         for connection in self.connections:
@@ -171,20 +173,25 @@ class Bed(fixtures.Fixture):
                 with contextlib.suppress(libvirt.libvirtError):
                     domain.destroy()
 
-    def _answers(self) -> bool:
-        time.sleep(POLL)
-        try:
-            self.ask('guest-ping')
-        except libvirt.libvirtError:
-            return False
-        return True
-
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Give a command to the guest's agent."""
-        return json.loads(libvirt_qemu.qemuAgentCommand(
-            self.domain, json.dumps({'execute': command} | (
-                {'arguments': arguments} if arguments else {})), 30, 0)
-        )['return']
+        """Give a command to the guest's agent, once it is there.
+
+        After a start or a move it takes its time to come, on a busy machine
+        minutes. libvirt gives a command to an agent that answers alone.
+        """
+        request = json.dumps({'execute': command} | (
+            {'arguments': arguments} if arguments else {}))
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return json.loads(libvirt_qemu.qemuAgentCommand(
+                    self.domain, request, _AGENT_SECONDS, 0))['return']
+            except libvirt.libvirtError as e:
+                if e.get_error_code() != (
+                        libvirt.VIR_ERR_AGENT_UNRESPONSIVE) or (
+                        time.monotonic() > deadline):
+                    raise
+            time.sleep(POLL)
 
     def run(self, script: str) -> str:
         """Run a script in the guest to its end; returns what it printed."""

@@ -98,7 +98,8 @@ class Moved:
             self._stopped = True
             self._bed.stop_writing()
         if sample.iteration >= _PATIENCE and not self.gave_up and (
-                sample.remaining > sample.total / 100):
+                # More than will be sent in the downtime.
+                sample.remaining > self.link * _DOWNTIME * 1024 ** 2):
             self.gave_up = True
             self._bed.domain.abortJob()
 

@@ -51,8 +51,8 @@ PURE = {
     'known_errors.devices', 'known_errors.emulator', 'known_errors.host',
     'known_errors.kvm', 'known_errors.memory', 'known_errors.migration',
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
-    'migration.completed', 'migration.policy', 'migration.repair',
-    'migration.verdict',
+    'migration.completed', 'migration.forecast', 'migration.policy',
+    'migration.repair', 'migration.verdict',
     'option_values', 'request', 'rollback.traces', 'storage.consistency',
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues', 'words'}
 # They read this host, by themselves or with a connection they are handed.
@@ -67,7 +67,8 @@ READERS = {
     'host.post_copy_facts', 'host.probe', 'host.service',
     'host.storage_facts',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.headers', 'images.qemu_img', 'log', 'migration.records',
+    'images.headers', 'images.qemu_img', 'log', 'migration.dirty_rate',
+    'migration.records',
     'rollback.cloud',
     'vhost.process'}
 # They make files, processes and domains, but know nothing of Nova.
@@ -94,7 +95,8 @@ NOVA = {
 # What runs in nova-scheduler.
 SCHEDULER = {'scheduler.filters'}
 COMMANDS = {
-    'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.entry',
+    'cmd.agent', 'cmd.base', 'cmd.columns', 'cmd.cpu', 'cmd.dirty_rate',
+    'cmd.entry',
     'cmd.findings', 'cmd.fleet', 'cmd.freeze', 'cmd.guest', 'cmd.guests',
     'cmd.host', 'cmd.image', 'cmd.lazy', 'cmd.main', 'cmd.manual',
     'cmd.metrics', 'cmd.quick', 'cmd.repair',

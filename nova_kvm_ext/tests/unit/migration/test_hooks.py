@@ -160,7 +160,7 @@ class MigrationsTestCase(MigratingTestCase):
                          self.finished_events.call_args_list)
 
     def test_not_known_is_said_by_the_third_iteration(self):
-        self.move(test_verdict.Guest(test_verdict.writer(7.4, 64)).samples(
+        self.move(test_verdict.Guest(test_verdict.writer(7, 64)).samples(
             60))
         said = self.lines('INFO Live migration: ')
         self.assertIn('not known, iteration 3', said[0])
