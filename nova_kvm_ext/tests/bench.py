@@ -27,8 +27,6 @@ import argparse
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
-import contextlib
 import functools
 import json
 import os
@@ -36,7 +34,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any
 import uuid
@@ -49,72 +46,20 @@ from nova.compute import provider_tree
 from nova import objects
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt import fake
-from nova.virt.libvirt import driver as libvirt_driver
-from oslo_concurrency import processutils
 import testtools
 
-from nova_kvm_ext import driver
+from nova_kvm_ext.tests import bench_dense
+from nova_kvm_ext.tests import bench_drivers
+from nova_kvm_ext.tests.bench_drivers import CallCounter
+from nova_kvm_ext.tests.bench_drivers import DRIVERS
+from nova_kvm_ext.tests import bench_page
+from nova_kvm_ext.tests import bench_soak
 from nova_kvm_ext.tests.unit import driver_base
 
-DRIVERS: dict[str, type[libvirt_driver.LibvirtDriver]] = {
-    'LibvirtDriver': libvirt_driver.LibvirtDriver,
-    'KVMDriver': driver.KVMDriver}
 GUESTS = 100
 
 Times = dict[str, dict[str, list[float]]]
 Calls = dict[str, dict[str, collections.Counter[str]]]
-
-
-# libvirt's client has their answers and asks nobody for them.
-_LOCAL = {'ID', 'UUID', 'UUIDString', 'name'}
-
-
-class CallCounter:
-    """Counts the calls of libvirt's methods, each outermost one once.
-
-    And the runs of qemu-img, which Nova starts in one way only.
-    """
-
-    def __init__(self, *classes: type) -> None:
-        self.calls: collections.Counter[str] = collections.Counter()
-        self._inside = threading.local()
-        self._on = False
-        self._execute = processutils.execute
-        processutils.execute = self._run
-        for cls in classes:
-            for name, method in list(vars(cls).items()):
-                if (callable(method) and not name.startswith('_') and
-                        name not in _LOCAL):
-                    setattr(cls, name, self._counted(
-                        f'{cls.__name__}.{name}', method))
-
-    def _counted(self, name: str,
-                 method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._on or getattr(self._inside, 'call', False):
-                return method(*args, **kwargs)
-            self.calls[name] += 1
-            self._inside.call = True
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self._inside.call = False
-        return call
-
-    def _run(self, *command: Any, **options: Any) -> Any:
-        if self._on and 'qemu-img' in command:
-            what = command[command.index('qemu-img') + 1]
-            self.calls[f'qemu-img {what}'] += 1
-        return self._execute(*command, **options)
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[collections.Counter[str]]:
-        self.calls.clear()
-        self._on = True
-        try:
-            yield self.calls
-        finally:
-            self._on = False
 
 
 def in_turns(rounds: int, actions: dict[str, Callable[[], Any]]
@@ -285,13 +230,6 @@ _MEMORY = 'memory'
 _MEMORY_ROUNDS = 3
 
 
-def _resident() -> float:
-    """MiB that this process has in memory."""
-    with open('/proc/self/statm') as f:
-        pages = int(f.read().split()[1])
-    return pages * os.sysconf('SC_PAGESIZE') / (1 << 20)
-
-
 class Memory(FakeLibvirt):
     """One driver, started, with its guests, after some periodic updates."""
 
@@ -302,7 +240,7 @@ class Memory(FakeLibvirt):
         self.guests([found])
         for _ in range(5):
             self.update(found)
-        print(_resident(), flush=True)
+        print(bench_drivers.resident(), flush=True)
 
 
 def memory() -> dict[str, list[float]]:
@@ -365,19 +303,73 @@ def main() -> int:
         _run(Memory('test_all'))
         # Nova leaves threads behind that never end.
         os._exit(0)
-    parser = argparse.ArgumentParser(prog='tools/bench', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='tools/bench', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=15, metavar='N',
                         help='default %(default)s')
-    rounds = parser.parse_args().rounds
-    times, calls = on_fake_libvirt(rounds)
+    many = parser.add_argument_group(
+        'hosts with many guests (root)',
+        'Guests with real disks on a real libvirt of its own.')
+    many.add_argument('--guests', type=int, nargs='+', metavar='N',
+                      help='numbers of guests, ascending: 100 400')
+    many.add_argument('--running', type=int, default=10, metavar='N',
+                      help='guests that run, paused; each takes 16 MiB of '
+                      'this machine\'s memory; default %(default)s')
+    many.add_argument('--at-once', type=int, default=8, metavar='N',
+                      help='guests that are booted at the same time, 0 for '
+                      'no boots; default %(default)s')
+    many.add_argument('--only', default='', choices=[
+        'periodic update', 'image cache', 'power states', 'start'],
+        help='measure this loop alone')
+    months = parser.add_argument_group(
+        'months of running (root)',
+        'Boots and deletes guests, with each driver in its own process.')
+    months.add_argument('--soak', type=int, metavar='N',
+                        help='boots and deletes; 1000 take an hour or two')
+    months.add_argument('--trace', action='store_true',
+                        help='say in the end what keeps memory')
+    page = parser.add_argument_group('documentation')
+    page.add_argument('--save', metavar='FILE',
+                      help='write the results of --guests or --soak there, '
+                      'as JSON')
+    page.add_argument('--document', action='store_true',
+                      help='draw the results in doc/source/admin/performance '
+                      'and make their tables (needs matplotlib)')
+    options = parser.parse_args()
+    if options.document:
+        bench_page.write()
+        return 0
+    if options.guests or options.soak:
+        return _more(options)
+    times, calls = on_fake_libvirt(options.rounds)
     if os.geteuid() == 0:
-        more_times, more_calls = on_real_libvirt(rounds)
+        more_times, more_calls = on_real_libvirt(options.rounds)
         times |= more_times
         calls |= more_calls
     else:
         print('spawn and destroy on a real libvirt are left out: they need '
               'root', file=sys.stderr)
     print(report(times, calls))
+    return 0
+
+
+def _more(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        print('These need root.', file=sys.stderr)
+        return 2
+    found: Any
+    if options.guests:
+        found = bench_dense.run(
+            sorted(options.guests), options.running, options.rounds,
+            options.at_once, options.only)
+        print(bench_dense.report(found))
+    else:
+        found = bench_soak.run(options.soak, options.trace)
+    if options.save:
+        with open(options.save, 'w') as f:
+            json.dump(found, f, indent=1)
+            f.write('\n')
     return 0
 
 

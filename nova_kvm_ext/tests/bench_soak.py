@@ -19,6 +19,8 @@ that kept most since the process was warm (tracemalloc), and the caches by
 name.
 """
 
+from concurrent import futures
+import datetime
 import functools
 import gc
 import json
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import tracemalloc
 from typing import Any
 import uuid
@@ -36,13 +39,6 @@ EACH = 25
 
 WARM = 50
 """Boots after which what is kept is counted."""
-
-
-def resident() -> float:
-    """MiB that this process has in memory."""
-    with open('/proc/self/statm') as f:
-        pages = int(f.read().split()[1])
-    return pages * os.sysconf('SC_PAGESIZE') / (1 << 20)
 
 
 def caches() -> dict[str, int]:
@@ -89,7 +85,8 @@ def soak(name: str, boots: int, uri: str, directory: str, trace: bool
             gc.collect()
             print(json.dumps({
                 'driver': name, 'boots': number,
-                'MiB': round(resident(), 2), 'objects': len(gc.get_objects()),
+                'MiB': round(bench_drivers.resident(), 2),
+                'objects': len(gc.get_objects()),
                 'seconds': round(time.monotonic() - started, 1)}), flush=True)
         if trace and number == WARM:
             tracemalloc.start()
@@ -116,8 +113,13 @@ def soak(name: str, boots: int, uri: str, directory: str, trace: bool
     os._exit(0)
 
 
-def run(boots: int, trace: bool = False) -> None:
-    """Soak both drivers side by side, each on a libvirt of its own."""
+def run(boots: int, trace: bool = False) -> dict[str, Any]:
+    """Soak both drivers side by side, each on a libvirt of its own.
+
+    :returns: what each process has told, and when
+    """
+    from importlib import metadata
+
     from nova_kvm_ext.tests import bench_drivers
     from nova_kvm_ext.tests.functional import libvirtd
     with libvirtd.PrivateLibvirt() as one, libvirtd.PrivateLibvirt() as two:
@@ -130,11 +132,30 @@ def run(boots: int, trace: bool = False) -> None:
                 processes.append(subprocess.Popen(
                     [sys.executable, '-W', 'ignore', '-m', __name__, name,
                      str(boots), private.uri, directory,
-                     'trace' if trace else '']))
-            for process in processes:
-                process.wait()
+                     'trace' if trace else ''],
+                    stdout=subprocess.PIPE, text=True))
+            told: list[Any] = []
+            # Both at a time, and each line when it comes.
+            with futures.ThreadPoolExecutor(len(processes)) as pool:
+                list(pool.map(lambda process: _listen(process, told),
+                              processes))
+    return {'nova': metadata.version('nova'),
+            'date': datetime.date.today().isoformat(), 'told': told}
+
+
+def _listen(process: 'subprocess.Popen[str]', told: list[Any]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end='', flush=True)
+        told.append(json.loads(line))
+    process.wait()
 
 
 if __name__ == '__main__':
-    soak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4],
-         sys.argv[5:] == ['trace'])
+    try:
+        soak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4],
+             sys.argv[5:] == ['trace'])
+    except Exception:
+        # oslo.log would put it into a file that is removed.
+        traceback.print_exc()
+        os._exit(1)
