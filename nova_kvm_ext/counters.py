@@ -34,7 +34,10 @@ import time
 from typing import Any
 import urllib.parse
 
+from nova_kvm_ext import log
 from nova_kvm_ext.metrics import names
+
+LOG = log.getLogger(__name__)
 
 _DIRECTORY = 'kvm-ext-counters'
 _BYTES = 1 << 20
@@ -153,6 +156,7 @@ class Counters:
         self._written = -math.inf
         self._dirty = False
         self._at_exit = False
+        self._failed = False
 
     def open(self, state_path: str, service: str) -> None:
         """Go on with what the service counted before.
@@ -229,6 +233,7 @@ class Counters:
         self._write(at_once=True)
 
     def _write(self, at_once: bool = False) -> None:
+        problem: OSError | None = None
         with self._lock:
             now = time.monotonic()
             if self._path is None or not self._dirty or (
@@ -237,11 +242,16 @@ class Counters:
             self._written = now
             try:
                 _replace(self._path, self._document())
-            except OSError:
+                self._dirty = self._failed = False
+            except OSError as e:
                 # Counted on in memory; the next time it is tried again.
-                # host check and host health look at the directory.
-                return
-            self._dirty = False
+                if not self._failed:
+                    problem = e
+                self._failed = True
+        if problem is not None:
+            # Without the lock: this message is counted, too.
+            LOG.warning('KVML902 What this service counts for nova-kvm-ext '
+                        'metrics cannot be written: %s', problem)
 
     def _document(self) -> Mapping[str, Any]:
         counts = self._counts

@@ -438,6 +438,13 @@ TABLE: tuple[LogMessage, ...] = (
         'Look at [DEFAULT] state_path: is it full, read-only, of another '
         'user?',
         _OPERATOR),
+    LogMessage(
+        'KVML902',
+        'What nova-compute counts for nova-kvm-ext metrics cannot be written '
+        'below [DEFAULT] state_path. It is tried again, and nothing is lost '
+        'as long as the service runs.',
+        'Do what the line says: space, or the owner of kvm-ext-counters.',
+        _OPERATOR),
 )
 
 BY_CODE = {row.code: row for row in TABLE}

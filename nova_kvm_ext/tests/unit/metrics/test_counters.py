@@ -115,10 +115,16 @@ class CountersTestCase(base.BaseTestCase):
     def test_a_directory_that_cannot_be_written(self):
         with open(os.path.join(self.state, 'kvm-ext-counters'), 'w'):
             found = self.opened()
-        found.add(names.REFUSALS, 'mbr')
+        # Said once, and counted in its turn.
+        said = self.useFixture(fixtures.MockPatchObject(
+            counters.LOG, 'warning', side_effect=lambda *args: found.add(
+                names.LOGGED, 'KVML902'))).mock
+        for self.now in (1.0, 3.0, 5.0):
+            found.add(names.REFUSALS, 'mbr')
+        said.assert_called_once()
         os.unlink(os.path.join(self.state, 'kvm-ext-counters'))
         found.flush()
-        self.assertEqual({('mbr',): 1}, self.refusals())
+        self.assertEqual({('mbr',): 3}, self.refusals())
 
     def test_a_file_that_is_none_of_ours(self):
         os.makedirs(os.path.dirname(self.file))
