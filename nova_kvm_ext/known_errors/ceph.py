@@ -34,8 +34,8 @@ ROWS: tuple[KnownError, ...] = (
         r'error connecting: Connection timed out'
         r'|RADOS timed out \(error connecting to the cluster\)',
         'No monitor of Ceph let this client in within five minutes. None can '
-        'be reached; or the key or the user is a wrong one, which monitors '
-        'of the older protocol (port 6789) do not say.',
+        'be reached; or the key or the user is a wrong one, which QEMU does '
+        'not always say.',
         'See that the monitors can be reached from this host. ' + HOST_CHECK,
         _SEEN,
         (DIED + _BLOCKDEV + 'error connecting: Connection timed out',
