@@ -444,6 +444,7 @@ class CephFacts:
     :ivar error: why that step failed, in words of Ceph's library; '' where
         all steps were taken
     :ivar errno: its number; None where there is none, or no answer came
+    :ivar full: whether Ceph says that the pool is full
     :ivar key_error: the same of a connection with the key that is libvirt's
         secret; None where that was not tried
     :ivar key_errno: its number
@@ -459,6 +460,7 @@ class CephFacts:
     step: str = ''
     error: str = ''
     errno: int | None = None
+    full: bool = False
     key_error: str | None = None
     key_errno: int | None = None
 

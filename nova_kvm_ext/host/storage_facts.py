@@ -95,6 +95,16 @@ try:
     say(step='done')
 except Exception as e:
     say(**failed(e))
+else:
+    # Not every user may ask for it.
+    try:
+        _, out, _ = ceph.mon_command(json.dumps({
+            'prefix': 'health', 'detail': 'detail', 'format': 'json'}), b'')
+        found = json.loads(out)['checks'].get('POOL_FULL', {'detail': []})
+        name = "'%s'" % asked['pool']
+        say(full=any(name in one['message'] for one in found['detail']))
+    except Exception:
+        pass
 if asked['key']:
     try:
         cluster(key=asked['key']).connect()
@@ -200,7 +210,7 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
         step=step,
         error=errors.clean(said.get('error') or (
             '' if step in ('', 'done') else why or 'no answer')),
-        errno=_number(said.get('errno')),
+        errno=_number(said.get('errno')), full=said.get('full') is True,
         key_error=errors.clean(tried.get('error', ''))
         if isinstance(tried, dict) else None,
         key_errno=_number(tried.get('errno'))

@@ -134,7 +134,9 @@ def _driver(facts: model.HostFacts) -> verdict.Said:
 @GROUP.check('KVM603', 'Secret of Ceph in libvirt', proof=(
     'With images_type = rbd, libvirt says that it has not the secret of '
     'rbd_secret_uuid or that the secret has no value; or Ceph refuses the '
-    'value as the key of rbd_user.'))
+    'value as the key of rbd_user; or rbd_user is set without '
+    'rbd_secret_uuid, which libvirt refuses (missing secret uuid or usage '
+    'attribute).'))
 def _secret(facts: model.HostFacts) -> verdict.Said:
     options, secret = facts.options, facts.storage.secret
     if not options.ceph:
@@ -143,9 +145,9 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
     uuid = errors.clean(options.rbd_secret)
     if not uuid:
         if options.ceph_disks and options.rbd_user:
-            return verdict.warn(
-                '[libvirt] rbd_user is set and rbd_secret_uuid is not: '
-                'libvirt has no key for QEMU',
+            return _weigh(
+                facts, '[libvirt] rbd_user is set and rbd_secret_uuid is '
+                'not: libvirt refuses such a disk',
                 'Set [libvirt] rbd_secret_uuid to the UUID of a secret that '
                 'virsh secret-list shows.')
         return verdict.skip('[libvirt] rbd_secret_uuid is not set')
@@ -240,6 +242,12 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
     pool = errors.clean(facts.options.rbd_pool)
     if ceph.step not in ('pool', 'read', 'done'):
         return verdict.skip('there is no connection to Ceph (KVM601, KVM604)')
+    if ceph.full:
+        return verdict.warn(
+            f'the pool {pool} is full: guests that write to it wait, and a '
+            f'boot hangs',
+            'Delete what is not needed, add OSDs, or raise the quota (ceph '
+            'df, ceph osd pool get-quota).')
     if ceph.step == 'done':
         return verdict.passed(f'{client} may read the pool {pool}')
     if ceph.errno == errno_.ENOENT:

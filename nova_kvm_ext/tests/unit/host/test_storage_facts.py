@@ -36,6 +36,10 @@ KEY = b'key of nova'
 # As Ceph 16.2.15's does: the class of an error has its number.
 RADOS = """
 import os
+# As Ceph says it of a pool that has reached its quota.
+HEALTH = b'{"status": "HEALTH_WARN", "checks": {"POOL_FULL": {"detail": [' \
+         b'{"message": "pool \\'%s\\' is full (running out of quota)"}]}}}'
+HEALTH = HEALTH % (os.environ['CEPH_ARGS'] or 'vms-old').encode()
 class Error(Exception):
     def __init__(self, message, errno):
         super().__init__(f'[errno {errno}] {message}')
@@ -63,6 +67,9 @@ class Rados:
         fail('connect with key' if 'key' in self.options else 'connect')
         if 'key' in self.options:
             assert self.options['key'] == 'a2V5IG9mIG5vdmE=', self.options
+    def mon_command(self, command, given):
+        fail('health')
+        return 0, HEALTH, ''
     def open_ioctx(self, pool):
         assert pool == 'vms'
         fail('pool')
@@ -153,6 +160,14 @@ class StorageFactsTestCase(base.BaseTestCase):
         found = self.read(fault).ceph
         self.assertEqual((step, number), (found.step, found.errno))
         self.assertEqual(bool(number), 'RADOS error' in found.error)
+
+    @ddt.data(('vms', True), ('', False), ('health:13', False))
+    @ddt.unpack
+    def test_full(self, pool, expected):
+        """Where the user may not ask, nothing is known of it."""
+        found = self.read(pool).ceph
+        self.assertEqual(('done', ''), (found.step, found.error))
+        self.assertIs(expected, found.full)
 
     def test_key_that_ceph_refuses(self):
         found = self.read('connect with key:13').ceph

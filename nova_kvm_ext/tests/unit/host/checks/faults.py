@@ -458,7 +458,7 @@ FAULTS = (
     Fault('secret that is no key', ceph(
         key_error='RADOS invalid argument', key_errno=22), 'KVM603', 'FAIL',
         'Ceph refuses the value'),
-    Fault('user without a secret', user_without_a_secret, 'KVM603', 'WARN',
+    Fault('user without a secret', user_without_a_secret, 'KVM603', 'FAIL',
           'rbd_secret_uuid is not', 'rbd_secret_uuid'),
     Fault('no ceph.conf', ceph_service(
         step='conf', errno=2, error='conf_read_file'), 'KVM604', 'FAIL',
@@ -483,6 +483,8 @@ FAULTS = (
     Fault('pool of others', ceph(
         step='read', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova read', 'ceph auth caps'),
+    Fault('full pool', ceph(full=True), 'KVM605', 'WARN',
+          'the pool vms is full', 'quota'),
     Fault('no OSD', ceph(step='read', errno=110, error='RADOS timed out'),
           'KVM605', 'WARN', 'does not answer', 'ceph osd tree'),
 )
