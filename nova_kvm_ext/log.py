@@ -174,7 +174,9 @@ def _key(record: logging.LogRecord) -> tuple[Any, ...]:
     text = record.getMessage()
     found = CODE.search(text)
     code = found[0] if found else ''
-    instance = getattr(record, 'instance', None)
+    # oslo.log takes either.
+    instance = (getattr(record, 'instance', None) or
+                getattr(record, 'instance_uuid', None))
     row = log_codes.BY_CODE.get(code)
     request = (context.get_current() if row is not None and row.each_request
                else None)

@@ -88,7 +88,9 @@ class RepeatsTestCase(base.BaseTestCase):
             self.log.warning('KVML305 b', instance=other)
             self.log.warning('KVML304 b', instance=other)
             self.log.info('KVML304 b', instance=other)
-        self.assertEqual(6, len(self.said()))
+            for uuid in 'one', 'two':
+                self.log.warning('KVML813 a', instance_uuid=uuid)
+        self.assertEqual(8, len(self.said()))
 
     def test_a_subject_is_the_thing_whatever_the_text(self):
         for seconds in 1, 2, 3:

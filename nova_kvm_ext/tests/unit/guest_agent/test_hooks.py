@@ -95,6 +95,9 @@ class Domain:
     def isActive(self) -> bool:
         return self.active
 
+    def state(self, flags: int = 0) -> list[int]:
+        return [1, 1] if self.active else [5, 0]
+
     def hasManagedSaveImage(self, flags: int) -> bool:
         return self.saved
 
@@ -172,7 +175,8 @@ class HooksTestCase(driver_base.DriverTestCase):
     def serve(self, drvr: driver.KVMDriver) -> None:
         """Have a driver find the domain."""
         self.connection = mock.Mock(
-            lookupByUUIDString=mock.Mock(return_value=self.domain))
+            lookupByUUIDString=mock.Mock(return_value=self.domain),
+            listAllDomains=mock.Mock(return_value=[]))
         for name, value in (
                 ('get_guest', mock.Mock(return_value=self.guest)),
                 ('get_connection', mock.Mock(return_value=self.connection)),
