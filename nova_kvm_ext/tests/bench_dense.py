@@ -115,6 +115,7 @@ class Host:
         with open(os.path.join(directory, 'nova.conf'), 'w') as f:
             f.write(f'[libvirt]\nconnection_uri = {uri}\nvirt_type = qemu\n')
         cloudless.configure(directory, directory, [f.name])
+        _have_sqlite_wait()
         self.image = cloudless.LocalImage(
             self.base, 'qcow2', {'hw_qemu_guest_agent': 'yes'})
         self.context = cloudless.context()
@@ -289,6 +290,16 @@ class Host:
             yield self.running[0].UUIDString()
         finally:
             os.kill(int(process), 18)    # SIGCONT
+
+
+def _have_sqlite_wait() -> None:
+    """For another writer a minute, not five seconds."""
+    from nova.db.main import api
+    from sqlalchemy import event
+    engine = api.get_engine()
+    event.listen(engine, 'connect', lambda connection, record: (
+        connection.execute('PRAGMA busy_timeout = 60000')))
+    engine.dispose()
 
 
 def _command_line(pid: str) -> bytes:
