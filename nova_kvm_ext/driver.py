@@ -464,7 +464,7 @@ class KVMDriver(driver.LibvirtDriver):
 
     def _get_vcpu_used(self) -> int:
         """Nova's sum, for which libvirt is asked once."""
-        return super()._get_vcpu_used.__func__(  # type: ignore[attr-defined]
+        return super()._get_vcpu_used.__func__(
             self._vcpus.view(self))
 
     def _get_instance_disk_info_from_config(

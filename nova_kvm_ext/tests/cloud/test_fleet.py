@@ -83,7 +83,7 @@ class FleetTestCase(test_migration.Migrating, base.HostTestCase):
         self._filter(enabled)
 
     def _filter(self, enabled):
-        options = {'filter_scheduler': {
+        options: base.configuration.Options = {'filter_scheduler': {
             'available_filters': _FILTER,
             'enabled_filters': ','.join([
                 *CONF.filter_scheduler.enabled_filters,

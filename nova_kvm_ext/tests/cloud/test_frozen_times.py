@@ -25,6 +25,7 @@ import statistics
 import ddt
 from testtools import content
 
+from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import volumes
 
 _HOW_MANY = 3
@@ -34,7 +35,7 @@ _FILTER = '1:qemu.qemu_agent'
 _LINE = re.compile(
     r'^(\d+-\d+-\d+ [\d:.]+)\+0000: \d+: debug : qemuAgentCommandFull:\d+ : '
     r"(?:Send command '(.*?)' for write|(Receive) command reply)")
-PLAIN = {
+PLAIN: configuration.Options = {
     'DEFAULT': {'compute_driver': 'libvirt.LibvirtDriver'},
     'libvirt': {'virt_type': 'qemu', 'cpu_mode': 'host-model'}}
 

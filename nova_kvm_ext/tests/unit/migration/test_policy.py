@@ -13,6 +13,8 @@
 
 """Whose word counts about a migration that will not converge, and when."""
 
+from typing import Any
+
 from oslotest import base
 
 from nova_kvm_ext.migration import policy
@@ -50,7 +52,8 @@ class PolicyTestCase(base.BaseTestCase):
         self.assertEqual('pause', self.decide('pause', 'Pause').policy)
 
     def test_bounds(self):
-        for asked in ({'flavor': 'abort'}, {'image': 'abort'}):
+        both: list[dict[str, Any]] = [{'flavor': 'abort'}, {'image': 'abort'}]
+        for asked in both:
             found = self.decide(**asked)
             self.assertEqual('wait', found.policy)
             self.assertIn('abort is not allowed here ([kvm_ext] '

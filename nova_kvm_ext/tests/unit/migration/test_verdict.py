@@ -57,7 +57,8 @@ def verdicts(samples: Any, limits: verdict.Limits = LIMITS,
 
     :param allowed: the downtime that QEMU is told, seconds
     """
-    course, found = verdict.Course(), {}
+    course = verdict.Course()
+    found: dict[int, verdict.Verdict] = {}
     for stats in samples:
         sample = verdict.Sample.read(stats, allowed)
         if sample is not None:
@@ -147,7 +148,8 @@ class MadeUpTestCase(base.BaseTestCase):
         if guest.arrived and max(found) < 3:
             self.assertIs(CONVERGES, expected)
         else:
-            self.assertIs(expected, by(found, 3).outcome, by(found, 3))
+            self.assertIs(
+                expected, by(found, 3).outcome, str(by(found, 3)))
         if expected is CONVERGES:
             self.assertTrue(guest.arrived)
             self.assertNotIn(STALLS, {one.outcome for one in found.values()})
@@ -231,7 +233,7 @@ class MadeUpTestCase(base.BaseTestCase):
     def test_seldom_looked_at(self):
         for every in (0.1, 2, 5):
             found = verdicts(Guest(writer(30, 64)).samples(200, every))
-            self.assertIs(STALLS, by(found, 4).outcome, every)
+            self.assertIs(STALLS, by(found, 4).outcome, str(every))
 
     def test_auto_converge_is_given_its_time(self):
         limits = verdict.Limits(0.5, auto_converge=True)

@@ -48,7 +48,7 @@ class CloudTestCase(base.BaseTestCase):
             '/resource_providers': answer({'resource_providers': [
                 {'uuid': 'u1', 'name': 'host1'}]}),
             '/resource_providers/u1/traits': answer({'traits': ['A', 'B']})})
-        done = []
+        done: list[int] = []
         found, = reader.providers(mock.Mock(placement=placement), done.append)
         self.assertEqual(('u1', 'host1', frozenset('AB')),
                          (found.uuid, found.name, found.traits))
