@@ -307,12 +307,10 @@ class RecordedTestCase(base.BaseTestCase):
             said = f'{trace["kind"]} at {trace["link"]} MiB/s: {seen}'
             if trace['kind'] in ('fast', 'stops'):
                 self.assertIs(STALLS, seen.outcome, said)
-            elif trace['kind'] == 'slow':
+            elif trace['kind'] == 'slow' and max(found) >= 3:
                 self.assertIs(CONVERGES, seen.outcome, said)
             else:
                 self.assertIsNot(STALLS, seen.outcome, said)
-            if trace['kind'] == 'stops':
-                self.assertIs(CONVERGES, found[max(found)].outcome, said)
             if trace['kind'] in ('idle', 'slow'):
                 self.assertNotIn(
                     STALLS, {one.outcome for one in found.values()}, said)
