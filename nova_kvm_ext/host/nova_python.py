@@ -74,10 +74,15 @@ class Python:
         """
         uid, gid, groups = self.user or (None, None, None)
         said: Any = ''
+        # No pipe: on eventlet, communicate() waits for ever on that of a
+        # process that has ended without reading. No file: it may be a key.
+        given_file = os.memfd_create('nova-kvm-ext')
         try:
+            os.write(given_file, given.encode())
+            os.lseek(given_file, 0, os.SEEK_SET)
             done = subprocess.run(
                 [*self.words, '-c', question], cwd='/', env=self.environment,
-                input=given, capture_output=True, text=True,
+                stdin=given_file, capture_output=True, text=True,
                 errors='replace', timeout=seconds, user=uid, group=gid,
                 extra_groups=groups)
             said, why = done.stdout, (
@@ -91,6 +96,8 @@ class Python:
                 why = f'does not answer within {seconds:g} s'
             else:
                 why = f'does not answer ({e})'
+        finally:
+            os.close(given_file)
         if isinstance(said, bytes):
             said = said.decode(errors='replace')
         answers = []

@@ -215,12 +215,18 @@ class StorageFactsTestCase(base.BaseTestCase):
         self.assertTrue(found.elsewhere)
 
     def test_the_key_is_on_no_command_line(self):
-        with mock.patch('subprocess.run') as run:
-            run.return_value = mock.Mock(stdout='', stderr='', returncode=1)
+        given = []
+
+        def run(*args, **kwargs):
+            given.append((args, os.read(kwargs['stdin'], 10000)))
+            return mock.Mock(stdout='', stderr='', returncode=1)
+
+        with mock.patch('subprocess.run', run):
             self.read()
         key = base64.b64encode(KEY).decode()
-        self.assertNotIn(key, str(run.call_args.args))
-        self.assertEqual(key, json.loads(run.call_args.kwargs['input'])['key'])
+        (args, text), = given
+        self.assertNotIn(key, str(args))
+        self.assertEqual(key, json.loads(text)['key'])
         self.assertNotIn(key, repr(self.read()))
 
     def test_no_secret(self):
