@@ -10,91 +10,109 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The words of documentation, option help, messages and docstrings.
-
-Readers are operators whose second language is English. Words that stand for a
-name, or that have no one meaning, make them guess.
-"""
+"""One fact has one name, wherever it is shown."""
 
 import ast
-from collections.abc import Iterator
-import glob
-import os
+import dataclasses
+import importlib
+from importlib import metadata
 import re
 
 from oslotest import base
 
-_TOP = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3)
-_PAGES = ('README.rst', 'CONTRIBUTING.rst', 'SECURITY.md',
-          'devstack/README.rst', 'doc/source/**/*.rst')
+from nova_kvm_ext.cmd import agent as agent_commands
+from nova_kvm_ext.cmd import guests as guest_commands
+from nova_kvm_ext import errors
+from nova_kvm_ext.guest_agent import client
+from nova_kvm_ext.guests import model
+from nova_kvm_ext.guests import verdicts
+from nova_kvm_ext.tests.unit import test_layering
+from nova_kvm_ext import words
 
-_RULES = {
-    r'that one': 'the name of what is meant',
-    r'who(?:m|so)?ever': 'who it is',
-    r'somebody|someone': 'who it is: an operator, a tenant, a program',
-    r'for ever': 'without end, permanently',
-    r'but for': 'except',
-    r'there(?:of|by|upon|with)|where(?:by|upon)|here(?:of|by)': 'plain words',
-    r'lest|hitherto|henceforth|albeit|whilst|amongst|ere': 'plain words',
-    r'utili[sz]e[sd]?': 'use',
-    r'in order to': 'to',
-    r'prior to': 'before',
-    r'via': 'by, through',
-    r'e\.g\.|i\.e\.|etc\.': 'for example, that is, and others',
-    r'simply|obviously|of course': 'nothing: leave it out',
-}
-_WORDS = re.compile('|'.join(
-    rf'(?P<r{number}>(?<![\w/.-])(?:{rule})(?![\w/-]))'
-    for number, rule in enumerate(_RULES)), re.IGNORECASE)
-# What a program, a file or a standard has written.
-_QUOTED = re.compile(r'``.*?``|`[^`\n]+`|"[^"\n]*"', re.DOTALL)
-_LITERAL = re.compile(
-    r'^( *)(?:\.\. code-block::.*|.*::)\n(?:\1 +.*\n| *\n)+', re.MULTILINE)
+OTHER_NAMES = {
+    'domain': 'name', 'instance': 'name', 'instance_name': 'name',
+    'domain_name': 'name', 'vm': 'name', 'guest_name': 'name',
+    'instance_uuid': 'uuid', 'domain_uuid': 'uuid', 'id': 'uuid',
+    'mac_address': 'mac', 'hostname': 'host_name', 'agent_state': 'state',
+    'status': 'state', 'frozen_at': 'frozen_since', 'error_text': 'problem',
+    'vhost_used': 'vhost_net', 'virt': 'virt_type', 'cpu_type': 'cpu_model'}
+"""Names that a column could have been given, and the one that it has."""
 
 
-def _found(text: str) -> Iterator[str]:
-    text = _QUOTED.sub(' ', _LITERAL.sub('\n', text))
-    for match in _WORDS.finditer(re.sub(r'\s+', ' ', text)):
-        number = int((match.lastgroup or '')[1:])
-        yield (f'{match[0]!r}: say {list(_RULES.values())[number]} '
-               f'(... {match.string[max(0, match.start() - 40):match.end()]})')
+def commands():
+    for entry in metadata.distribution('nova-kvm-ext').entry_points.select(
+            group='nova_kvm_ext.commands'):
+        module, _, name = entry.value.partition(':')
+        yield entry.name, getattr(importlib.import_module(module), name)
 
 
 class WordsTestCase(base.BaseTestCase):
 
-    def test_rules_find(self):
-        for text in ('ask that one.', 'Whoever asks', 'it waits for ever,',
-                     'all but for\n  two', 'Utilise it'):
-            self.assertEqual(1, len(list(_found(text))), text)
-        for text in ('``that one``', 'ever', 'a forever loop', 'via-x',
-                     'x::\n\n   that one\n\nend'):
-            self.assertEqual([], list(_found(text)), text)
+    def test_a_column_has_the_name_that_the_fact_has_elsewhere(self):
+        seen = 0
+        for name, command in commands():
+            seen += 1
+            for column in getattr(command, 'COLUMNS', ()):
+                if (name, column) == ('guest_boot', 'domain'):
+                    # Not its name: all that its XML says.
+                    continue
+                self.assertNotIn(column, OTHER_NAMES, f'{name} has the column '
+                                 f'{column}: call it '
+                                 f'{OTHER_NAMES.get(column)}')
+                self.assertTrue(re.fullmatch(r'[a-z][a-z_0-9]*', column),
+                                column)
+        self.assertGreater(seen, 15)
 
-    def test_pages(self):
-        wrong = []
-        for pattern in _PAGES:
-            for path in glob.glob(os.path.join(_TOP, pattern),
-                                  recursive=True):
-                with open(path) as f:
-                    wrong += [f'{os.path.relpath(path, _TOP)}: {found}'
-                              for found in _found(f.read())]
-        self.assertEqual([], wrong)
-
-    def test_strings_of_the_package(self):
-        """Docstrings, option help and messages."""
-        wrong = []
-        for path in glob.glob(os.path.join(_TOP, 'nova_kvm_ext/**/*.py'),
-                              recursive=True):
-            name = os.path.relpath(path, _TOP)
-            # What libvirt and QEMU have said is theirs.
-            if name.startswith(('nova_kvm_ext/tests/',
-                                'nova_kvm_ext/known_errors/')):
+    def test_yes_no_and_not_known_are_written_once(self):
+        """No module has a table of its own that says yes, no and unknown."""
+        for room, path in test_layering.modules().items():
+            if room == 'words':
                 continue
             with open(path) as f:
                 tree = ast.parse(f.read())
             for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and (
-                        isinstance(node.value, str)):
-                    wrong += [f'{name}:{node.lineno}: {found}'
-                              for found in _found(node.value)]
-        self.assertEqual([], wrong)
+                if isinstance(node, ast.Dict):
+                    keys = {key.value for key in node.keys
+                            if isinstance(key, ast.Constant)}
+                    values = {value.value for value in node.values
+                              if isinstance(value, ast.Constant)}
+                    self.assertFalse(
+                        {'yes', 'no'} <= values and {True, False} <= keys and
+                        None in keys, f'{room}:{node.lineno}: '
+                        f'take words.ANSWERS')
+
+    def test_states_of_an_agent_are_one_table(self):
+        self.assertIs(words.AgentState, client.AgentState)
+        states = {state.value for state in words.AgentState}
+        for channel in None, False, True:
+            found = verdicts.judge(
+                model.Guest('uuid', 'name', channel=channel), model.Today())
+            self.assertIn(found.agent, states)
+            self.assertIn(found.agent, guest_commands._AGENT)
+        for state in states:
+            self.assertIn(f'"{state}"', agent_commands.List.__doc__)
+
+    def test_diagnostics_have_the_columns_of_agent_show(self):
+        facts = {field.name for field in dataclasses.fields(client.AgentFacts)}
+        self.assertEqual(facts | {'name', 'uuid'},
+                         set(agent_commands.Show.COLUMNS))
+        self.assertIn('frozen_since', guest_commands.List.COLUMNS)
+
+    def test_moments(self):
+        self.assertEqual('2026-11-27T02:30:00Z', words.when(1795746600))
+        self.assertEqual(
+            '2026-11-27T02:30:00Z', words.when(
+                words.datetime.datetime.fromisoformat(
+                    '2026-11-27T03:30:00+01:00')))
+
+    def test_no_directory_of_the_host(self):
+        for said, shown in (
+                ('Failed to connect socket to \'/var/run/libvirt/sock\': No',
+                 'Failed to connect socket to \'sock\': No'),
+                ('[Errno 28] No space left on device: \'/var/lib/nova/a/b\'',
+                 '[Errno 28] No space left on device: \'b\''),
+                ('https://docs.openstack.org/nova/', None),
+                ("qemu-img: Could not open '/var/lib/nova/_base/abc.part'",
+                 "qemu-img: Could not open 'abc.part'"),
+                ('and/or https://a.b/c 1/2', None)):
+            self.assertEqual(shown or said, errors.without_paths(said))
