@@ -38,8 +38,10 @@ _BLOCK = re.compile(
     r'^( *)\.\. code-block:: console\n((?:\1 +:.*\n)*)'
     r'((?:\1 +\S.*\n| *\n)+)', re.MULTILINE)
 _PAGES = ('README.rst', 'devstack/README.rst', 'doc/source/**/*.rst')
+_UUID = '00000000-0000-4000-8000-000000000001'
 # Where the options of a script are that it hands on.
 _HANDED_ON = {
+    'tools/bench': 'nova_kvm_ext/tests/bench*.py',
     'tools/run-cloud-tests': 'nova_kvm_ext/tests/cloud/__main__.py',
     'tools/run-kvm-tests': 'nova_kvm_ext/tests/kvm/machine.py',
     'tools/run-layout-tests': 'nova_kvm_ext/tests/layouts/__main__.py',
@@ -118,6 +120,7 @@ class DocumentedCommandsTestCase(base.BaseTestCase):
 
     def _ours(self, words: list[str]) -> str:
         app = main.NovaKVMExt()
+        words = [_UUID if word == 'UUID' else word for word in words]
         # Those of all commands stand before.
         while words and words[0].startswith('-'):
             words = words[1:]
@@ -156,8 +159,9 @@ class DocumentedCommandsTestCase(base.BaseTestCase):
         if not os.access(path, os.X_OK):
             return f'there is no {words[0]}'
         text = ''
-        for file in (words[0], *filter(None, [_HANDED_ON.get(words[0])])):
-            with open(os.path.join(_TOP, file)) as f:
+        for file in (path, *glob.glob(os.path.join(
+                _TOP, _HANDED_ON.get(words[0], words[0])))):
+            with open(file) as f:
                 text += f.read()
         mine = words[:words.index('--')] if '--' in words else words
         missing = [word for word in mine if word.startswith('--') and
