@@ -175,5 +175,4 @@ class FrozenTimesTestCase(volumes.HostVolumeTestCase):
         except (AssertionError, exceptions.HttpException):
             # Where libvirt refuses to freeze a guest that is frozen already.
             return None
-        self.addCleanup(self.remove_snapshots, made)
         return made[0] if made else None

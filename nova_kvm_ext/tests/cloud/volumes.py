@@ -195,11 +195,13 @@ class VolumeTestCase(base.CloudTestCase):
     def snapshots_of_image(self, image: Any) -> list[str]:
         """The snapshots of volumes that an image of a server stands for.
 
-        Nova has the image before Cinder has made them.
+        Nova has the image before Cinder has made them. They are removed after
+        the test.
         """
         text = self.cloud.image.get_image(image.id).properties[
             'block_device_mapping']
         found = re.findall(r'"snapshot_id": "([0-9a-f-]+)"', text)
+        self.addCleanup(self.remove_snapshots, found)
         for one in found:
             self.assertEqual('available', self.wait_for_snapshot(
                 self.cloud.block_storage.get_snapshot(one)).status)
