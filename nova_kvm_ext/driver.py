@@ -122,7 +122,7 @@ class KVMDriver(driver.LibvirtDriver):
         :raises nova.exception.InvalidConfiguration: an option is wrong, or
             this host cannot run guests; the log has what and the remedy
         """
-        metrics_hooks.start(host)
+        metrics_hooks.start(CONF.host)
         with (self._health.starting(),
               host_hooks.process_ends_unless_started(self._host)):
             with _wrong_options_said():

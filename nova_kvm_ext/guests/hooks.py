@@ -403,7 +403,9 @@ class IOPauses:
     def diagnostics(self, instance: Any) -> dict[str, Any]:
         """Why a guest is paused, without paths: tenants may see it."""
         try:
-            pause = pauses.read(self._host.get_guest(instance)._domain)
+            domain = self._host.get_guest(instance)._domain
+            pause = (pauses.read(domain)
+                     if domain.info()[0] == pauses.PAUSED else None)
         except Exception as e:
             if errors.libvirt_error(e) is None and not isinstance(
                     e, exception.NovaException):
@@ -411,9 +413,9 @@ class IOPauses:
             return {}
         if pause is None:
             return {}
-        guest = self._guests.get(instance.uuid)
+        known = self._guests.get(instance.uuid)
         since = pause.since or (
-            guest.since if guest and pause.cause is not None else None)
+            known.since if known and pause.cause is not None else None)
         return {DIAGNOSTICS_KEY: {
             'reason': pause.reason.words,
             'cause': pause.cause and pause.cause.value,

@@ -113,6 +113,8 @@ class Snapshots:
         the server was booted from. It overwrites none of ours where another
         driver, or Cinder, makes the snapshot.
         """
+        if not instance.obj_attr_is_set('system_metadata'):
+            return  # as in none of Nova's calls
         metadata = instance.system_metadata
         for name in consistency.PROPERTIES:
             metadata.pop(f'image_{name}', None)

@@ -68,6 +68,9 @@ class Domain:
     def state(self, flags: int = 0) -> list[int]:
         return list(self.now)
 
+    def info(self) -> list[int]:
+        return [self.now[0], 0, 0, 1, 0]
+
     def XMLDesc(self, flags: int = 0) -> str:
         return self.xml
 
