@@ -119,7 +119,8 @@ class DirtyRate(base.HostCommand, show.ShowOne):
                     connection, domain, seconds))
             # virDomainInfo: state, most memory and memory in KiB.
             memory = domain.info()[1] * 1024
-            found = forecast.forecast(*looks, memory, bandwidth, allowed)
+            found = forecast.forecast(
+                looks[0], looks[1], memory, bandwidth, allowed)
             name, uuid = domain.name(), domain.UUIDString()
         self._code = {
             verdict.Outcome.CONVERGES: ExitCode.PASS,

@@ -63,10 +63,11 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
     def options(self, policy='wait', post_copy=False):
         """Have the source migrate slowly, with this policy."""
         for host in (self.first, self.second):
-            self.change(host, {
+            options: dict[str, dict[str, object]] = {
                 'libvirt': _OPTIONS | {
                     'live_migration_permit_post_copy': str(post_copy)},
-                'kvm_ext': {'migration_stalled': policy}})
+                'kvm_ext': {'migration_stalled': policy}}
+            self.change(host, options)
 
     def run_in(self, server, script, wait=True):
         pid = self.tell_agent(

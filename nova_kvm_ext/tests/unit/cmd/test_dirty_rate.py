@@ -100,7 +100,7 @@ class DirtyRateTestCase(base.BaseTestCase):
     def test_wrong_arguments(self):
         for wrong in (('--seconds', '1'), ('--seconds', '61'),
                       ('--bandwidth', '0'), ('--downtime', 'x')):
-            self.assertEqual(3, self.run_command(*wrong)[0], wrong)
+            self.assertEqual(3, self.run_command(*wrong)[0], wrong[0])
         self.measure.assert_not_called()
 
     def test_table_is_readable(self):

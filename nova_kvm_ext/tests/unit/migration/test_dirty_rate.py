@@ -124,7 +124,7 @@ class ForecastTestCase(base.BaseTestCase):
         for long, short in ((20, 20), (6.4, 64), (0, 3), (4, 4), (1, 9)):
             needed = self.forecast(long, short, bandwidth=0).needed / MIB
             self.assertEqual('CONVERGES', self.outcome(
-                long, short, bandwidth=needed * 1.01), (long, short))
+                long, short, bandwidth=needed * 1.01), f'{long} {short}')
 
     def test_numbers(self):
         found = self.forecast(6.4, 64)
