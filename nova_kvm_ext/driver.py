@@ -236,8 +236,14 @@ class KVMDriver(driver.LibvirtDriver):
                               disk_bus, device_type, encryption)
 
     @host_hooks.explains_libvirt_errors
-    def _live_migration_operation(self, *args: Any, **kwargs: Any) -> Any:
-        return super()._live_migration_operation(*args, **kwargs)
+    def _live_migration_operation(
+            self, context: Any, instance: Any, dest: Any,
+            block_migration: Any, migrate_data: Any, *args: Any,
+            **kwargs: Any) -> None:
+        with self._migrations.operating(migrate_data):
+            super()._live_migration_operation(
+                context, instance, dest, block_migration, migrate_data,
+                *args, **kwargs)
 
     def check_can_live_migrate_source(
             self, context: Any, instance: Any, dest_check_data: Any,
@@ -257,18 +263,23 @@ class KVMDriver(driver.LibvirtDriver):
             context, instance, dest, post_method, recover_method,
             block_migration, migrate_data)
 
-    def _live_migration(self, context: Any, instance: Any, *args: Any,
-                        **kwargs: Any) -> None:
-        with self._departures.leaving(instance):
-            super()._live_migration(context, instance, *args, **kwargs)
+    def _live_migration(
+            self, context: Any, instance: Any, dest: Any, post_method: Any,
+            recover_method: Any, block_migration: Any, migrate_data: Any,
+            *args: Any, **kwargs: Any) -> None:
+        with (self._departures.leaving(instance),
+              self._migrations.moving(migrate_data)):
+            super()._live_migration(
+                context, instance, dest, post_method, recover_method,
+                block_migration, migrate_data, *args, **kwargs)
 
     def _live_migration_monitor(
             self, context: Any, instance: Any, guest: Any, dest: Any,
             post_method: Any, recover_method: Any, block_migration: Any,
             migrate_data: Any, *args: Any, **kwargs: Any) -> None:
         with self._migrations.watching(
-                self, context, instance, guest, post_method,
-                migrate_data) as (guest, post_method):
+                self, context, instance, guest, post_method, recover_method,
+                migrate_data) as (guest, post_method, recover_method):
             super()._live_migration_monitor(
                 context, instance, guest, dest, post_method, recover_method,
                 block_migration, migrate_data, *args, **kwargs)

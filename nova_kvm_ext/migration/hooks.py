@@ -66,9 +66,12 @@ _EVENTS = {
 _POST_COPY = 'running (post-copy)'
 """Nova's status of a migration whose guest runs at the destination."""
 
-
 _QEMUS_DOWNTIME = 0.3
 """Seconds; what QEMU allows until it is told otherwise (downtime-limit)."""
+
+_OPERATION_ABORTED = 78
+"""VIR_ERR_OPERATION_ABORTED, which Nova's fake libvirt does not have
+(libvirt-virterror.html#virErrorNumber)."""
 
 
 class Watch:
@@ -95,6 +98,9 @@ class Watch:
         self._said = 0
         self._broken = False
         self._allowed = _QEMUS_DOWNTIME
+        self._over = False
+        self._aborted: Exception | None = None
+        self._lock = threading.Lock()
         self.choice = policy.decide(
             request.GuestRequest.read(
                 instance.flavor.extra_specs or {}, instance.system_metadata),
@@ -104,6 +110,7 @@ class Watch:
         self.acted = ''
         self.statistics: Mapping[str, Any] | None = None
         self.completed = False
+        self.recovered = False
 
     def look(self, stats: Mapping[str, Any]) -> None:
         """Nova has asked for the job's statistics. Never raises."""
@@ -185,9 +192,12 @@ class Watch:
         if wanted == policy.ABORT:
             try:
                 self._driver.live_migration_abort(self._instance)
-            except nova_driver.libvirt.libvirtError:
-                # Nova has logged why. The next iteration tries it again.
+            except Exception as e:
+                # Nothing was aborted, so an error is none of ours.
                 self.acted = ''
+                # Nova has logged why. The next iteration tries it again.
+                if not isinstance(e, nova_driver.libvirt.libvirtError):
+                    raise
         else:
             # Nova does it as soon as it has these statistics.
             self._driver.live_migration_force_complete(self._instance)
@@ -203,6 +213,36 @@ class Watch:
                 driver._get_migration_flags(self._block)) and
             not driver._get_vpmems(self._instance) and
             self._instance.vm_state != vm_states.PAUSED)
+
+    def takes(self, error: Exception) -> bool:
+        """Whether Nova is not to see that its call of libvirt was aborted.
+
+        Called in the thread of that call, which may return before Nova's
+        monitor has looked or after it.
+
+        :param error: libvirt's VIR_ERR_OPERATION_ABORTED
+        """
+        with self._lock:
+            if self.acted != policy.ABORT:
+                return False
+            if self._over:
+                return self.recovered
+            self._aborted = error
+            return True
+
+    def end(self) -> None:
+        """Nova's monitor has returned.
+
+        :raises libvirt.libvirtError: what was kept from Nova, when Nova has
+            not rolled the migration back, as if it had not been kept
+        """
+        with self._lock:
+            self._over = True
+            if self._aborted is not None and not self.recovered:
+                raise self._aborted
+        if self.acted == policy.ABORT and self.recovered:
+            LOG.info('Live migration aborted: the guest stays on this host '
+                     '(%s).', self.choice.reason, instance=self._instance)
 
     def ended(self, connection: Any, domain: Any, stats: Mapping[str, Any],
               opaque: Any) -> None:
@@ -287,6 +327,9 @@ class Migrations:
     def __init__(self, host: Any) -> None:
         self._host = host
         self._watches: dict[str, Watch] = {}
+        # By the identity of migrate_data, which Nova hands to all its methods
+        # of one migration. None until it is watched.
+        self._moves: dict[int, Watch | None] = {}
         self._lock = threading.Lock()
         # Nova's code gets its flags in the thread, or greenlet, that watches
         # the migration, from a method that is not told the instance.
@@ -294,14 +337,56 @@ class Migrations:
             contextvars.ContextVar('watch', default=None))
 
     @contextlib.contextmanager
+    def moving(self, migrate_data: Any) -> Iterator[None]:
+        """From before Nova calls libvirt until it has the call's result.
+
+        :param migrate_data: nova.objects.LibvirtLiveMigrateData
+        """
+        with self._lock:
+            self._moves[id(migrate_data)] = None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._moves.pop(id(migrate_data), None)
+
+    @contextlib.contextmanager
+    def operating(self, migrate_data: Any) -> Iterator[None]:
+        """While Nova calls libvirt for a migration, in a thread for that.
+
+        Nova 32 to 34 raise what that call has raised (future.result() in
+        LibvirtDriver._live_migration()), also after they have rolled the
+        migration back. nova-compute then has the server in ERROR and the
+        migration in error, and libvirt was asked to abort whatever job the
+        guest has by then. Nova 31 leaves it at the rollback. So does this,
+        for what our policy has aborted; an operator's abort ends as Nova has
+        it, and so does any other error.
+
+        :param migrate_data: nova.objects.LibvirtLiveMigrateData
+        :raises libvirt.libvirtError: what was raised within, if Nova is to
+            see it
+        """
+        try:
+            yield
+        except nova_driver.libvirt.libvirtError as e:
+            with self._lock:
+                watch = self._moves.get(id(migrate_data))
+            if (e.get_error_code() != _OPERATION_ABORTED or watch is None or
+                    not watch.takes(e)):
+                raise
+
+    @contextlib.contextmanager
     def watching(self, driver: Any, context: Any, instance: Any, guest: Any,
-                 post_method: Callable[..., Any], migrate_data: Any
-                 ) -> Iterator[tuple[Any, Callable[..., Any]]]:
+                 post_method: Callable[..., Any],
+                 recover_method: Callable[..., Any], migrate_data: Any
+                 ) -> Iterator[tuple[
+                     Any, Callable[..., Any], Callable[..., Any]]]:
         """While Nova watches a live migration.
 
         :param guest: nova.virt.libvirt.guest.Guest
         :param post_method: what Nova calls when it is completed
-        :returns: the two for Nova to go on with
+        :param recover_method: what Nova calls to roll it back
+        :returns: the three for Nova to go on with
         """
         watch = Watch(driver, context, instance, migrate_data.migration,
                       migrate_data.block_migration)
@@ -313,15 +398,23 @@ class Migrations:
             watch.completed = True
             return post_method(*args, **kwargs)
 
+        def recovers(*args: Any, **kwargs: Any) -> Any:
+            done = recover_method(*args, **kwargs)
+            watch.recovered = True
+            return done
+
         told = copy.copy(guest)
         told._domain = _ToldDomain(guest._domain, watch)
         with self._lock:
             self._watches[instance.uuid] = watch
+            if id(migrate_data) in self._moves:
+                self._moves[id(migrate_data)] = watch
         token = self._here.set(watch)
         try:
             with self._told_of_the_end(guest, watch):
-                yield told, completes
+                yield told, completes, recovers
                 watch.sum_up()
+            watch.end()
         finally:
             watch.count()
             self._here.reset(token)

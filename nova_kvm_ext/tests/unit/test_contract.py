@@ -310,6 +310,17 @@ class ContractTestCase(base.BaseTestCase):
             find('nova.virt.libvirt.guest:Guest.'
                  'migrate_configure_max_downtime')))
 
+    def test_how_nova_moves_a_guest(self):
+        """migration/hooks.py knows a migration by its migrate_data."""
+        source = inspect.getsource(find(f'{LIBVIRT_DRIVER}._live_migration'))
+        for used in ('self._live_migration_operation,',
+                     'migrate_data, guest,', 'block_migration, migrate_data,'):
+            self.assertIn(used, source)
+        source = inspect.getsource(
+            find(f'{LIBVIRT_DRIVER}._live_migration_monitor'))
+        for used in ('recover_method(context', 'find_job_type('):
+            self.assertIn(used, source)
+
     def test_attributes(self):
         self.check([f'{path}: no attribute {name}'
                     for path, names in ATTRIBUTES.items()
