@@ -43,6 +43,12 @@ class DirtyRateTestCase(base.BaseTestCase):
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'libvirt_connection',
             return_value=contextlib.nullcontext('the connection')))
+        nova = mock.Mock()
+        nova.libvirt = mock.Mock(
+            live_migration_bandwidth=8, live_migration_downtime=500,
+            connection_uri='')
+        self.useFixture(fixtures.MockPatchObject(
+            cmd_base, 'read_conf', return_value=nova))
         self.measure = self.useFixture(fixtures.MockPatchObject(
             measuring, 'measure', side_effect=self.measured)).mock
         self.rates = {10: 1, 1: 2}
@@ -53,13 +59,9 @@ class DirtyRateTestCase(base.BaseTestCase):
             seconds, MIB * self.rates.get(seconds, 1))
 
     def run_command(self, *arguments: str) -> tuple[int, str, str]:
-        config = self.create_tempfiles([('nova', (
-            '[libvirt]\nlive_migration_bandwidth = 8\n'
-            'live_migration_downtime = 500\n'))], ext='.conf')[0]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main.main(['guest', 'dirty-rate', 'x', '--config-file',
-                              config, *arguments])
+            code = main.main(['guest', 'dirty-rate', 'x', *arguments])
         return code, out.getvalue(), err.getvalue()
 
     def test_converges(self):

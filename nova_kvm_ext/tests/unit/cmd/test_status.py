@@ -68,6 +68,7 @@ class StatusTestCase(base.BaseTestCase):
              cfg.StrOpt('images_rbd_pool', default='rbd'),
              cfg.StrOpt('images_rbd_ceph_conf', default=''),
              cfg.StrOpt('rbd_user'), cfg.StrOpt('rbd_secret_uuid'),
+             cfg.BoolOpt('live_migration_permit_post_copy', default=False),
              cfg.StrOpt('connection_uri', default='')], group='libvirt')
         for name in ('compute_driver', 'instances_path', 'state_path',
                      'rootwrap_config'):
