@@ -46,6 +46,9 @@ guest_agent image|always
 guest_agent_timeout
 host_check enforce|warn|off
 image_max_virtual_gb
+migration_stalled wait|post-copy|pause|abort
+migration_stalled_allowed
+resume_io_paused auto|never
 "
 
 # Calls a function with each option that local.conf sets, its value and its

@@ -366,7 +366,9 @@ class OptionsTest(PluginTestCase):
             'vhost_net': 'require', 'load_vhost_net': 'False',
             'max_vhost_queues': '8', 'guest_agent': 'always',
             'guest_agent_timeout': '20', 'host_check': 'warn',
-            'image_max_virtual_gb': '100'}
+            'image_max_virtual_gb': '100', 'migration_stalled': 'pause',
+            'migration_stalled_allowed': 'wait,pause',
+            'resume_io_paused': 'never'}
         self.assertEqual({option.name for option in conf.list_opts()[0][1]},
                          set(values))
         expected = self.options()
@@ -407,7 +409,8 @@ class OptionsTest(PluginTestCase):
 
     def test_wrong_choices(self):
         self.assertEqual({'virt_type', 'cpu_mode', 'vhost_net', 'guest_agent',
-                          'host_check'}, set(self.choices))
+                          'host_check', 'migration_stalled',
+                          'resume_io_paused'}, set(self.choices))
         wrong = [(name, 'foo') for name in self.choices]
         wrong += [('virt_type', value)
                   for value in ('kvm|qemu', 'KVM', 'kvm ', '.*')]

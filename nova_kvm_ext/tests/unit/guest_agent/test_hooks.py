@@ -292,6 +292,7 @@ class TimeoutTestCase(HooksTestCase):
         self.assertIn('guest_agent_timeout', self.log.output)
 
     def test_every_start_of_a_guest(self):
+        self.instance.task_state = None
         with mock.patch.object(libvirt_guest.Guest, 'create',
                                return_value=self.guest):
             self.driver._create_guest(

@@ -17,6 +17,7 @@ import os
 import fixtures
 from nova import exception
 from nova import test
+from nova.tests.fixtures import libvirt as libvirt_fixture
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import conf
@@ -125,7 +126,9 @@ class HealthTestCase(test.NoDBTestCase):
 
     def test_an_error_of_libvirt_is_an_answer(self):
         self.start()
-        state = self.failing(nova_driver.libvirt.libvirtError('no domain'))
+        # The class itself would take the last error of this thread.
+        state = self.failing(libvirt_fixture.make_libvirtError(
+            nova_driver.libvirt.libvirtError, 'no domain', error_code=42))
         self.assertIs(True, state['libvirt']['answers'])
         self.assertIn('no domain', state['update']['error'])
 
