@@ -32,8 +32,11 @@ PAUSES = int(os.environ.get('NOVA_KVM_EXT_CLOUD_IO_PAUSES', '4'))
 
 AT_ONCE = 4
 
-SIZE = 700
-"""MiB of the file system: it also has the image, and what is downloaded."""
+SIZE = 1600
+"""MiB of the file system: it also has the image, and what is downloaded.
+
+Placement is told whole GiB.
+"""
 
 WRITTEN = 3
 """MiB that a server writes in a round."""
@@ -68,6 +71,8 @@ class IOPauseTestCase(base.HostTestCase):
         self.addCleanup(self.on_host, self.host, ['sh', '-c', (
             f'umount --no-mtab --lazy {self.path}; rm {image}')])
         self.number = 0
+        # Six servers of 1 GiB, which use far less.
+        self.change(self.host, {'DEFAULT': {'disk_allocation_ratio': 16}})
 
     def fill(self):
         self.on_host(self.host, ['sh', '-ec', (
