@@ -128,10 +128,19 @@ def swap() -> None:
     atexit.register(write_calls)
 
 
+NOT_CALLED = {
+    'KVMDriver._handle_conn_event':
+        'Nova\'s fixture of libvirt has no connection events',
+    'KVMDriver.manage_image_cache':
+        'Nova tests the image cache itself, and never by the driver',
+}
+"""Overrides that no test of Nova comes to, and why."""
+
+
 def main(directory: str) -> int:
     """Add up the counts, print them, and say which override was not called.
 
-    :returns: 1 if one was never called, else 0
+    :returns: 1 if one was never called that is not known for it, else 0
     """
     total: dict[str, int] = {}
     for path in pathlib.Path(directory).glob('*.json'):
@@ -139,7 +148,8 @@ def main(directory: str) -> int:
             total[name] = total.get(name, 0) + calls
     for name in sorted(total):
         print(f'{total[name]:8}  {name}')
-    unused = [name for name in total if not total[name]]
+    unused = [name for name in total
+              if not total[name] and name not in NOT_CALLED]
     if unused or not total:
         print(f'never called by any test of Nova: '
               f'{", ".join(sorted(unused)) or "anything"}', file=sys.stderr)

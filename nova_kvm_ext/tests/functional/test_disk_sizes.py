@@ -100,7 +100,7 @@ class DiskSizesTestCase(base.BaseTestCase):
         subprocess.run(
             ['qemu-img', 'create', '-q', '-f', 'qcow2', '--object',
              'secret,id=s,data=x', '-o',
-             'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10',
+             'encrypt.format=luks,encrypt.key-secret=s',
              encrypted, '1M'], check=True)
         data_file = str(self.directory / 'data')
         disks.run('create', '-f', 'qcow2', '-o',

@@ -265,7 +265,8 @@ class FaultTestCase(HostCheckTestCase):
             driver = start()
             context = cloudless.context()
             instance = objects.Instance(
-                context, uuid='11111111-2222-3333-4444-555555555555')
+                context, uuid='11111111-2222-3333-4444-555555555555',
+                task_state=None)
             try:
                 driver._create_guest(context, """
                     <domain type='qemu'><name>x</name>

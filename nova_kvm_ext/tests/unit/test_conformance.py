@@ -26,6 +26,7 @@ from oslotest import base
 import subunit
 import testtools
 
+from nova_kvm_ext import contract
 from nova_kvm_ext import driver
 from nova_kvm_ext.tests.conformance import differences
 from nova_kvm_ext.tests.conformance import steady
@@ -106,6 +107,13 @@ class CallsTestCase(base.BaseTestCase):
         code, _, err = self.added_up({'a': 1, 'b': 0}, {'a': 0, 'b': 0})
         self.assertEqual(1, code)
         self.assertIn('b', err)
+
+    def test_one_that_nova_does_not_come_to(self):
+        found = {f'KVMDriver.{name}'
+                 for name, _ in contract.overrides(driver.KVMDriver)}
+        for name in swap.NOT_CALLED:
+            self.assertIn(name, found)
+            self.assertEqual(0, self.added_up({'a': 1, name: 0})[0])
 
     def test_nothing_counted(self):
         self.assertEqual(1, self.added_up()[0])
