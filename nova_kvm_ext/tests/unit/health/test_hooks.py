@@ -126,9 +126,11 @@ class HealthTestCase(test.NoDBTestCase):
 
     def test_an_error_of_libvirt_is_an_answer(self):
         self.start()
-        # The class itself would take the last error of this thread.
-        state = self.failing(libvirt_fixture.make_libvirtError(
-            nova_driver.libvirt.libvirtError, 'no domain', error_code=42))
+        error = libvirt_fixture.make_libvirtError(
+            nova_driver.libvirt.libvirtError, 'no domain', error_code=42)
+        # The class takes the words of the last error of this thread.
+        error.args = ('no domain',)
+        state = self.failing(error)
         self.assertIs(True, state['libvirt']['answers'])
         self.assertIn('no domain', state['update']['error'])
 
