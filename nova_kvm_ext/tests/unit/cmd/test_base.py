@@ -15,6 +15,7 @@ import io
 from unittest import mock
 
 import fixtures
+import libvirt
 from oslo_config import cfg
 from oslotest import base
 
@@ -108,6 +109,8 @@ class ConnectionTestCase(base.BaseTestCase):
             self.assertTrue(found.isAlive())
 
     def test_refused(self):
+        # Every later libvirtError of this thread would have its words.
+        self.addCleanup(libvirt.virResetLastError)
         error = self.assertRaises(
             errors.HostError,
             cmd_base.libvirt_connection('nonsense:///').__enter__)
