@@ -184,6 +184,11 @@ TESTS = {
 # Seen by hand on a host where the fault can be made.
 ELSEWHERE = {
     'kvm-msr': 'needs a KVM that refuses registers',
+    **dict.fromkeys(
+        ('ceph-no-answer', 'ceph-key', 'ceph-configuration', 'ceph-pool',
+         'ceph-permission', 'ceph-image-gone', 'ceph-blocklisted',
+         'secret-without-value'), 'needs a Ceph'),
+    'migration-post-copy': 'needs two libvirts; tools/run-migration-tests',
 }
 
 
