@@ -277,7 +277,8 @@ class ProbeTestCase(base.BaseTestCase):
             set(), loaded & {'typing', 'dataclasses', 'inspect', 'argparse',
                              'logging', 'cliff', 'subprocess', 'pathlib',
                              'importlib.metadata', 'libvirt', 'nova'})
-        self.assertLess(len(loaded), 40, sorted(loaded))
+        # The standard library of Python 3.13 loads a few more than 3.11.
+        self.assertLess(len(loaded), 50, sorted(loaded))
 
     def test_the_table_of_states_fits_the_shape(self):
         self.assertTrue(probe._fits(test_verdict.WELL, probe._SHAPE))
