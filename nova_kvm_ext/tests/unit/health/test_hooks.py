@@ -15,10 +15,10 @@
 import os
 
 import fixtures
+import libvirt
 from nova import exception
 from nova import test
 from nova.tests.fixtures import libvirt as libvirt_fixture
-from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import conf
 from nova_kvm_ext.health import hooks
@@ -127,7 +127,7 @@ class HealthTestCase(test.NoDBTestCase):
     def test_an_error_of_libvirt_is_an_answer(self):
         self.start()
         error = libvirt_fixture.make_libvirtError(
-            nova_driver.libvirt.libvirtError, 'no domain', error_code=42)
+            libvirt.libvirtError, 'no domain', error_code=42)
         # The class takes the words of the last error of this thread.
         error.args = ('no domain',)
         state = self.failing(error)
