@@ -76,7 +76,7 @@ def _tell(record: logging.LogRecord) -> None:
         found = CODE.search(str(record.msg)) or CODE.search(
             record.getMessage())
     except Exception:
-        # Wrong arguments: whoever formats the record says so.
+        # Wrong arguments: the handler that formats the record says so.
         return
     if found:
         for told in _listeners:
@@ -130,7 +130,7 @@ class Repeats(logging.Filter):
         try:
             key = _key(record)
         except Exception:
-            # Wrong arguments: whoever formats the record says so.
+            # Wrong arguments: the handler that formats the record says so.
             return True
         left_out, seconds = self._count(key)
         if left_out is None:

@@ -206,7 +206,7 @@ def look(domain: Any, job: Job) -> Outcome:
         may=verdict.resume, why=verdict.why, full=verdict.full)
     if not job.resume or verdict.resume is False:
         return outcome
-    # Whoever resumed and paused the guest meanwhile is told by the reason. A
+    # Another resume and pause in the meantime shows in the reason. A
     # migration or the like has a job, which libvirt does not interrupt.
     if pauses.reason_of(domain) is not reasons.Reason.IO_ERROR or (
             domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE):

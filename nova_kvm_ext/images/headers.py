@@ -24,7 +24,7 @@ from typing import Any
 
 from nova_kvm_ext.images import qcow2
 
-# O_NONBLOCK: whoever put a FIFO there must not have the service wait.
+# O_NONBLOCK: a FIFO that lies there must not have the service wait.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
