@@ -42,6 +42,7 @@ Result = upgradecheck.Result
 
 _FILTER = 'KVMExtCPUFilter'
 _STATE_FILES = 'kvm-ext-'
+_LEDGER = 'kvm-ext-frozen'
 _NAMED = 10
 _NO_CLOUD = ('Not looked at: name the cloud with --os-cloud, a cloud of '
              'clouds.yaml with the credentials of an administrator.')
@@ -57,6 +58,8 @@ class Checks(upgradecheck.UpgradeCommands):
         """What takes away what was found, a line for a shell each."""
         self._connection: Any = None
         self._nova = nova_conf.CONF
+        # Where the ledger cannot be read, one may be frozen.
+        self._owes_a_thaw = True
 
     def _cloud(self) -> Any:
         """The connection; None without --os-cloud."""
@@ -87,6 +90,7 @@ class Checks(upgradecheck.UpgradeCommands):
             return Result(
                 Code.WARNING, f'Whether a guest is frozen cannot be read in '
                 f'{nova.state_path}: {e.strerror}. Run this as root.')
+        self._owes_a_thaw = bool(frozen)
         return self._left(
             (traces.Trace(f'guest {uuid} is frozen',
                           f'nova-kvm-ext agent thaw {uuid}')
@@ -151,9 +155,13 @@ class Checks(upgradecheck.UpgradeCommands):
         except OSError as e:
             return Result(Code.WARNING, f'{path} cannot be read: '
                                         f'{e.strerror}. Run this as root.')
+        # With the ledger would go what tells which guests are to be thawed.
+        commands = {name: '' if name == _LEDGER and self._owes_a_thaw
+                    else shlex.join(['rm', '-r', os.path.join(path, name)])
+                    for name in names}
         return self._left(
-            (traces.Trace(name, shlex.join(
-                ['rm', '-r', os.path.join(path, name)])) for name in names),
+            (traces.Trace(name, command)
+             for name, command in commands.items()),
             Code.WARNING, f'They lie in {path}; remove them once nova-compute '
                           f'runs LibvirtDriver and no guest is frozen.')
 

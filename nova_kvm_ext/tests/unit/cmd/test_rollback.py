@@ -121,6 +121,10 @@ class RollbackTestCase(base.BaseTestCase):
         self.assertEqual(1, found['Files in Nova\'s state directory'][0])
         code, said = self.run_check()
         self.assertIn(f'\nnova-kvm-ext agent thaw {UUID}\n', said)
+        self.assertNotIn('rm -r', said)
+        ledger.Ledger(self.state, 'compute1').take(UUID).remove()
+        code, said = self.run_check()
+        self.assertEqual(1, code)
         self.assertIn(f'\nrm -r {self.state}/kvm-ext-frozen\n', said)
 
     def test_options(self):
