@@ -142,6 +142,27 @@ def processes_of(directory: str) -> dict[int, list[str]]:
     return found
 
 
+def is_monitored(pid: int) -> bool:
+    """Whether a QEMU holds a connection to its monitor.
+
+    A stopped QEMU counts as one without: it would close none.
+    """
+    process = pathlib.Path('/proc') / str(pid)
+    with contextlib.suppress(OSError):  # the process ended meanwhile
+        if '\nState:\tT' in (process / 'status').read_text():
+            return False
+        # proc(5): Num RefCount Protocol Flags Type St Inode Path. An
+        # accepted socket (state 03) has the path of the listening one.
+        connections = {
+            f'socket:[{fields[6]}]' for line
+            in (process / 'net' / 'unix').read_text().splitlines()[1:]
+            if len(fields := line.split()) > 7 and fields[5] == '03'
+            and fields[7].endswith('/monitor.sock')}
+        return any(os.readlink(fd) in connections
+                   for fd in (process / 'fd').iterdir())
+    return False
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Poll until a condition holds.
 
@@ -233,6 +254,10 @@ class PrivateLibvirt(fixtures.Fixture):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not self._libvirtd(), 'end of libvirtd')
+        # A QEMU that still holds the old connection refuses the next one,
+        # and the next libvirtd then ends that guest.
+        wait_for(lambda: not any(map(is_monitored, self.processes())),
+                 'end of the connections to the monitors')
 
     def start_libvirtd(self) -> None:
         """Start libvirtd and wait until it answers."""

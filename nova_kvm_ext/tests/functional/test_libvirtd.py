@@ -189,8 +189,11 @@ class PrivateLibvirtTest(testtools.TestCase):
         self.private.stop_libvirtd()
         self.assertRaises(libvirt.libvirtError, connect, self.private)
         self.assertEqual(before, self.private.processes())
+        self.assertFalse(libvirtd.is_monitored(*before))
 
         self.private.start_libvirtd()
+        libvirtd.wait_for(
+            lambda: libvirtd.is_monitored(*before), "libvirtd's connection")
         connection = self._connect(self.private)
         self.assertEqual(['one'], _names(connection))
         self.assertEqual(before, self.private.processes())
