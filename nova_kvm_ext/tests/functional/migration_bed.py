@@ -34,6 +34,7 @@ import libvirt
 import libvirt_qemu
 
 from nova_kvm_ext.boot import testguest
+from nova_kvm_ext.migration import dirty_rate
 from nova_kvm_ext.tests.functional import libvirtd
 
 _DOMAIN = """
@@ -67,14 +68,17 @@ FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER |
          libvirt.VIR_MIGRATE_PERSIST_DEST |
          libvirt.VIR_MIGRATE_UNDEFINE_SOURCE | libvirt.VIR_MIGRATE_UNSAFE)
 
-# So many mebibytes, which no one can compress or take for zeros.
+# So many mebibytes, which no one can compress or take for zeros. No mebibyte
+# has what the one before it has at the same place.
 _PREPARE = """\
 echo $$ > /tmp/writer
 [ -s /tmp/block ] || head -c 1048576 /dev/urandom > /tmp/block
-rm -f /tmp/written
+rm -f /tmp/written /tmp/prepared
 for i in $(seq {mib}); do
     cat /tmp/block
+    echo
 done > /tmp/written
+touch /tmp/prepared
 """
 # One mebibyte after the other, with a pause between.
 _SLOW_WRITER = _PREPARE + """\
@@ -87,9 +91,14 @@ while :; do
 done
 """
 # All of them, as fast as it can, also on a host that has little time for it.
+# Each mebibyte gets what the next one has, and the last what the first has:
+# QEMU's measurement only sees what is changed by being written.
 _FAST_WRITER = _PREPARE + """\
+exec 2> /dev/null
 while :; do
-    dd if=/tmp/written of=/tmp/written bs=1M conv=notrunc 2> /dev/null
+    dd if=/tmp/written of=/tmp/first bs=1M count=1
+    dd if=/tmp/written of=/tmp/written bs=1M skip=1 conv=notrunc
+    dd if=/tmp/first of=/tmp/written bs=1M seek=$(({mib} - 1)) conv=notrunc
 done
 """
 _STOP = """\
@@ -135,11 +144,13 @@ class Bed(fixtures.Fixture):
     """The two hosts and the guest, which has booted.
 
     :param mib: the guest's memory
+    :param hosts: 1 for a guest that is not moved
     """
 
-    def __init__(self, mib: int = 128) -> None:
+    def __init__(self, mib: int = 128, hosts: int = 2) -> None:
         super().__init__()
         self._mib = mib
+        self._count = hosts
         self.uuid = str(uuid.uuid4())
 
     def setUp(self) -> None:
@@ -147,7 +158,7 @@ class Bed(fixtures.Fixture):
         self.hosts = [
             libvirtd.PrivateLibvirt(qemu_user='root',
                                     host_uuid=str(uuid.uuid4()))
-            for _ in range(2)]
+            for _ in range(self._count)]
         super().setUp()
 
     def _setUp(self) -> None:
@@ -217,9 +228,15 @@ class Bed(fixtures.Fixture):
             _FAST_WRITER.format(mib=mib) if mib_per_second is None else
             _SLOW_WRITER.format(mib=mib, pause=int(1e6 / mib_per_second)),
             output=False)
+        self.run('until [ -e /tmp/prepared ]; do sleep 1; done')
 
     def stop_writing(self) -> None:
         self.run(_STOP)
+
+    def dirty_rate(self, seconds: int) -> float:
+        """Bytes of its memory that the guest changes in a second."""
+        return dirty_rate.measure(
+            self.connections[self.at], self.domain, seconds).rate
 
     def move(self, bandwidth: int, look: Callable[[dict[str, Any]], None],
              flags: int = 0) -> Move:

@@ -89,6 +89,13 @@ class DirtyRateTestCase(base.BaseTestCase):
         self.rates = {10: 8, 1: 8}
         self.assertEqual(3, self.run_command()[0])
 
+    def test_paused(self):
+        self.rates = {10: 0, 1: 0}
+        self.domain.info.return_value[0] = 3
+        code, out, _ = self.run_command('-f', 'json')
+        self.assertEqual(0, code)
+        self.assertIn('is paused', json.loads(out)['details'])
+
     def test_options(self):
         self.rates = {5: 30, 1: 30}
         code, out, _ = self.run_command(

@@ -98,7 +98,7 @@ class ForecastTestCase(base.BaseTestCase):
 
     def test_slow(self):
         self.assertEqual('CONVERGES', self.outcome(1, 2))
-        self.assertEqual('CONVERGES', self.outcome(4, 4))
+        self.assertEqual('CONVERGES', self.outcome(4, 4, 20))
         self.assertEqual('CONVERGES', self.outcome(100, 100, 1000))
 
     def test_fast(self):
@@ -107,8 +107,36 @@ class ForecastTestCase(base.BaseTestCase):
         self.assertEqual('STALLS', self.outcome(2000, 3000, 1000))
 
     def test_a_small_ceiling(self):
-        # 3 MiB are written to all the time: 0.3 MiB/s in ten seconds.
-        self.assertEqual('CONVERGES', self.outcome(0, 3, bandwidth=12))
+        # 4 MiB are written to all the time: 0.4 MiB/s in ten seconds.
+        self.assertEqual('CONVERGES', self.outcome(0, 4, bandwidth=20))
+
+    def test_few_pages_are_looked_at(self):
+        # Two pages of those that QEMU looked at had changed, or none; that may
+        # be one, or six.
+        self.assertEqual('UNKNOWN', self.outcome(4, 4))
+        self.assertEqual('UNKNOWN', self.outcome(0, 0, bandwidth=3))
+        self.assertIn('few pages', self.forecast(4, 4).why)
+
+    def test_the_long_look_counts(self):
+        # 200 MiB in ten seconds are 16 in each, or more at once.
+        self.assertEqual('STALLS', self.outcome(20, 20))
+        for short in (0, 2):
+            found = self.forecast(20, short)
+            self.assertIs(verdict.Outcome.UNKNOWN, found.outcome)
+            self.assertIn('does not write alike', found.why)
+            self.assertGreater(found.needed, 20 * MIB)
+        self.assertEqual('CONVERGES', self.outcome(20, 0, bandwidth=100))
+        # No guest changes more than its memory.
+        self.assertEqual(256 * MIB, self.forecast(
+            12.8, 128, memory=128).needed)
+
+    def test_paused(self):
+        found = forecast.forecast(
+            forecast.Measured(10, 0), forecast.Measured(1, 0), 128 * MIB,
+            MIB, 0.5, paused=True)
+        self.assertIs(verdict.Outcome.CONVERGES, found.outcome)
+        self.assertIn('is paused', found.why)
+        self.assertEqual(128, found.first)
 
     def test_near_the_bandwidth(self):
         self.assertEqual('UNKNOWN', self.outcome(8, 8))
