@@ -53,6 +53,7 @@ from nova_kvm_ext.metrics import hooks as metrics_hooks
 from nova_kvm_ext.migration import departures
 from nova_kvm_ext.migration import hooks as migration_hooks
 from nova_kvm_ext.migration import starts
+from nova_kvm_ext.settings import Settings
 from nova_kvm_ext.storage import hooks as storage_hooks
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import hooks as vhost_hooks
@@ -89,7 +90,7 @@ class KVMDriver(driver.LibvirtDriver):
         # Nova's __init__ reads options too, and its loader takes a bad value
         # for a class of the wrong type.
         with _wrong_options_said():
-            settings = conf.Settings.from_conf(CONF)
+            settings = Settings.from_conf(CONF)
         for override in settings.overrides:
             LOG.info('%s.', override)
         if CONF.libvirt.virt_type not in _OF_QEMU and (
@@ -136,7 +137,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._errands.begin(itertools.chain(
             self._guest_agents.errands(), self._cpu.errands(host)), novas)
         self._guest_agents.service_starts()
-        self._images = images_hooks.ImageFetch(conf.Settings.from_conf(CONF))
+        self._images = images_hooks.ImageFetch(Settings.from_conf(CONF))
         self.capabilities.update(self._images.capabilities())
 
     def _settle_options(self) -> None:
@@ -150,7 +151,7 @@ class KVMDriver(driver.LibvirtDriver):
         its connection: Host caches capabilities at the first look, which
         must come after Nova has powered up dedicated CPUs.
         """
-        settings = conf.Settings.from_conf(CONF)
+        settings = Settings.from_conf(CONF)
         # Nova registers its libvirt event loop here, once, whoever calls
         # first. It must precede the first connection.
         self._host.initialize()

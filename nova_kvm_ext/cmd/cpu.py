@@ -40,7 +40,6 @@ with lazy.imports():
     import libvirt
     from oslo_config import cfg
 
-    from nova_kvm_ext import conf
     from nova_kvm_ext.cpu import choose
     from nova_kvm_ext.cpu import definition
     from nova_kvm_ext.cpu import document
@@ -55,6 +54,7 @@ with lazy.imports():
     from nova_kvm_ext.fleet import this_host
     from nova_kvm_ext.host import virt_type
     from nova_kvm_ext import request
+    from nova_kvm_ext import settings as kvm_settings
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -71,13 +71,13 @@ class _CPUCommand(base.HostCommand):
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Any]:
         nova = base.read_conf(parsed_args.config_files)
-        settings = conf.Settings.from_conf(nova)
+        settings = kvm_settings.Settings.from_conf(nova)
         # libvirt gives domain capabilities to no read-only connection.
         with self.connected(parsed_args, nova) as connection:
             return self.look(parsed_args, nova, settings, connection)
 
     def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
-             settings: conf.Settings, connection: libvirt.virConnect
+             settings: kvm_settings.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], Any]:
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ def _machine(nova: cfg.ConfigOpts, arch: str) -> str | None:
     return None
 
 
-def _resolve(nova: cfg.ConfigOpts, settings: conf.Settings,
+def _resolve(nova: cfg.ConfigOpts, settings: kvm_settings.Settings,
              connection: libvirt.virConnect) -> virt_type.VirtType:
     """The virt_type as the driver would settle it, by its kept answer."""
     arch = os.uname().machine
@@ -113,7 +113,7 @@ def _resolve(nova: cfg.ConfigOpts, settings: conf.Settings,
     return virt_type.resolve(settings, probe_kvm)
 
 
-def _look(nova: cfg.ConfigOpts, settings: conf.Settings,
+def _look(nova: cfg.ConfigOpts, settings: kvm_settings.Settings,
           connection: libvirt.virConnect
           ) -> tuple[virt_type.VirtType, usable.Host]:
     arch = os.uname().machine
@@ -162,7 +162,7 @@ class Show(_CPUCommand, show.ShowOne):
         return parser
 
     def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
-             settings: conf.Settings, connection: libvirt.virConnect
+             settings: kvm_settings.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], Sequence[Any]]:
         resolved, host = _look(nova, settings, connection)
         host = reader.with_answers(
@@ -304,7 +304,7 @@ class Export(_CPUCommand):
         return parser
 
     def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
-             settings: conf.Settings, connection: libvirt.virConnect
+             settings: kvm_settings.Settings, connection: libvirt.virConnect
              ) -> Any:
         _, host = _look(nova, settings, connection)
         print(export.to_json(
@@ -335,7 +335,7 @@ class ModelList(_CPUCommand, lister.Lister):
         return parser
 
     def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
-             settings: conf.Settings, connection: libvirt.virConnect
+             settings: kvm_settings.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], list[tuple[Any, ...]]]:
         _, host = _look(nova, settings, connection)
         host = reader.with_answers(connection, host, (
@@ -397,7 +397,7 @@ class Compare(_CPUCommand, show.ShowOne):
         return super().run(parsed_args) or int(self._code)
 
     def look(self, args: argparse.Namespace, nova: cfg.ConfigOpts,
-             settings: conf.Settings, connection: libvirt.virConnect
+             settings: kvm_settings.Settings, connection: libvirt.virConnect
              ) -> tuple[Sequence[str], Sequence[Any]]:
         text = self._text(args.cpu, connection)
         try:

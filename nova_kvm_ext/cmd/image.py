@@ -42,11 +42,11 @@ from nova_kvm_ext.exit_codes import ExitCode
 with lazy.imports():
     from nova.privsep import utils as privsep_utils
 
-    from nova_kvm_ext import conf
     from nova_kvm_ext.images import convert
     from nova_kvm_ext.images import facts
     from nova_kvm_ext.images import qemu_img
     from nova_kvm_ext.images import verdict
+    from nova_kvm_ext import settings as kvm_settings
 
 
 class Terminated(BaseException):
@@ -105,7 +105,7 @@ class ImageCommand(base.ConfigCommand):
         nova = base.read_conf(args.config_files)
         self.limits = qemu_img.Limits.from_conf(nova)
         self.policy = verdict.Policy.from_conf(
-            conf.Settings.from_conf(nova), nova)
+            kvm_settings.Settings.from_conf(nova), nova)
         declared = args.disk_format or facts.detect(f)
         found = facts.read(f, declared, self.limits)
         return declared, verdict.judge(found, declared, self.policy), found

@@ -36,6 +36,7 @@ from nova_kvm_ext.fleet import cloud as clouds
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.rollback import cloud as reader
 from nova_kvm_ext.rollback import traces
+from nova_kvm_ext.settings import Settings
 
 Code = upgradecheck.Code
 Result = upgradecheck.Result
@@ -101,7 +102,7 @@ class Checks(upgradecheck.UpgradeCommands):
         """What the guests of LibvirtDriver would get instead."""
         nova = self._nova
         try:
-            settings = conf.Settings.from_conf(nova)
+            settings = Settings.from_conf(nova)
             choice = choose.as_configured(settings)
         except errors.KVMExtError as e:
             return Result(Code.WARNING, f'{e} nova-compute does not run with '

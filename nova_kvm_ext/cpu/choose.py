@@ -24,7 +24,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import dataclasses
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
 from nova_kvm_ext.cpu import traits
@@ -32,6 +31,7 @@ from nova_kvm_ext.cpu import unshown
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext import request
+from nova_kvm_ext.settings import Settings
 
 # CPU modes that Nova's own [libvirt] cpu_mode does not know, and the nearest
 # one that it does. Nova's start-up check, traits and stored instance CPU
@@ -190,7 +190,7 @@ def default_mode(arch: str | None) -> str:
     return _DEFAULT_MODES.get(arch or '', _DEFAULT_MODE)
 
 
-def as_configured(settings: conf.Settings,
+def as_configured(settings: Settings,
                   known_models: Iterable[str] = ()) -> CPUChoice:
     """The CPU that the settings ask for, whether or not the host can do it.
 
@@ -208,7 +208,7 @@ def as_configured(settings: conf.Settings,
         tuple(map(_feature, settings.extra_flags)))
 
 
-def questions(settings: conf.Settings,
+def questions(settings: Settings,
               host: usable.Host) -> tuple[definition.CPU, ...]:
     """The CPUs about which libvirt should be asked before :func:`choose`."""
     try:
@@ -232,7 +232,7 @@ def questions_of_guest(choice: CPUChoice, wishes: request.GuestRequest,
     return () if cpu is None else (cpu,)
 
 
-def choose(settings: conf.Settings, host: usable.Host) -> CPUChoice:
+def choose(settings: Settings, host: usable.Host) -> CPUChoice:
     """The CPU that the settings ask for, if that can be.
 
     :param host: what the host can do under the resolved virt_type
@@ -263,7 +263,7 @@ def choose(settings: conf.Settings, host: usable.Host) -> CPUChoice:
         choice, warnings=tuple(_warnings(settings, features, host)))
 
 
-def _check_combination(settings: conf.Settings) -> None:
+def _check_combination(settings: Settings) -> None:
     """Mode and models must go together, whatever the host.
 
     :raises errors.InvalidOption: they do not
@@ -281,7 +281,7 @@ def _check_combination(settings: conf.Settings) -> None:
             'Set [kvm_ext] cpu_mode = custom, or remove the model.')
 
 
-def _warnings(settings: conf.Settings, features: tuple[tuple[str, str], ...],
+def _warnings(settings: Settings, features: tuple[tuple[str, str], ...],
               host: usable.Host) -> Iterator[str]:
     """What works today and will hurt."""
     if settings.cpu_mode == 'none' and host.is_x86:
@@ -356,7 +356,7 @@ class GuestNeeds:
 
 
 def choose_for_guest(choice: CPUChoice, needs: GuestNeeds,
-                     settings: conf.Settings, host: usable.Host,
+                     settings: Settings, host: usable.Host,
                      mapping: traits.ByFeature) -> GuestChoice:
     """The CPU of one guest.
 
@@ -374,7 +374,7 @@ class _GuestChooser:
     """The steps of :func:`choose_for_guest`, which share its arguments."""
 
     def __init__(self, choice: CPUChoice, needs: GuestNeeds,
-                 settings: conf.Settings, host: usable.Host,
+                 settings: Settings, host: usable.Host,
                  mapping: traits.ByFeature) -> None:
         self._choice = choice
         self._needs = needs

@@ -36,7 +36,6 @@ from nova import objects
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import utils as libvirt_utils
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
@@ -49,6 +48,7 @@ from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext import log
 from nova_kvm_ext import request
+from nova_kvm_ext.settings import Settings
 
 LOG = log.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class CPUHooks:
 
     def __init__(self, host: Any) -> None:
         self._nova_host = host
-        self._settings: conf.Settings | None = None
+        self._settings: Settings | None = None
         self._host: usable.Host | None = None
         self.choice: choose.CPUChoice | None = None
         # Instances whose hard reboot is under way, and the CPU to keep.
@@ -112,7 +112,7 @@ class CPUHooks:
 
     # -- at start-up ----------------------------------------------------------
 
-    def settle(self, settings: conf.Settings,
+    def settle(self, settings: Settings,
                virt_type: str) -> choose.CPUChoice:
         """Make the host-wide choice. Asks libvirt.
 

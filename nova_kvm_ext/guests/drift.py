@@ -18,7 +18,6 @@ keeps with the instance (:mod:`nova_kvm_ext.cpu.stored`).
 
 import dataclasses
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import levels
@@ -27,6 +26,7 @@ from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import errors
 from nova_kvm_ext.guests import model
 from nova_kvm_ext import request
+from nova_kvm_ext.settings import Settings
 
 _OF_HOST = ('host-passthrough', 'maximum')
 
@@ -141,7 +141,7 @@ def _was_kept(guest: model.Guest, cpu: definition.CPU) -> bool:
 
 
 def _unsure(guest: model.Guest, chosen: choose.GuestChoice,
-            settings: conf.Settings) -> str:
+            settings: Settings) -> str:
     """Why the CPU may be a wish that is not seen here.
 
     :returns: '' where it is not

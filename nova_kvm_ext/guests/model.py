@@ -20,11 +20,11 @@ from collections.abc import Mapping
 import dataclasses
 import types
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext.host import model
+from nova_kvm_ext.settings import Settings
 from nova_kvm_ext.vhost import proof
 
 STATES = types.MappingProxyType({
@@ -189,5 +189,5 @@ class Today:
     emulators: Mapping[str, str] = dataclasses.field(default_factory=dict)
     machines: Mapping[str, Mapping[str, Machine]] = dataclasses.field(
         default_factory=dict)
-    settings: conf.Settings | None = None
+    settings: Settings | None = None
     cpus: Mapping[str, CPUs] = dataclasses.field(default_factory=dict)

@@ -32,7 +32,6 @@ import re
 import time
 from typing import Any
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import document
@@ -43,6 +42,7 @@ from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import pauses
 from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.settings import Settings
 from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
 
@@ -254,7 +254,7 @@ def _with_version(guest: model.Guest, files: str) -> model.Guest:
 
 # -- what they would get today ------------------------------------------------
 
-def read_today(connection: Any, settings: conf.Settings | None,
+def read_today(connection: Any, settings: Settings | None,
                guests: Collection[model.Guest], machine: str | None = None
                ) -> model.Today:
     """What guests would get if they were started now.
@@ -317,7 +317,7 @@ def _machines(text: str | None
     return emulators, machines
 
 
-def _cpus(connection: Any, settings: conf.Settings, kind: str, arch: str,
+def _cpus(connection: Any, settings: Settings, kind: str, arch: str,
           machine: str | None, guests: Iterable[model.Guest]
           ) -> model.CPUs | None:
     try:

@@ -20,13 +20,13 @@ import dataclasses
 import os
 from typing import Any
 
-from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import reader
 from nova_kvm_ext.guests import verdicts as judged
 from nova_kvm_ext.host import libvirt_place
+from nova_kvm_ext.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def look(connection: Any, nova: Any, uri: str, only: str | None = None,
     """
     settings, problem = None, ''
     try:
-        settings = conf.Settings.from_conf(nova)
+        settings = Settings.from_conf(nova)
     except errors.InvalidOption as e:
         problem = str(e)
     written = ledger.Ledger(str(nova.state_path), str(nova.host)).written()

@@ -23,9 +23,9 @@ from typing import Any
 
 from oslo_config import cfg
 
-from nova_kvm_ext import conf
 from nova_kvm_ext import errors
 from nova_kvm_ext import option_values
+from nova_kvm_ext.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HostOptions:
     """
 
     files: tuple[str, ...]
-    settings: conf.Settings | None
+    settings: Settings | None
     problem: str = ''
     remedy: str = ''
     how: str = ''
@@ -108,7 +108,7 @@ class HostOptions:
         settings = None
         problems: list[errors.KVMExtError] = []
         try:
-            settings = conf.Settings.from_conf(nova)
+            settings = Settings.from_conf(nova)
         except errors.InvalidOption as e:
             problems.append(e)
 

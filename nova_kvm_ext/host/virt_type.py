@@ -22,11 +22,11 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import kvm_proof
 from nova_kvm_ext.host import probe as probe_guest
+from nova_kvm_ext.settings import Settings
 
 SUPPORTED = ('kvm', 'qemu')
 
@@ -39,7 +39,7 @@ class VirtType:
     reason: str
 
 
-def resolve(settings: conf.Settings,
+def resolve(settings: Settings,
             probe: Callable[[], tuple[bool | None, str]]) -> VirtType:
     """The type of this host's guests.
 

@@ -36,7 +36,6 @@ from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils import fileutils
 
-from nova_kvm_ext.conf import Settings
 from nova_kvm_ext import counters
 from nova_kvm_ext import errors
 from nova_kvm_ext.images import answers
@@ -47,6 +46,7 @@ from nova_kvm_ext.images import questions
 from nova_kvm_ext.images import verdict
 from nova_kvm_ext import log
 from nova_kvm_ext.metrics import names
+from nova_kvm_ext.settings import Settings
 from nova_kvm_ext import traits
 
 LOG = log.getLogger(__name__)

@@ -23,11 +23,11 @@ from typing import Any
 
 from oslo_utils.imageutils import format_inspector
 
-from nova_kvm_ext.conf import Settings
 from nova_kvm_ext import errors
 from nova_kvm_ext.images import qed
 from nova_kvm_ext.images import signatures
 from nova_kvm_ext.images import vmdk
+from nova_kvm_ext.settings import Settings
 
 # What Nova's inspection lets be of any content (do_image_deep_inspection).
 AMI_FORMATS = ('ami', 'aki', 'ari')

@@ -29,13 +29,13 @@ from nova.objects import migrate_data as migrate_data_obj
 from nova.virt import hardware
 from nova.virt.libvirt import config as vconfig
 
-from nova_kvm_ext import conf
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext import log
 from nova_kvm_ext import request
+from nova_kvm_ext.settings import Settings
 from nova_kvm_ext import traits
 from nova_kvm_ext.vhost import policy
 from nova_kvm_ext.vhost import privileged
@@ -78,12 +78,12 @@ class VhostNet:
     """
 
     def __init__(self) -> None:
-        self._settings: conf.Settings | None = None
+        self._settings: Settings | None = None
         self._virt_type = ''
 
     # At the start of the service
 
-    def start(self, settings: conf.Settings, virt_type: str) -> None:
+    def start(self, settings: Settings, virt_type: str) -> None:
         """Load the module if it is to be, and see whether the host can.
 
         :param virt_type: the resolved one

@@ -34,13 +34,13 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 
 from nova_kvm_ext.boot import cloudless
-from nova_kvm_ext import conf
 from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.cpu import hooks
 from nova_kvm_ext.cpu import levels
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import driver as kvm_driver
+from nova_kvm_ext.settings import Settings
 
 CONF = cloudless.CONF
 
@@ -205,7 +205,7 @@ def pairs(session: Session) -> dict[str, Any]:
     """Guests' CPUs against hypervisors, by the driver and by libvirt."""
     driver = session.driver(cpu_mode='host-model')
     connection = driver._host.get_connection()
-    settings = conf.Settings.from_conf(CONF)
+    settings = Settings.from_conf(CONF)
     seen: dict[str, Any] = {'pairs': 0, 'yes': 0, 'wrong': [], 'unnamed': [],
                             'pure': 0, 'pure wrong': []}
     hosts = {}

@@ -32,6 +32,7 @@ from oslo_config import cfg
 import testtools
 
 from nova_kvm_ext import conf
+from nova_kvm_ext.settings import Settings
 
 _DEVSTACK = pathlib.Path(__file__).parents[3] / 'devstack'
 
@@ -405,7 +406,7 @@ class OptionsTest(PluginTestCase):
         nova_conf.libvirt.register_opts(read)
         conf.register_opts(read)
         read(['--config-file', str(self.nova_conf)], project='nova')
-        return conf.Settings.from_conf(read)
+        return Settings.from_conf(read)
 
     def test_wrong_choices(self):
         self.assertEqual({'virt_type', 'cpu_mode', 'vhost_net', 'guest_agent',

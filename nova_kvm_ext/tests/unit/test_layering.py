@@ -53,7 +53,8 @@ PURE = {
     'known_errors.network', 'known_errors.row', 'known_errors.storage',
     'migration.completed', 'migration.forecast', 'migration.policy',
     'migration.repair', 'migration.verdict',
-    'option_values', 'request', 'rollback.traces', 'storage.consistency',
+    'option_values', 'request', 'rollback.traces', 'settings',
+    'storage.consistency',
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues', 'words'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {

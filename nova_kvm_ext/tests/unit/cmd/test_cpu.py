@@ -29,7 +29,7 @@ from nova_kvm_ext.cpu import reader
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.tests.unit.cpu import documents
 from nova_kvm_ext.tests.unit.cpu import hosts
-from nova_kvm_ext.tests.unit import test_conf
+from nova_kvm_ext.tests.unit import test_settings
 
 LIVE = """
 <domain type='qemu'><name>one</name>
@@ -102,7 +102,7 @@ class CPUCommandTestCase(base.BaseTestCase):
             reader, 'read_map', return_value=documents.KNOWN))
 
     def configure(self, text: str) -> None:
-        conf = test_conf.configuration(text)
+        conf = test_settings.configuration(text)
         self.conf = mock.Mock(
             wraps=conf, kvm_ext=conf.kvm_ext, state_path='/nonexistent',
             instances_path='/nonexistent', __getitem__=None,

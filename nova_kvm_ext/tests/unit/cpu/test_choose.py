@@ -21,14 +21,14 @@ from nova_kvm_ext import errors
 from nova_kvm_ext import request
 from nova_kvm_ext.tests.unit.cpu import documents
 from nova_kvm_ext.tests.unit.cpu import test_traits
-from nova_kvm_ext.tests.unit import test_conf
+from nova_kvm_ext.tests.unit import test_settings
 
 MODELS = ('486', 'EPYC', 'Nehalem', 'Nehalem-IBRS', 'Skylake-Server')
 
 
 def choice(text: str, virt_type: str = 'kvm',
            known: tuple[str, ...] = MODELS) -> choose.CPUChoice:
-    return choose.choose(test_conf.settings(text), usable.Host(
+    return choose.choose(test_settings.settings(text), usable.Host(
         virt_type, capabilities.DomainCapabilities(
             models=tuple(map(capabilities.Model, known)))))
 
@@ -121,7 +121,7 @@ class CheckedTestCase(base.BaseTestCase):
     def chosen(self, text: str, name: str = documents.TCG
                ) -> choose.CPUChoice:
         host = documents.host(name)
-        return choose.choose(test_conf.settings(text), host)
+        return choose.choose(test_settings.settings(text), host)
 
     def refused(self, text: str, name: str = documents.TCG) -> str:
         return str(self.assertRaises(
@@ -189,7 +189,7 @@ class CheckedTestCase(base.BaseTestCase):
         self.assertNotIn('vme', flag)
 
     def test_as_configured_asks_no_host(self):
-        settings = test_conf.settings(
+        settings = test_settings.settings(
             '[kvm_ext]\ncpu_mode = custom\ncpu_model = haswell\n')
         self.assertEqual(('Haswell',), choose.as_configured(
             settings, ['Haswell']).models)
@@ -225,7 +225,7 @@ class GuestTestCase(base.BaseTestCase):
     def chosen(self, text: str = '', flavor=None, image=None,
                name: str = documents.TCG) -> choose.GuestChoice:
         flavor, image = flavor or {}, image or {}
-        settings = test_conf.settings(text)
+        settings = test_settings.settings(text)
         host = documents.host(name)
         wishes = request.GuestRequest.read(
             {f'kvm_ext:{k}': v for k, v in flavor.items()},

@@ -21,7 +21,7 @@ from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import verdicts
 from nova_kvm_ext.tests.unit.cpu import documents
-from nova_kvm_ext.tests.unit import test_conf
+from nova_kvm_ext.tests.unit import test_settings
 
 
 def cpu(text: str) -> definition.CPU:
@@ -130,7 +130,7 @@ class DriftTestCase(base.BaseTestCase):
         self.host = documents.host(documents.INTEL)
 
     def judge(self, text: str, images: str = '', **what: Any) -> drift.Drift:
-        found = test_conf.settings(
+        found = test_settings.settings(
             f'[kvm_ext]\nimage_cpu_modes = {images}\n{text}')
         choice = choose.as_configured(
             found, (m.name for m in self.host.caps.models))

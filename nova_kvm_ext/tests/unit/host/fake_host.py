@@ -25,6 +25,7 @@ from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.settings import Settings
 
 RELEASE = '6.1.0-1'
 KVM_GID = 36
@@ -312,7 +313,7 @@ class FakeHost(fixtures.Fixture):
         settings: dict[str, Any] = {
             option.dest: option.default
             for _, options_ in conf.list_opts() for option in options_
-            if option.dest in conf.Settings.__dataclass_fields__
+            if option.dest in Settings.__dataclass_fields__
         } | {
             'virt_type': 'kvm', 'virt_type_option': '[kvm_ext] virt_type',
             'cpu_mode': None, 'cpu_mode_option': '[kvm_ext] cpu_mode',
@@ -321,7 +322,7 @@ class FakeHost(fixtures.Fixture):
         settings.pop('cpu_model', None)
         wanted: dict[str, Any] = {
             'files': ('/etc/nova/nova.conf',),
-            'settings': conf.Settings(**settings),
+            'settings': Settings(**settings),
             'compute_driver': 'kvm_ext.KVMDriver',
             'helper': ('sudo', 'nova-rootwrap', '/etc/nova/rootwrap.conf',
                        'privsep-helper'),

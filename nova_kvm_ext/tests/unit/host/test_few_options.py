@@ -17,8 +17,8 @@ from nova import conf as nova_conf
 from oslo_config import cfg
 from oslotest import base
 
-from nova_kvm_ext import conf
 from nova_kvm_ext.host import few_options
+from nova_kvm_ext.settings import Settings
 
 
 class FewOptionsTestCase(base.BaseTestCase):
@@ -52,7 +52,7 @@ class FewOptionsTestCase(base.BaseTestCase):
         found = few_options.register()
         found(['--config-file', path], default_config_files=[],
               default_config_dirs=[])
-        settings = conf.Settings.from_conf(found)
+        settings = Settings.from_conf(found)
         self.assertEqual(
             ('here', '/s', 'qemu', ('Nehalem', 'Penryn'), True),
             (found.host, found.state_path, settings.virt_type,

@@ -15,7 +15,7 @@ from oslotest import base
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import virt_type
-from nova_kvm_ext.tests.unit import test_conf
+from nova_kvm_ext.tests.unit import test_settings
 
 
 class LibvirtError(Exception):
@@ -34,7 +34,7 @@ class ResolveTestCase(base.BaseTestCase):
             self.probed += 1
             return runs, 'so the probe says'
 
-        return virt_type.resolve(test_conf.settings(text), probe)
+        return virt_type.resolve(test_settings.settings(text), probe)
 
     def test_auto(self):
         for runs, wanted in ((True, 'kvm'), (False, 'qemu')):
