@@ -71,8 +71,8 @@ function _check_kvm_ext_option {
     fi
 }
 
-# Set in both groups, and to different values, the options of [libvirt] would
-# stop nova-compute.
+# The value of [kvm_ext] counts where both groups have one. Commented out, the
+# other value misleads no reader of nova.conf.
 function _write_kvm_ext_option {
     local option=$1 value=$2 replaced name
     case $option in

@@ -34,7 +34,7 @@ DOMAIN = {
     'cpu_model': 'Nehalem', 'agent_channel': True, 'interfaces': []}
 STEP = {'name': 'nova', 'details': 'release 34', 'seconds': 1.25}
 CHECK = {'name': 'vcpus', 'result': 'PASS', 'details': '1 promised, 1 seen'}
-# doc/source/cli/index.rst, JSON
+# doc/source/cli/guest-boot.rst, JSON
 MEMBERS = ['result', 'exit_code', 'seconds', 'virt_type', 'machine',
            'cpu_mode', 'cpu_model', 'error', 'config_files', 'checks',
            'vulnerabilities', 'steps', 'domain', 'xml']
