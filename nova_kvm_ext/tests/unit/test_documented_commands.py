@@ -43,7 +43,7 @@ _UUID = '00000000-0000-4000-8000-000000000001'
 _HANDED_ON = {
     'tools/bench': 'nova_kvm_ext/tests/bench*.py',
     'tools/run-cloud-tests': 'nova_kvm_ext/tests/cloud/__main__.py',
-    'tools/run-kvm-tests': 'nova_kvm_ext/tests/kvm/machine.py',
+    'tools/run-kvm-tests': 'nova_kvm_ext/tests/kvm/__main__.py',
     'tools/run-layout-tests': 'nova_kvm_ext/tests/layouts/__main__.py',
     'tools/run-libvirt-matrix':
         'nova_kvm_ext/tests/libvirt_matrix/__main__.py',
