@@ -154,21 +154,25 @@ def move(connection: Any, uuid: str, uri: str, disks: Collection[str],
     if disks:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
         params[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(disks)
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
+    # Where eventlet has patched the threads of Python 3.13, join() with a
+    # limit raises eventlet's Timeout, a BaseException, at the limit.
+    ended = threading.Event()
 
     def migrate() -> None:
         try:
             domain.migrateToURI3(uri, params, flags)
-        except libvirt.libvirtError as e:
-            failed.append(e)
+        except Exception as e:
+            failed.append(e)  # for the thread that waits
+        finally:
+            ended.set()
 
     # A thread: Ctrl-C does not get through to a call of libvirt's.
     thread = threading.Thread(target=migrate, daemon=True)
     thread.start()
     said = time.monotonic()
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        while not ended.wait(0.2):
             if time.monotonic() - said >= _PROGRESS:
                 said = time.monotonic()
                 say(_progress(domain))

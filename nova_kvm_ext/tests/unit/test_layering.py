@@ -17,6 +17,7 @@ See doc/source/contributor/architecture.rst.
 
 import ast
 import os
+import pathlib
 import sys
 
 from oslotest import base
@@ -183,6 +184,23 @@ class LayeringTestCase(base.BaseTestCase):
                           sorted((libraries - allowed_libraries) |
                                  (ours - allowed_rooms))]
         self.assertEqual([], wrong)
+
+    def test_no_thread_is_joined_with_a_limit(self):
+        """Where eventlet has patched Python 3.13's threads, that raises.
+
+        eventlet's Timeout, a BaseException, at the limit. An Event that the
+        thread sets can be waited for.
+        """
+        self.assertEqual([], [
+            f'{room}:{node.lineno}' for room, path in modules().items()
+            for node in ast.walk(ast.parse(pathlib.Path(path).read_text()))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == 'join'
+            and (any(word.arg == 'timeout' for word in node.keywords)
+                 or any(isinstance(value, ast.Constant)
+                        and isinstance(value.value, (int, float))
+                        for value in node.args))])
 
     def test_only_the_driver_and_the_boot_read_novas_conf(self):
         for room, path in modules().items():
