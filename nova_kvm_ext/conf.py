@@ -434,8 +434,8 @@ without end. Nova has time-outs for that, which do not tell such a guest from a
 big one. The driver judges each migration by what each iteration over the
 guest's memory leaves for the next one, says in its log whether the migration
 will converge, and does what this option says if it will not. That is never
-before the third iteration, and only after two in a row have said so; a
-migration of which it is not known is left alone.
+before the third iteration, and only after two in a row and ten seconds have
+said so; a migration of which it is not known is left alone.
 
 It is done by Nova's own means, those of ``openstack server migration force
 complete`` and ``abort``. A flavor can ask for another policy by its extra spec

@@ -144,7 +144,7 @@ class Watch:
         self.verdict = found
         if changed or (late and not known):
             self._say(found)
-        self._patience = self._patience.after(found)
+        self._patience = self._patience.after(found, sample.time)
         if self._patience.at_an_end and not self.acted:
             self._act()
 

@@ -39,6 +39,10 @@ CONFIRMED = 2
 """Iterations in a row that must say that the migration will not converge: what
 is done then cannot be taken back."""
 
+CONFIRMED_SECONDS = 10
+"""Seconds from the first of these to the last at least. Iterations may last
+some tenths of a second, in which a guest writes more or less by chance."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -85,20 +89,29 @@ class Patience:
 
     :ivar iteration: the last one that was judged
     :ivar stalls: judged iterations in a row that say so
+    :ivar first: seconds since the migration began, at the first of these
+    :ivar last: the same, at the last
     """
 
     iteration: int = 0
     stalls: int = 0
+    first: float = 0
+    last: float = 0
 
-    def after(self, found: verdict.Verdict) -> 'Patience':
-        """With one more verdict; those of one iteration count once."""
+    def after(self, found: verdict.Verdict, time: float) -> 'Patience':
+        """With one more verdict; those of one iteration count once.
+
+        :param time: seconds since the migration began
+        """
         if found.outcome is not verdict.Outcome.STALLS:
             return Patience(found.iteration)
         if found.iteration <= self.iteration and self.stalls:
             return self
-        return Patience(found.iteration, self.stalls + 1)
+        return Patience(found.iteration, self.stalls + 1,
+                        self.first if self.stalls else time, time)
 
     @property
     def at_an_end(self) -> bool:
         """Whether something is to be done now."""
-        return self.iteration >= EARLIEST and self.stalls >= CONFIRMED
+        return (self.iteration >= EARLIEST and self.stalls >= CONFIRMED and
+                self.last >= self.first + CONFIRMED_SECONDS)

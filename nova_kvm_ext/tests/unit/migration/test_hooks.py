@@ -197,9 +197,13 @@ class MigrationsTestCase(MigratingTestCase):
                 told = self.move(
                     [stats | {'type': 2} for stats in trace['samples']],
                     drvr).told
-            self.assertEqual(
-                ['pause'] if trace['kind'] in ('fast', 'stops') else [],
-                told, trace['kind'])
+            if trace['kind'] == 'stops':
+                # Some did so within the ten seconds.
+                self.assertIn(told, ([], ['pause']))
+            else:
+                self.assertEqual(
+                    ['pause'] if trace['kind'] == 'fast' else [],
+                    told, trace['kind'])
 
     def test_wait(self):
         self.assertEqual([], self.move(fast()).told)

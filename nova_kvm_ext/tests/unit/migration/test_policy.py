@@ -82,11 +82,15 @@ class PolicyTestCase(base.BaseTestCase):
 
 class PatienceTestCase(base.BaseTestCase):
 
-    def after(self, *verdicts: tuple[int, str]) -> bool:
+    def after(self, *verdicts: tuple[int, str], seconds: float = 10) -> bool:
+        """Whether something is done after these.
+
+        :param seconds: that an iteration takes
+        """
         patience = policy.Patience()
         for iteration, outcome in verdicts:
             patience = patience.after(verdict.Verdict(
-                verdict.Outcome[outcome], iteration))
+                verdict.Outcome[outcome], iteration), iteration * seconds)
         return patience.at_an_end
 
     def test_two_iterations_in_a_row(self):
@@ -101,3 +105,13 @@ class PatienceTestCase(base.BaseTestCase):
                                     (5, 'CONVERGES')))
         self.assertFalse(self.after((3, 'CONVERGES'), (4, 'CONVERGES')))
         self.assertFalse(self.after())
+
+    def test_short_iterations(self):
+        """What is seen of them is chance: ten seconds of them must agree."""
+        stalls = [(number, 'STALLS') for number in range(3, 40)]
+        self.assertFalse(self.after(*stalls[:10], seconds=1))
+        self.assertTrue(self.after(*stalls[:11], seconds=1))
+        self.assertFalse(self.after(*stalls, seconds=0.25))
+        # They must be in a row.
+        self.assertFalse(self.after(
+            *stalls[:6], (9, 'CONVERGES'), *stalls[7:12], seconds=1))
