@@ -62,7 +62,7 @@ class DirtyRateTestCase(testtools.TestCase):
         self.assertEqual((128, 50, 0.5, 3), tuple(idle[name] for name in (
             'memory', 'bandwidth', 'downtime_allowed', 'seconds')))
 
-        self.bed.write(40)
+        self.bed.write(40, 40)
         code, busy = self.found('--seconds', '3')
         self.assertEqual((2, 'will not converge'),
                          (code, busy['verdict']), str(busy))
