@@ -42,6 +42,7 @@ with lazy.imports():
     import libvirt
 
     from nova_kvm_ext.guest_agent import client
+    from nova_kvm_ext.guest_agent import counts
     from nova_kvm_ext.guest_agent import ledger
     from nova_kvm_ext.guest_agent import watchdog
 
@@ -341,8 +342,13 @@ class Freeze(GuestsCommand):
             if args.limit:
                 with contextlib.suppress(errors.AgentError):
                     target.stood = asked.says_frozen()
+            thawed: int | None = None
             try:
-                asked.thaw(patience=client.FREEZE_TIMEOUT)
+                try:
+                    thawed = asked.thaw()
+                except errors.AgentError:
+                    # What this one thaws tells nothing: the first may have.
+                    asked.thaw(patience=client.FREEZE_TIMEOUT)
             except errors.AgentError as e:
                 if e.left_frozen:
                     self._say(f'error: {target.name} may be frozen still: '
@@ -350,6 +356,9 @@ class Freeze(GuestsCommand):
                     self._code = ExitCode.FAIL
                     continue
                 target.stood = False
+            if args.limit and thawed is not None and target.stood is not (
+                    False) and target.count:
+                target.stood = counts.stood(target.count, thawed)
             if target.answered is not None:
                 target.frozen_for = round(
                     time.monotonic() - target.answered, 3)

@@ -15,8 +15,8 @@
 Nova gives both commands. :class:`Freezes` writes a guest down before it is
 frozen and sees that it is thawed, whatever fails between the two, the service
 itself included. Several operations may need one guest frozen at a time
-(:mod:`nova_kvm_ext.guest_agent.holds`); after each the agent is asked whether
-the guest was frozen still.
+(:mod:`nova_kvm_ext.guest_agent.holds`); each learns whether the guest was
+frozen until its end.
 
 No thread and no timer of its own: what cannot be settled at once is tried
 again when Nova next asks for the host's resources
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -37,9 +37,12 @@ from nova import exception
 from nova_kvm_ext import counters
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import client
+from nova_kvm_ext.guest_agent import counting
+from nova_kvm_ext.guest_agent import counts
 from nova_kvm_ext.guest_agent import holds
 from nova_kvm_ext.guest_agent import ledger
 from nova_kvm_ext.guest_agent import limits
+from nova_kvm_ext.guest_agent import operations
 from nova_kvm_ext.guest_agent import thaws
 from nova_kvm_ext import log
 from nova_kvm_ext.metrics import names
@@ -71,39 +74,6 @@ WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT
 same guest. Those end by their own limits; this is for what nobody foresaw."""
 
 
-@dataclasses.dataclass(eq=False)
-class Operation:
-    """A snapshot that is under way in this thread.
-
-    :ivar uuid: of the instance
-    :ivar late: whether Nova must be told of a failed freeze only when it
-        thaws, and has put its own things in order
-    :ivar required: whether the image says os_require_quiesce
-    :ivar asked: whether Nova has asked for the guest to be frozen
-    :ivar listens: whether there is an agent that could be asked
-    :ivar was_frozen: whether the guest was frozen at all
-    :ivar hold: what keeps the guest frozen, None where it is not
-    :ivar failure: why the guest could not be frozen, kept for later
-    :ivar stood: whether the guest was frozen until the end; None where it is
-        not known
-    :ivar seconds: how long the guest was frozen for this operation; None
-        before it is thawed
-    :ivar version: of the agent, as the agent says
-    """
-
-    uuid: str
-    late: bool = False
-    required: bool = False
-    asked: bool = False
-    listens: bool = True
-    was_frozen: bool = False
-    hold: holds.Hold | None = None
-    failure: str = ''
-    stood: bool | None = None
-    seconds: float | None = None
-    version: str = ''
-
-
 class Freezes:
     """The guests of a host that are frozen, or may be.
 
@@ -116,8 +86,11 @@ class Freezes:
         self._holds = holds.Holds()
         self._thaws = thaws.Thaws(host, time_limits)
         # Each thread and greenlet has its own.
-        self._operation: contextvars.ContextVar[Operation | None] = (
-            contextvars.ContextVar('operation', default=None))
+        self._operation: contextvars.ContextVar[
+            operations.Operation | None] = contextvars.ContextVar(
+                'operation', default=None)
+        self._counted: contextvars.ContextVar[Any] = (
+            contextvars.ContextVar('counted', default=None))
 
     # What Nova calls.
 
@@ -169,6 +142,7 @@ class Freezes:
             operation.required = required
             operation.was_frozen = True
             operation.version = hold.freeze.version
+            operation.count = hold.freeze.count
 
     def unquiesce(self, instance: Any, thaw: Callable[[], Any]) -> None:
         """Thaw a guest, unless another operation needs it frozen.
@@ -238,12 +212,12 @@ class Freezes:
 
     @contextlib.contextmanager
     def operating(self, instance: Any, late: bool = False
-                  ) -> Iterator[Operation]:
+                  ) -> Iterator[operations.Operation]:
         """Around a snapshot: afterwards it keeps no guest frozen.
 
-        :param late: of :class:`Operation`
+        :param late: of :class:`operations.Operation`
         """
-        operation = Operation(instance.uuid, late)
+        operation = operations.Operation(instance.uuid, late)
         token = self._operation.set(operation)
         try:
             yield operation
@@ -308,15 +282,27 @@ class Freezes:
 
     # How a guest is frozen and thawed.
 
-    def _current(self, instance: Any) -> Operation | None:
+    def counting(self, driver: Any) -> counting.CountingDriver:
+        """A driver whose freeze, or thaw, tells how many file systems."""
+        return counting.CountingDriver(driver, self._counted.set)
+
+    def _count(self, command: Callable[[], Any]) -> int | None:
+        """Have Nova freeze or thaw: how many file systems, if it is known."""
+        self._counted.set(None)
+        command()
+        return counts.number(self._counted.get())
+
+    def _current(self, instance: Any) -> operations.Operation | None:
         operation = self._operation.get()
         return (operation if operation is not None and
                 operation.uuid == instance.uuid else None)
 
-    def acquire(self, uuid: str, domain: Any, freeze: Callable[[], Any],
+    def acquire(self, uuid: str, domain: Any,
+                freeze: Callable[[], Any] | None = None,
                 lasting: bool = False, version: bool = False) -> holds.Hold:
         """Have a guest frozen, by this operation or by another one.
 
+        :param freeze: Nova's, None for libvirt's own
         :param lasting: of :class:`holds.Hold`
         :param version: whether the agent is asked for its version before it
             is told to freeze
@@ -330,7 +316,10 @@ class Freezes:
         except holds.NotFrozen as e:
             raise exception.InstanceQuiesceFailed(reason=str(e)) from None
         if first:
-            self._freeze(hold, domain, freeze, version)
+            self._freeze(
+                hold, domain,
+                freeze or (lambda: self._counted.set(domain.fsFreeze())),
+                version)
         return hold
 
     def _freeze(self, hold: holds.Hold, domain: Any,
@@ -358,7 +347,7 @@ class Freezes:
                 with self._limits.patience(
                         domain, VOLUME_FREEZE_TIMEOUT if hold.lasting
                         else client.FREEZE_TIMEOUT):
-                    freeze()
+                    state.count = self._count(freeze)
             elif hold.lasting:
                 raise exception.InstanceQuiesceFailed(
                     reason='the guest is frozen already; nova-kvm-ext agent '
@@ -419,9 +408,7 @@ class Freezes:
             return None
 
     def _stood(self, hold: holds.Hold) -> bool | None:
-        """Whether the guest has been frozen until now, None if not known."""
-        if not hold.held:
-            return False
+        """Whether the guest is frozen still, None if not known."""
         try:
             domain = self._host.get_connection().lookupByUUIDString(
                 hold.freeze.uuid)
@@ -436,24 +423,35 @@ class Freezes:
                  timeout: float = client.THAW_TIMEOUT) -> bool | None:
         """Need a guest frozen no longer: the last one thaws.
 
+        The thaw's own answer tells whether the guest was frozen until then.
+        The agent is asked before only where there is no such answer: a guest
+        that waits is not to wait for a question.
+
         :param thaw: Nova's, None for ours
         :param timeout: seconds for ours
         :returns: whether the guest was frozen until now, None if not known
         :raises nova.exception.InstanceQuiesceFailed: it is not thawed
         """
-        freezing = hold.freeze.answered is None
-        stood = None
-        try:
-            if not freezing:
-                stood = hold.stood = self._stood(hold)
-        finally:
-            last = self._holds.release(hold)
-            if last:
-                self._end(hold.freeze, stood, thaw, timeout)
-        if freezing:
+        freeze = hold.freeze
+        if freeze.answered is None:
+            if self._holds.release(hold):
+                self._end(freeze, None, thaw, timeout)
             LOG.info('Instance %s is being frozen, and is thawed as soon as '
-                     'that ends.', hold.freeze.uuid)
-        return stood
+                     'that ends.', freeze.uuid)
+            return None
+        if not hold.held:
+            hold.stood = False
+        counted = bool(freeze.count) and not freeze.foreign
+        last = counted and self._holds.release_last(hold)
+        try:
+            if not last and hold.stood is None:
+                # While others hold it, too, or it is held by this one.
+                hold.stood = self._stood(hold)
+        finally:
+            if last or self._holds.release(hold):
+                hold.stood = self._end(
+                    freeze, hold.stood, thaw, timeout, counted)
+        return hold.stood
 
     def release_quietly(self, hold: holds.Hold,
                         timeout: float = client.THAW_TIMEOUT) -> bool | None:
@@ -465,43 +463,63 @@ class Freezes:
             return None
 
     def _end(self, freeze: holds.Freeze, stood: bool | None,
-             thaw: Callable[[], Any] | None, timeout: float) -> None:
+             thaw: Callable[[], Any] | None, timeout: float,
+             counted: bool = False) -> bool | None:
         """Thaw a guest that nobody needs frozen.
 
+        :param stood: whether the guest was frozen until now
+        :param counted: whether the number of the thaw tells that, too
+        :returns: the same, with what the thaw told
         :raises nova.exception.InstanceQuiesceFailed: it is not thawed
         """
+        def judged(thawed: int | None, again: bool = False) -> bool | None:
+            nonlocal stood
+            if stood is not False and counted and freeze.count:
+                told = counts.stood(freeze.count, thawed, again)
+                stood = stood if told is None else told
+            return stood
+
         reason = 'see the log'
+        again = False
         if thaw is not None and not freeze.foreign:
             try:
-                thaw()
+                thawed = self._count(thaw)
             except (exception.NovaException, *UNREADABLE) as e:
-                reason = why(e)
+                reason, again = why(e), True
                 LOG.warning('KVML409 Instance %s is not thawed at once: %s',
                             freeze.uuid, reason)
             except BaseException:
                 self._undo(freeze, timeout)
                 raise
             else:
-                self._thawed(freeze, stood)
-                return
-        if not self._undo(freeze, timeout, stood):
+                self._thawed(freeze, judged(thawed))
+                return stood
+        if not self._undo(freeze, timeout, functools.partial(
+                judged, again=again)):
             raise for_tenants(reason)
+        return stood
 
     def _undo(self, freeze: holds.Freeze,
               timeout: float = client.THAW_TIMEOUT,
-              stood: bool | None = None) -> bool:
-        """Thaw a guest that we froze, or tried to; True if it is thawed."""
+              stood: Callable[[int], bool | None] = lambda thawed: None
+              ) -> bool:
+        """Thaw a guest that we froze, or tried to; True if it is thawed.
+
+        :param stood: whether the guest was frozen until now, by how many file
+            systems this thawed
+        """
         entry = freeze.entry
         if entry is None:
             # Never sent, or another program's.
             self._holds.over(freeze)
             return True
         try:
-            self._thaws.thaw(freeze.uuid, timeout)
+            thawed = self._thaws.thaw(freeze.uuid, timeout)
         except errors.AgentError as e:
             if self._thaws.needless(freeze.uuid, e):
                 self._thaws.remove(entry)
                 self._holds.over(freeze)
+                stood(0)
                 return True
             # Unlocked, it is what settle() looks for.
             self._thaws.leave(entry)
@@ -516,7 +534,7 @@ class Freezes:
             self._thaws.leave(entry)
             self._holds.over(freeze)
             raise
-        self._thawed(freeze, stood)
+        self._thawed(freeze, stood(thawed))
         return True
 
     def _thawed(self, freeze: holds.Freeze, stood: bool | None) -> None:

@@ -49,6 +49,8 @@ class Freeze:
     :ivar failure: why it is not frozen, '' where nothing failed
     :ivar version: of the agent, as the agent says; '' where nobody asked or
         the agent does not say
+    :ivar count: how many file systems are frozen, as the agent says; None
+        where that is not known
     """
 
     uuid: str
@@ -59,6 +61,7 @@ class Freeze:
     answered: float | None = None
     failure: str = ''
     version: str = ''
+    count: int | None = None
     holds: list['Hold'] = dataclasses.field(default_factory=list)
 
 
@@ -138,6 +141,7 @@ class Holds:
             if freeze.state is State.FROZEN and hold in freeze.holds:
                 freeze.state = State.FREEZING
                 freeze.answered = None
+                freeze.count = None
                 freeze.foreign = False
                 for other in freeze.holds:
                     other.lost = other is not hold
@@ -208,6 +212,15 @@ class Holds:
                 return False
             freeze.state = State.THAWING
             return True
+
+    def release_last(self, hold: Hold) -> bool:
+        """The same, but only where no other operation needs it frozen.
+
+        :returns: whether the caller is to thaw the guest; otherwise the hold
+            counts still
+        """
+        with self._changed:
+            return hold.freeze.holds == [hold] and self.release(hold)
 
     def over(self, freeze: Freeze) -> None:
         """The guest is thawed, or nothing more can be done about it here."""

@@ -187,13 +187,14 @@ SNAPSHOTS = Metric(
     'for volumes those for which quiescing was asked for.',
     {'of': ('image', 'volume'), 'quiesced': _THREE,
      'reason': ('frozen', 'no_agent', 'not_frozen', 'thawed', 'cold',
-                'not_said', 'not_running', 'not_asked'),
+                'not_said', 'not_running', 'not_asked', 'nothing'),
      'result': ('made', 'failed')},
     impossible=tuple(
         (reason, quiesced) for reason, true in (
             ('frozen', 'yes'), ('no_agent', 'no'), ('not_frozen', 'no'),
             ('thawed', 'no'), ('cold', 'no'), ('not_said', 'unknown'),
-            ('not_running', 'unknown'), ('not_asked', 'unknown'))
+            ('not_running', 'unknown'), ('not_asked', 'unknown'),
+            ('nothing', 'unknown'))
         for quiesced in _THREE if quiesced != true))
 FREEZES = Metric(
     f'{PREFIX}freeze_duration_seconds', Kind.HISTOGRAM,

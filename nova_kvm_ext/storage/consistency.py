@@ -44,6 +44,7 @@ class Reason(enum.Enum):
     NOT_SAID = 'the guest agent did not say whether the guest stayed frozen'
     NOT_RUNNING = 'the guest did not run'
     NOT_ASKED = 'quiescing was not tried'
+    NOTHING = 'the guest agent found no file system to freeze'
 
 
 QUIESCED_BY_REASON: dict[Reason, bool | None] = {
@@ -56,6 +57,8 @@ QUIESCED_BY_REASON: dict[Reason, bool | None] = {
     # Perhaps it was shut down, perhaps it crashed.
     Reason.NOT_RUNNING: None,
     Reason.NOT_ASKED: None,
+    # Its hooks may have had a database write all that it had.
+    Reason.NOTHING: None,
 }
 
 
@@ -84,7 +87,8 @@ class Consistency:
     @property
     def frozen_seconds(self) -> str:
         """A decimal number, or unknown."""
-        if self.reason in (Reason.FROZEN, Reason.NOT_SAID, Reason.THAWED):
+        if self.reason in (Reason.FROZEN, Reason.NOT_SAID, Reason.THAWED,
+                           Reason.NOTHING):
             return (words.UNKNOWN if self.seconds is None else
                     f'{self.seconds:.2f}')
         # A freeze whose answer was lost may have been one.

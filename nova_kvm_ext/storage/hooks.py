@@ -29,6 +29,7 @@ from typing import Any
 from nova import exception
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext.guest_agent import operations
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.storage import counting
@@ -94,7 +95,7 @@ class Snapshots:
         """Nova is about to copy the disk of a guest that does not run."""
         self._learn(consistency.Consistency(consistency.Reason.NOT_RUNNING))
 
-    def _learn_of_freeze(self, operation: guest_freezes.Operation | None
+    def _learn_of_freeze(self, operation: operations.Operation | None
                          ) -> None:
         self._learn(
             consistency.Consistency(consistency.Reason.NOT_RUNNING)
@@ -172,7 +173,7 @@ class Snapshots:
                     instance=instance)
 
 
-def consistency_of(operation: guest_freezes.Operation
+def consistency_of(operation: operations.Operation
                    ) -> consistency.Consistency:
     """What is known of a snapshot by what became of its freeze."""
     if not operation.asked:
@@ -181,6 +182,8 @@ def consistency_of(operation: guest_freezes.Operation
         reason = consistency.Reason.NO_AGENT
     elif not operation.was_frozen:
         reason = consistency.Reason.NOT_FROZEN
+    elif operation.count == 0 and operation.stood is not False:
+        reason = consistency.Reason.NOTHING
     elif operation.stood is None:
         reason = consistency.Reason.NOT_SAID
     else:

@@ -17,16 +17,16 @@ images, without a word to the guest.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
-import contextlib
 import functools
 from typing import Any
 
 from nova import exception
+from nova.storage import rbd_utils
 from nova.virt.libvirt import imagebackend
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import freezes
+from nova_kvm_ext.guest_agent import operations
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
 
@@ -34,7 +34,7 @@ LOG = log.getLogger(__name__)
 
 _THAWED = consistency.Reason.THAWED.value
 
-Learn = Callable[[freezes.Operation | None], None]
+Learn = Callable[[operations.Operation | None], None]
 """Is told what became of the freeze; None where the guest does not run."""
 
 
@@ -42,8 +42,9 @@ def quiesce_direct_snapshots(driver: Any, guests: freezes.Freezes,
                              learn: Learn) -> None:
     """Have RBD's own snapshots made of a quiesced guest.
 
-    The guest is frozen while Ceph makes the snapshot, not while Nova connects
-    to Ceph, and not while the snapshot is copied into the pool of images.
+    The guest is frozen while Ceph makes the snapshot, not while Nova opens the
+    disk in Ceph, and not while the snapshot is protected and copied into the
+    pool of images.
 
     :param driver: whose image backend is to be changed
     """
@@ -81,37 +82,26 @@ def _create_snap(driver: Any, guests: freezes.Freezes, learn: Learn,
         learn(None)
         create_snap(volume, name, pool=pool, protect=protect)
         return
-    # To connect can take minutes where Ceph does not answer.
-    with _connected(disk.driver, pool):
-        good = _snapshot_frozen(
-            driver, guests, learn, instance, functools.partial(
-                create_snap, volume, name, pool=pool, protect=protect))
+    make = functools.partial(
+        _snapshot_frozen, driver, guests, learn, instance)
+    try:
+        driver._can_quiesce(instance, instance.image_meta)
+    except exception.NovaException:
+        # It is not going to be frozen, which make() says.
+        good = make(functools.partial(
+            create_snap, volume, name, pool=pool, protect=protect))
+    else:
+        # The guest waits for the snapshot alone: not for a connection to
+        # Ceph, which can take minutes, and not while the snapshot is
+        # protected, so that it can be cloned. All of that is in Nova's
+        # create_snap().
+        with rbd_utils.RBDVolumeProxy(disk.driver, volume, pool=pool) as ceph:
+            good = make(functools.partial(ceph.create_snap, name))
+            if good and protect and not ceph.is_protected_snap(name):
+                ceph.protect_snap(name)
     if not good:
         disk.driver.remove_snap(volume, name, ignore_errors=True, force=True)
         raise exception.InstanceQuiesceFailed(reason=_THAWED)
-
-
-@contextlib.contextmanager
-def _connected(ceph: Any, pool: str | None) -> Iterator[None]:
-    """Nova's next connection to Ceph is there already.
-
-    :param ceph: nova.storage.rbd_utils.RBDDriver, of one disk and one
-        operation: no other thread has it
-    """
-    waiting = [ceph._connect_to_rados(pool)]
-    connect = ceph._connect_to_rados
-
-    def take(pool: str | None = None) -> Any:
-        # The second one is for Nova to make: the first is closed by then.
-        return waiting.pop() if waiting else connect(pool)
-
-    ceph._connect_to_rados = take
-    try:
-        yield
-    finally:
-        ceph._connect_to_rados = connect
-        if waiting:
-            ceph._disconnect_from_rados(*waiting.pop())
 
 
 def _snapshot_frozen(driver: Any, guests: freezes.Freezes, learn: Learn,

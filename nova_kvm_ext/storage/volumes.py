@@ -52,8 +52,7 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
         quiescing, where that is allowed
     """
     try:
-        hold = freezes.acquire(instance.uuid, guest._domain,
-                               guest._domain.fsFreeze)
+        hold = freezes.acquire(instance.uuid, guest._domain)
     except (exception.NovaException, *guest_freezes.UNREADABLE) as e:
         reason = f'The guest is not quiesced: {guest_freezes.why(e)}'
         if required:
@@ -74,7 +73,9 @@ def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
     # QEMU writes to the new file by now: an error from here on would have
     # Cinder throw that away.
     stood = freezes.release_quietly(hold)
-    _count({True: consistency.Reason.FROZEN, None: consistency.Reason.NOT_SAID,
+    _count(consistency.Reason.NOTHING
+           if hold.freeze.count == 0 and stood is not False else
+           {True: consistency.Reason.FROZEN, None: consistency.Reason.NOT_SAID,
             False: consistency.Reason.THAWED}[stood])
     if stood is False:
         LOG.error('KVML404 The guest did not stay frozen until the snapshot '

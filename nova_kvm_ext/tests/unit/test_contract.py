@@ -19,6 +19,7 @@ each, what has moved.
 import ast
 import importlib
 import inspect
+import re
 import textwrap
 from typing import Any
 
@@ -100,6 +101,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.host:Host._conn_event_thread': (0, ()),
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.__init__': (1, ()),
     f'{LIBVIRT_DRIVER}._requires_quiesce': (1, ()),
+    f'{LIBVIRT_DRIVER}._set_quiesced': (4, ()),
     f'{LIBVIRT_DRIVER}._needs_suspend_resume_for_snapshot': (2, ()),
     f'{LIBVIRT_DRIVER}.snapshot': (4, ()),
     f'{LIBVIRT_DRIVER}.suspend': (2, ()),
@@ -137,8 +139,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.imagebackend:Rbd.direct_snapshot': (5, ()),
     'nova.storage.rbd_utils:RBDDriver.create_snap': (
         2, ('pool', 'protect')),
-    'nova.storage.rbd_utils:RBDDriver._connect_to_rados': (1, ()),
-    'nova.storage.rbd_utils:RBDDriver._disconnect_from_rados': (2, ()),
+    'nova.storage.rbd_utils:RBDVolumeProxy.__init__': (2, ('pool',)),
     'nova.storage.rbd_utils:RBDDriver.remove_snap': (
         2, ('ignore_errors', 'force')),
     'nova.virt.hardware:numa_get_constraints': (2, ()),
@@ -368,15 +369,21 @@ class ContractTestCase(base.BaseTestCase):
         return {ast.unparse(node.func) for node in ast.walk(
             ast.parse(source)) if isinstance(node, ast.Call)}
 
-    def test_how_nova_connects_to_ceph_for_a_snapshot(self):
-        """storage/rbd.py connects ahead, before the guest is frozen."""
-        self.assertIn('RBDVolumeProxy', self.called_by(
-            'nova.storage.rbd_utils:RBDDriver.create_snap'))
-        source = inspect.getsource(find(
-            'nova.storage.rbd_utils:RBDVolumeProxy'))
-        self.assertIn('driver._connect_to_rados(pool)', source)
-        self.assertIn('_disconnect_from_rados(self.client, self.ioctx)',
-                      source)
+    def test_how_nova_makes_a_snapshot_in_ceph(self):
+        """storage/rbd.py takes the same steps, two of them later."""
+        self.assertEqual(
+            {'LOG.debug', 'RBDVolumeProxy', 'str', 'vol.create_snap',
+             'vol.is_protected_snap', 'vol.protect_snap'},
+            self.called_by('nova.storage.rbd_utils:RBDDriver.create_snap'))
+
+    def test_what_nova_takes_from_the_driver_for_a_freeze(self):
+        """It is called with another object, which has this alone."""
+        source = inspect.getsource(find(f'{LIBVIRT_DRIVER}._set_quiesced'))
+        self.assertEqual({'self._can_quiesce', 'self._host'}, set(
+            re.findall(r'self\.\w+', source)))
+        self.assertEqual(
+            {'guest.freeze_filesystems()', 'guest.thaw_filesystems()'},
+            set(re.findall(r'guest\.\w+\(.*?\)', source)))
 
     def test_how_nova_gives_a_snapshot_its_properties(self):
         """When the snapshot has been made, in this thread."""

@@ -33,7 +33,7 @@ PURE = {
     'cpu.document', 'cpu.levels', 'cpu.stored', 'cpu.traits', 'cpu.unshown',
     'cpu.usable', 'cpu.vulnerabilities', 'errors', 'exit_codes',
     'fleet.admit', 'fleet.baseline', 'fleet.drain', 'fleet.export',
-    'fleet.fit', 'fleet.kinds', 'guest_agent.channel',
+    'fleet.fit', 'fleet.kinds', 'guest_agent.channel', 'guest_agent.counts',
     'guest_agent.replies', 'guests.drift', 'guests.model',
     'guests.reasons', 'guests.resume',
     'guests.verdicts', 'health.verdict', 'host.access',
@@ -76,7 +76,8 @@ READERS = {
 # They make files, processes and domains, but know nothing of Nova.
 MAKERS = {
     'boot.leftovers', 'boot.supervisor', 'boot.testguest', 'fleet.page',
-    'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.watchdog',
+    'guest_agent.holds', 'guest_agent.ledger', 'guest_agent.operations',
+    'guest_agent.watchdog',
     'counters', 'guests.resumer', 'guests.survey',
     'health.record',
     'images.convert', 'metrics.text', 'migration.comeback',
@@ -85,7 +86,7 @@ MAKERS = {
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
-    'guest_agent.freezes',
+    'guest_agent.counting', 'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
     'guests.bulk', 'guests.errands', 'guests.hooks',
     'health.hooks', 'host.hooks', 'images.hooks', 'images.questions',

@@ -117,6 +117,8 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
         super().setUp()
         self.domains = [test_agent.FakeDomain(n) for n in (1, 2, 3)]
         self.order: list[tuple[str, str]] = []
+        # How many file systems, where it is not 2.
+        self.numbers: dict[tuple[str, str], int] = {}
         for domain in self.domains:
             for name in ('guest-fsfreeze-freeze', 'guest-fsfreeze-thaw'):
                 domain.replies[name] = self.reply(domain, name)
@@ -133,7 +135,7 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
             self.order.append((name.rpartition('-')[2], domain.name()))
             domain.replies['guest-fsfreeze-status'] = (
                 'frozen' if name.endswith('freeze') else 'thawed')
-            return 2
+            return self.numbers.get((name, domain.name()), 2)
 
         return reply
 
@@ -224,6 +226,17 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
     def test_thawed_before_the_end(self):
         def thaw(*args: Any) -> None:
             self.domains[1].replies['guest-fsfreeze-status'] = 'thawed'
+
+        with mock.patch.object(freeze.Freeze, '_wait', side_effect=thaw):
+            code, found = self.json(freeze.Freeze, *self.NAMES, '--for', '1')
+        self.assertEqual(2, code)
+        self.assertEqual([True, False, True], [
+            row['frozen_until_the_end'] for row in found])
+
+    def test_some_of_it_is_thawed_before_the_end(self):
+        """The agent thaws fewer file systems than it froze."""
+        def thaw(*args: Any) -> None:
+            self.numbers['guest-fsfreeze-thaw', self.NAMES[1]] = 1
 
         with mock.patch.object(freeze.Freeze, '_wait', side_effect=thaw):
             code, found = self.json(freeze.Freeze, *self.NAMES, '--for', '1')

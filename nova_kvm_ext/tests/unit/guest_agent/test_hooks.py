@@ -61,6 +61,7 @@ class Domain:
 
     :ivar broken: libvirt call or agent command -> exception that it raises;
         where it is 'late:NAME', the command takes effect all the same
+    :ivar count: how many file systems can be frozen
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,7 @@ class Domain:
         self.active = True
         self.saved = False
         self.frozen = False
+        self.count = 2
         self.broken: dict[str, BaseException] = {}
         self.timeout = -2
         self.calls: list[str] = []
@@ -107,16 +109,21 @@ class Domain:
     def info(self) -> list[int]:
         return [1 if self.active else 5, 0, 0, 0, 0]
 
-    def fsFreeze(self) -> None:
+    def fsFreeze(self) -> int:
         self.frozen = 'late:fsFreeze' in self.broken or self.frozen
         if 'late:fsFreeze' in self.broken:
             raise self.broken['late:fsFreeze']
         self._do('fsFreeze')
         self.frozen = True
+        return self.count
 
-    def fsThaw(self) -> None:
+    def fsThaw(self) -> int:
         self._do('fsThaw')
-        self.frozen = False
+        return self._thaw()
+
+    def _thaw(self) -> int:
+        thawed, self.frozen = self.frozen * self.count, False
+        return thawed
 
     def setUserPassword(self, user: str, password: str, flags: int) -> None:
         self._do('setUserPassword')
@@ -139,7 +146,7 @@ class Domain:
         self._do(name)
         answer: Any = {}
         if name == 'guest-fsfreeze-thaw':
-            answer, self.frozen = int(self.frozen), False
+            answer = self._thaw()
         elif name == 'guest-fsfreeze-status':
             answer = 'frozen' if self.frozen else 'thawed'
         elif name == 'guest-info':

@@ -322,6 +322,16 @@ class RbdTestCase(test_hooks.HooksTestCase):
         for name in ('create_snap', 'clone', 'flatten'):
             setattr(self.ceph, name, mock.Mock(side_effect=self.note(name)))
         self.ceph.create_snap.side_effect = self.create_snap
+        # librbd, as rbd_utils has it.
+        self.disk = mock.Mock(
+            is_protected_snap=mock.Mock(return_value=False),
+            create_snap=mock.Mock(side_effect=self.snap),
+            protect_snap=mock.Mock(side_effect=self.note('protect')),
+            close=mock.Mock(side_effect=self.note('close')))
+        self.open = self.useFixture(fixtures.MockPatch(
+            'nova.storage.rbd_utils.rbd', create=True, Image=mock.Mock(
+                side_effect=self.note('open', self.disk)),
+            Error=RuntimeError, ImageNotFound=KeyError)).mock.Image
         self.useFixture(fixtures.MockPatch(
             'nova.virt.libvirt.imagebackend.Rbd._get_parent_pool',
             return_value='images'))
@@ -330,12 +340,17 @@ class RbdTestCase(test_hooks.HooksTestCase):
 
     def create_snap(self, volume: str, name: str, pool: str | None = None,
                     protect: bool = False) -> None:
-        """As Nova's."""
+        """As Nova's: of the copy, or of a guest that cannot be frozen."""
         self.assertTrue(protect)
-        self.assertEqual(('client', 'ioctx'),
-                         self.ceph._connect_to_rados(pool))
+        if self.domain.active and self.domain.xml == (
+                test_hooks.XML.format('connected')):
+            self.assertNotEqual('volume', volume)
         self.note(f'create_snap {volume}')()
-        if volume == 'volume' and self.during:
+
+    def snap(self, name: str) -> None:
+        """librbd's, of the guest's disk."""
+        self.note('create_snap volume')()
+        if self.during:
             self.during()
 
     def note(self, name: str, result: Any = None) -> Any:
@@ -359,12 +374,23 @@ class RbdSnapshotTestCase(RbdTestCase):
     def test_frozen_no_longer_than_needed(self):
         self.assertIn('copy', self.snapshot())
         self.assertEqual([
-            ('connect', False), ('create_snap volume', True),
-            ('clone', False), ('flatten', False),
-            ('connect', False), ('create_snap copy', False)], self.frozen)
-        # Nova's create_snap() closes it.
-        self.ceph._disconnect_from_rados.assert_not_called()
+            ('connect', False), ('open', False), ('create_snap volume', True),
+            ('protect', False), ('close', False), ('clone', False),
+            ('flatten', False), ('create_snap copy', False)], self.frozen)
+        self.disk.protect_snap.assert_called_once_with('snap')
+        self.ceph._disconnect_from_rados.assert_called_once_with(
+            'client', 'ioctx')
         self.settled()
+
+    def test_no_question_while_it_is_frozen(self):
+        """The answer of the thaw tells whether the guest was frozen."""
+        self.snapshot()
+        calls = self.domain.calls
+        self.assertEqual(
+            ['fsFreeze', 'fsThaw'],
+            calls[calls.index('fsFreeze'):calls.index('fsThaw') + 1])
+        self.assertNotIn('guest-fsfreeze-status',
+                         calls[calls.index('fsFreeze'):])
 
     def test_not_required(self):
         self.domain.broken['fsFreeze'] = no_answer()
@@ -375,15 +401,21 @@ class RbdSnapshotTestCase(RbdTestCase):
         self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
         self.domain.broken['fsFreeze'] = no_answer()
         self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
-        self.assertEqual([('connect', False)], self.frozen)
+        self.assertEqual([('connect', False), ('open', False),
+                          ('close', False)], self.frozen)
         self.ceph._disconnect_from_rados.assert_called_once_with(
             'client', 'ioctx')
-        self.assertIs(self.connect, self.ceph._connect_to_rados)
 
     def test_ceph_fails(self):
-        self.ceph.create_snap.side_effect = RuntimeError('broken')
+        self.disk.create_snap.side_effect = RuntimeError('broken')
         self.assertRaises(RuntimeError, self.snapshot)
         self.settled()
+        self.disk.close.assert_called_once_with()
+
+    def test_disk_that_is_gone(self):
+        self.open.side_effect = KeyError('not found')
+        self.assertRaises(KeyError, self.snapshot)
+        self.assertNotIn('fsFreeze', self.domain.calls)
 
     def test_ceph_does_not_answer(self):
         """The guest is not frozen while Nova waits for a connection."""
@@ -570,10 +602,31 @@ class ConsistencyTestCase(RbdTestCase):
         self.check('no', 'the guest did not stay frozen', 'some', '7.2')
 
     @ddt.data(False, True)
+    def test_some_of_it_does_not_stay_frozen(self, file):
+        """Somebody in the guest thaws one file system of two."""
+        self.during = lambda: setattr(self.domain, 'count', 1)
+        if file:
+            self.of_file()
+        self.check('no', 'the guest did not stay frozen', 'some', '7.2')
+
+    @ddt.data(False, True)
+    def test_nothing_that_can_be_frozen(self, file):
+        self.domain.count = 0
+        if file:
+            self.of_file()
+        self.check('unknown', 'the guest agent found no file system to '
+                   'freeze', 'some', '7.2')
+        self.settled()
+
+    @ddt.data(False, True)
     def test_agent_that_is_silent_in_the_end(self, file):
-        self.during = (
-            lambda: self.domain.broken.update(
-                {'guest-fsfreeze-status': no_answer()}))
+        """The thaw works, and its answer is lost."""
+        def silent():
+            self.domain.during['fsThaw'] = lambda: setattr(
+                self.domain, 'frozen', False)
+            self.domain.broken['fsThaw'] = no_answer()
+
+        self.during = silent
         if file:
             self.of_file()
         self.check('unknown', 'the guest agent did not say whether the guest '
@@ -582,7 +635,14 @@ class ConsistencyTestCase(RbdTestCase):
     def test_guest_that_cannot_be_thawed(self):
         self.domain.broken = {'fsThaw': no_answer(),
                               'guest-fsfreeze-thaw': no_answer()}
-        self.check('yes', 'frozen by the guest agent', 'unknown', '7.2')
+        self.check('unknown', 'the guest agent did not say whether the guest '
+                   'stayed frozen', 'unknown', '7.2')
+
+    def test_thaw_that_has_to_be_tried_again(self):
+        """It was frozen until the second one, by that one's number."""
+        self.during = lambda: self.domain.broken.update(
+            {'fsThaw': no_answer()})
+        self.check('yes', 'frozen by the guest agent', 'some', '7.2')
 
     def test_version_that_the_agent_does_not_say(self):
         answers = self.domain.command
