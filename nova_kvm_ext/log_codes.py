@@ -233,10 +233,10 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML408',
-        'A guest was frozen for a snapshot of its volumes that did not end, '
-        'and was told to thaw.',
-        'Do not count on that snapshot. See why Nova\'s API or Cinder did '
-        'not end it.',
+        'A guest was frozen for a snapshot that did not end, and was told to '
+        'thaw.',
+        'Do not count on that snapshot. See why it did not end: storage that '
+        'does not answer, or for a volume Nova\'s API or Cinder.',
         _OPERATOR),
     LogMessage(
         'KVML409',

@@ -65,6 +65,12 @@ VOLUME_FREEZE_LIMIT = 600
 was not said to be done. Then the API that was to say so is gone, or the guest
 has stood still so long that nothing in it counts on being saved."""
 
+SNAPSHOT_FREEZE_LIMIT = 120
+"""Seconds after which a guest is thawed, though its snapshot is being made
+still: storage that stalls for so long keeps all of the guest from writing, and
+a Linux guest reports its tasks as hung (kernel.hung_task_timeout_secs). The
+snapshot does not count as quiesced then."""
+
 STATUS_TIMEOUT = 3
 """Seconds for the question whether a guest is frozen still. An agent answers
 it from memory, and the guest waits meanwhile."""
@@ -176,7 +182,8 @@ class Freezes:
                           'snapshot was done. Do not count on that snapshot.',
                           instance=instance)
             return
-        operation.seconds = time.monotonic() - frozen_at
+        operation.seconds = (
+            hold.freeze.thawed or time.monotonic()) - frozen_at
         if stood is False and operation.late:
             reason = consistency.Reason.THAWED.value
             if operation.required:
@@ -257,22 +264,25 @@ class Freezes:
     def settle(self) -> None:
         """Thaw what nobody else is going to.
 
-        Guests of :mod:`nova_kvm_ext.guest_agent.thaws`, and volume-backed ones
-        whose snapshot never ends.
+        Guests of :mod:`nova_kvm_ext.guest_agent.thaws`, and those whose
+        snapshot does not end.
         """
-        for hold in self._holds.expired(VOLUME_FREEZE_LIMIT):
+        for hold in self._holds.expired(
+                SNAPSHOT_FREEZE_LIMIT, VOLUME_FREEZE_LIMIT):
             uuid = hold.freeze.uuid
+            limit = (VOLUME_FREEZE_LIMIT if hold.lasting else
+                     SNAPSHOT_FREEZE_LIMIT)
             stood = self.release_quietly(hold, thaws.FIRST_TIMEOUT)
             if stood is False:
                 # It has been stopped, or has moved to another host.
-                LOG.info('Instance %s, which was frozen %d s ago for a '
-                         'snapshot of its volumes, is not frozen any more.',
-                         uuid, VOLUME_FREEZE_LIMIT)
+                LOG.info('Instance %s, which was frozen more than %d s ago '
+                         'for a snapshot, is not frozen any more.',
+                         uuid, limit)
             else:
                 LOG.warning(
-                    'KVML408 Instance %s was frozen %d s ago for a snapshot '
-                    'of its volumes that did not end. It was told to thaw. Do '
-                    'not count on that snapshot.', uuid, VOLUME_FREEZE_LIMIT)
+                    'KVML408 Instance %s was frozen more than %d s ago for a '
+                    'snapshot that has not ended. It was told to thaw. Do not '
+                    'count on that snapshot.', uuid, limit)
         self._thaws.settle(self._holds.known)
 
     def since(self, uuid: str) -> float | None:
@@ -539,7 +549,7 @@ class Freezes:
 
     def _thawed(self, freeze: holds.Freeze, stood: bool | None) -> None:
         """The agent says that a guest is thawed."""
-        now = time.monotonic()
+        now = freeze.thawed = time.monotonic()
         if freeze.entry is not None:
             self._thaws.remove(freeze.entry)
         answered = freeze.answered

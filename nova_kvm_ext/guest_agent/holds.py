@@ -46,6 +46,7 @@ class Freeze:
     :ivar foreign: whether another program froze the guest, and thaws it
     :ivar asked: when the freeze was sent (time.monotonic)
     :ivar answered: when the agent said that the guest is frozen, None before
+    :ivar thawed: when the agent said that the guest is thawed, None before
     :ivar failure: why it is not frozen, '' where nothing failed
     :ivar version: of the agent, as the agent says; '' where nobody asked or
         the agent does not say
@@ -59,6 +60,7 @@ class Freeze:
     foreign: bool = False
     asked: float = dataclasses.field(default_factory=time.monotonic)
     answered: float | None = None
+    thawed: float | None = None
     failure: str = ''
     version: str = ''
     count: int | None = None
@@ -242,14 +244,16 @@ class Holds:
             return None if freeze is None else next(
                 (hold for hold in freeze.holds if hold.lasting), None)
 
-    def expired(self, limit: float) -> list[Hold]:
-        """Lasting holds of guests that are frozen for longer than this.
+    def expired(self, limit: float, lasting: float) -> list[Hold]:
+        """Holds that keep guests frozen for longer than they may.
 
-        :param limit: seconds
+        :param limit: seconds, for a hold that ends with its call
+        :param lasting: seconds, for one that outlives it
         """
-        before = time.monotonic() - limit
+        now = time.monotonic()
         with self._changed:
             return [hold for freeze in self._freezes.values()
                     if freeze.state is State.FROZEN
                     for hold in freeze.holds
-                    if hold.lasting and hold.since < before]
+                    if now - max(hold.since, freeze.answered or hold.since) > (
+                        lasting if hold.lasting else limit)]

@@ -49,13 +49,13 @@ XML = '<domain><devices>{}</devices></domain>'.format(''.join(
 class StrictDomain(test_hooks.Domain):
     """A domain that threads use, with an agent that freezes once only."""
 
-    def fsFreeze(self) -> None:
+    def fsFreeze(self) -> int:
         if self.frozen:
             raise test_hooks.libvirt_error(
                 1, "internal error: unable to execute QEMU agent command "
                 "'guest-fsfreeze-freeze': The command guest-fsfreeze-freeze "
                 "has been disabled for this instance")
-        super().fsFreeze()
+        return super().fsFreeze()
 
 
 class Snapshot:
@@ -312,7 +312,7 @@ class ApiTestCase(ConcurrentTestCase):
     def test_it_never_ends(self):
         self.quiesce()
         started = self.snapshots(VOLUMES)
-        self.expire()
+        self.expire(lasting=True)
         self.driver._guest_agents.freezes.settle()
         self.assertTrue(self.domain.frozen)
         for snapshot in started.values():

@@ -215,11 +215,17 @@ class HooksTestCase(driver_base.DriverTestCase):
     def freezes(self) -> dict[str, holds.Freeze]:
         return self.driver._guest_agents.freezes._holds._freezes
 
-    def expire(self) -> None:
-        """Ten minutes pass."""
+    def expire(self, lasting: bool = False) -> None:
+        """Ten minutes pass.
+
+        :param lasting: for a freeze by Nova's API alone
+        """
         for freeze in self.freezes().values():
             for hold in freeze.holds:
-                hold.since -= freezes.VOLUME_FREEZE_LIMIT + 1
+                if hold.lasting or not lasting:
+                    hold.since -= freezes.VOLUME_FREEZE_LIMIT + 1
+            if freeze.answered is not None:
+                freeze.answered -= freezes.VOLUME_FREEZE_LIMIT + 1
 
     def settled(self) -> None:
         """The guest is thawed, and nothing says otherwise."""

@@ -13,6 +13,7 @@
 """What the driver does about snapshots, on Nova's fake libvirt."""
 
 import os
+import time
 from typing import Any
 from unittest import mock
 
@@ -467,17 +468,28 @@ class RbdSnapshotTestCase(RbdTestCase):
             'volume', 'snap', ignore_errors=True, force=True)
         self.ceph.clone.assert_not_called()
 
-    def test_ceph_that_stalls_for_longer_than_the_api_may(self):
-        """The guest stays frozen: who waits for Ceph thaws it."""
-        def stall():
-            self.expire()
-            self.driver._guest_agents.freezes.settle()
-            self.assertTrue(self.domain.frozen)
+    def stall(self) -> None:
+        """Ceph does not answer, and the periodic work goes on."""
+        self.driver._guest_agents.freezes.settle()
+        self.assertTrue(self.domain.frozen)
+        self.expire()
+        self.driver._guest_agents.freezes.settle()
+        self.assertFalse(self.domain.frozen)
+        self.assertIn('KVML408', self.log.output)
 
-        self.during = stall
-        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+    def test_ceph_that_stalls_for_longer_than_a_guest_bears(self):
+        self.during = self.stall
         self.snapshot()
         self.settled()
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_ceph_that_stalls_and_quiescing_is_required(self):
+        self.during = self.stall
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.settled()
+        self.ceph.remove_snap.assert_called_once_with(
+            'volume', 'snap', ignore_errors=True, force=True)
 
     def test_guest_that_is_off(self):
         self.domain.active = False
@@ -600,6 +612,27 @@ class ConsistencyTestCase(RbdTestCase):
         if file:
             self.of_file()
         self.check('no', 'the guest did not stay frozen', 'some', '7.2')
+
+    @ddt.data(False, True)
+    def test_storage_that_stalls(self, file):
+        """How long it was frozen is told by its thaw, not by the stall."""
+        def stall():
+            self.expire()
+            self.driver._guest_agents.freezes.settle()
+            thawed.append(time.monotonic())
+            time.sleep(0.2)
+
+        thawed: list[float] = []
+        started = time.monotonic()
+        self.during = stall
+        if file:
+            self.of_file()
+        found = self.said()
+        self.assertEqual(('no', 'the guest did not stay frozen'), (
+            found['kvm_ext_quiesced'], found['kvm_ext_quiesced_reason']))
+        self.assertThat(
+            float(found['kvm_ext_frozen_seconds']),
+            matchers.LessThan(601.1 + thawed[0] - started))
 
     @ddt.data(False, True)
     def test_some_of_it_does_not_stay_frozen(self, file):
