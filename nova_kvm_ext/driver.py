@@ -359,6 +359,7 @@ class KVMDriver(driver.LibvirtDriver):
         """Traits about CPU features, as guests here really get them."""
         return self._cpu.feature_traits(super()._get_cpu_feature_traits())
 
+    @host_hooks.explains_libvirt_errors
     def update_provider_tree(self, provider_tree: Any, nodename: str,
                              allocations: Any = None) -> None:
         """Nova's inventory and traits, and this driver's own traits."""
@@ -462,6 +463,7 @@ class KVMDriver(driver.LibvirtDriver):
         super()._suspend_guest_for_snapshot(
             context, live_snapshot, current_power_state, instance)
 
+    @host_hooks.explains_libvirt_errors
     def get_available_resource(self, nodename: str) -> Any:
         """Nova's periodic look at what this host has, and ours."""
         # Nova asks once a minute ([DEFAULT] update_resources_interval).

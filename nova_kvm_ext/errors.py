@@ -129,20 +129,37 @@ def libvirt_error(error: BaseException | None) -> Any:
 
 
 def ceph_error(error: BaseException | None) -> Any:
-    """The error of Ceph's library among an exception and its causes.
+    """The error of Ceph among an exception and its causes.
 
-    Known by the module of its class: the library may not be installed. Where
-    it is not, Nova's own RuntimeError says so.
+    Of Ceph's library, known by the module of its class: the library may not
+    be installed. Where it is not, Nova's own RuntimeError says so. Or of a
+    command of Ceph that Nova runs: of "ceph df", which fails first where Ceph
+    does not answer, Nova says "Could not determine disk usage" and no more.
 
     :returns: the exception itself, one that it was made of, or None
     """
     while error is not None:
         if type(error).__module__ in ('rados', 'rbd') or (
                 isinstance(error, RuntimeError) and
-                str(error) == 'rbd python libraries not found'):
+                str(error) == 'rbd python libraries not found') or (
+                    command_said(error)):
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def command_said(error: Any) -> str:
+    """What a command of Ceph said when it failed.
+
+    :param error: oslo.concurrency's ProcessExecutionError, or another one
+    :returns: '' where it is no such error
+    """
+    command, said = getattr(error, 'cmd', None), getattr(error, 'stderr', None)
+    if type(error).__name__ != 'ProcessExecutionError' or not (
+            isinstance(command, str) and isinstance(said, str)):
+        return ''
+    program = command.partition(' ')[0].rpartition('/')[2]
+    return said if program in ('ceph', 'rbd') else ''
 
 
 def explain(error: Any) -> known_errors.KnownError | None:
@@ -152,7 +169,8 @@ def explain(error: Any) -> known_errors.KnownError | None:
     :returns: None where the error is not a known one: its own words are then
         all there is to say
     """
-    text = known_errors.without_names(str(error)[:_LONGEST])
+    text = known_errors.without_names(
+        (command_said(error) or str(error))[:_LONGEST])
     code = libvirt_error_code(error)
     return next((row for row in known_errors.TABLE if row.takes(text, code)),
                 None)

@@ -78,7 +78,8 @@ def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
     traceback is: in the log, and in the ``details`` of an instance's fault,
     which only administrators see.
 
-    Errors of Ceph's library, which Nova calls, are explained likewise.
+    Errors of Ceph's library, which Nova calls, and of the commands of Ceph
+    that Nova runs are explained likewise.
 
     :param error: what was raised; libvirt's own may be among its causes,
         where Nova made another exception of it
@@ -98,7 +99,8 @@ def explain_libvirt_error(error: BaseException, instance: Any = None) -> None:
     LOG.error('KVML501 %(cause)s %(remedy)s (%(name)s; %(who)s says: '
               '%(said)s)',
               {'who': who, 'cause': row.cause, 'remedy': row.remedy,
-               'name': row.name, 'said': errors.clean(found)},
+               'name': row.name, 'said': errors.clean(
+                   errors.command_said(found) or found)},
               subject=row.name,
               **({} if instance is None else {'instance': instance}))
 

@@ -32,6 +32,7 @@ from nova.virt import fake
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
 
 from nova_kvm_ext import driver
 from nova_kvm_ext import errors
@@ -292,6 +293,33 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         self.assertIn('Ceph refuses the key', found.__notes__[0])
         said = self.stdlog.logger.output
         self.assertIn('ceph-key; Nova or Ceph says: [errno 13]', said)
+
+    @ddt.data(('get_available_resource', 'node'),
+              ('update_provider_tree', None, 'node'))
+    def test_errors_of_cephs_commands(self, call):
+        """Nova does not tell what "ceph df" says, not even to an operator."""
+        method, *args = call
+        error = exception.StorageError(
+            reason='Could not determine disk usage')
+        error.__context__ = command = processutils.ProcessExecutionError(
+            cmd='ceph df --format=json --id nova', exit_code=1, stdout='',
+            stderr='2026-11-27T06:24:49.796+0000 7effa4d1b6c0  0 monclient'
+            '(hunting): authenticate timed out after 300\n[errno 110] RADOS '
+            'timed out (error connecting to the cluster)\n')
+        self.assertIs(error, self.raised(method, error, *args))
+        self.assertIn('No monitor of Ceph', command.__notes__[0])
+        self.assertIn('(ceph-no-answer; Nova or Ceph says: 2026-11-27',
+                      self.stdlog.logger.output)
+
+    @ddt.data(
+        processutils.ProcessExecutionError(
+            cmd='qemu-img info x', stderr='RADOS timed out (error connecting '
+            'to the cluster)'),
+        processutils.ProcessExecutionError(cmd='ceph df'),
+        processutils.ProcessExecutionError(cmd='ceph df', stderr='odd'))
+    def test_errors_of_other_commands(self, error):
+        found = self.raised('get_available_resource', error, 'node')
+        self.assertFalse(hasattr(found, '__notes__'))
 
     def test_no_bindings_of_ceph(self):
         """Nova's own, a bare RuntimeError."""
