@@ -434,10 +434,13 @@ class KVMDriver(driver.LibvirtDriver):
             super().snapshot(context, instance, image_id, update_task_state)
 
     @host_hooks.explains_libvirt_errors
-    def _live_snapshot(self, context: Any, instance: Any, *args: Any,
-                       **kwargs: Any) -> None:
-        with self._snapshots.live(instance):
-            super()._live_snapshot(context, instance, *args, **kwargs)
+    def _live_snapshot(self, context: Any, instance: Any, guest: Any,
+                       *args: Any, **kwargs: Any) -> None:
+        thaw = functools.partial(
+            self.unquiesce, context, instance, instance.image_meta)
+        with self._snapshots.live(instance, guest, thaw) as mirrored:
+            super()._live_snapshot(
+                context, instance, mirrored, *args, **kwargs)
 
     @host_hooks.explains_libvirt_errors
     def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,

@@ -153,9 +153,11 @@ class Freezes:
     def unquiesce(self, instance: Any, thaw: Callable[[], Any]) -> None:
         """Thaw a guest, unless another operation needs it frozen.
 
+        An operation that has ended it already learns nothing new.
+
         :param thaw: Nova's thaw
-        :raises nova.exception.InstanceQuiesceFailed: what :meth:`quiesce`
-            kept for later; the guest is not thawed; or it was not frozen all
+        :raises nova.exception.InstanceQuiesceFailed: what was kept for
+            later; the guest is not thawed; or it was not frozen all
             the time, and that is required
         """
         uuid = instance.uuid
@@ -165,6 +167,9 @@ class Freezes:
         elif operation.failure:
             reason, operation.failure = operation.failure, ''
             raise exception.InstanceQuiesceFailed(reason=reason)
+        elif operation.hold is None and operation.was_frozen:
+            # Thawed as soon as it could be.
+            return
         else:
             hold, operation.hold = operation.hold, None
         if hold is None:

@@ -34,6 +34,7 @@ from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.storage import counting
 from nova_kvm_ext.storage import image_api
+from nova_kvm_ext.storage import mirrors
 from nova_kvm_ext.storage import rbd
 from nova_kvm_ext.storage import volumes
 
@@ -121,15 +122,31 @@ class Snapshots:
             metadata.pop(f'image_{name}', None)
 
     @contextlib.contextmanager
-    def live(self, instance: Any) -> Iterator[None]:
+    def live(self, instance: Any, guest: Any, thaw: Callable[[], Any]
+             ) -> Iterator[mirrors.MirroredGuest]:
         """Around Nova's live snapshot: afterwards the guest is not frozen.
 
         Nova freezes near the end of it, in a ``finally``, and thaws only if
         nothing goes wrong between the two.
+
+        :param guest: nova.virt.libvirt.guest.Guest
+        :param thaw: the driver's, of this guest
+        :returns: the guest that Nova is to be given
         """
         with self._freezes.operating(instance, late=True) as operation:
+            def stopped() -> None:
+                # Before Nova's own first job there is nothing to thaw.
+                if operation.hold is None:
+                    return
+                try:
+                    thaw()
+                except exception.InstanceQuiesceFailed as e:
+                    # Nova is told when it thaws: by then it has put its own
+                    # things in order.
+                    operation.failure = guest_freezes.why(e)
+
             try:
-                yield
+                yield mirrors.MirroredGuest(guest, stopped)
             finally:
                 self._learn_of_freeze(operation)
 

@@ -385,6 +385,16 @@ class ContractTestCase(base.BaseTestCase):
             {'guest.freeze_filesystems()', 'guest.thaw_filesystems()'},
             set(re.findall(r'guest\.\w+\(.*?\)', source)))
 
+    def test_how_nova_stops_the_mirror_of_a_live_snapshot(self):
+        """storage/mirrors.py has the guest thawed then."""
+        source = inspect.getsource(find(f'{LIBVIRT_DRIVER}._live_snapshot'))
+        self.assertIn('dev = guest.get_block_device(disk_path)', source)
+        freeze, stop, own, thaw = (source.rindex(words) for words in (
+            'self.quiesce(', 'dev.abort_job()', '.chown(',
+            'self.unquiesce('))
+        self.assertEqual([freeze, stop, own, thaw],
+                         sorted((freeze, stop, own, thaw)))
+
     def test_how_nova_gives_a_snapshot_its_properties(self):
         """When the snapshot has been made, in this thread."""
         called = self.called_by(f'{LIBVIRT_DRIVER}.snapshot')

@@ -81,7 +81,7 @@ MAKERS = {
     'counters', 'guests.resumer', 'guests.survey',
     'health.record',
     'images.convert', 'metrics.text', 'migration.comeback',
-    'migration.elsewhere', 'storage.counting'}
+    'migration.elsewhere', 'storage.counting', 'storage.mirrors'}
 # The edge to Nova.
 NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',

@@ -386,7 +386,7 @@ class TimeoutTestCase(HooksTestCase):
         self.assertEqual(freezes.VOLUME_FREEZE_TIMEOUT,
                          self.domain.timeouts['fsFreeze'])
         self.assertEqual(30, self.domain.timeouts['fsThaw'])
-        with self.driver._snapshots.live(self.instance):
+        with self.driver._guest_agents.freezes.operating(self.instance):
             self.quiesce()
         self.assertEqual(60, self.domain.timeouts['fsFreeze'])
 

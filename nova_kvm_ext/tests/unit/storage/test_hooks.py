@@ -63,9 +63,19 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
             'qcow2', 'qcow2', self.image(**properties))
 
     def test_success(self):
-        self.write_config.side_effect = lambda xml: self.assertTrue(
-            self.domain.frozen)
+        frozen = {}
+        for name, call in (('abort', self.device.abort_job),
+                           ('chown', self.chown),
+                           ('config', self.write_config)):
+            def note(*args: Any, name: str = name, **kwargs: Any) -> None:
+                frozen[name] = self.domain.frozen
+
+            call.side_effect = note
         self.snapshot()
+        # What Nova does after the mirror is stopped needs no freeze.
+        self.assertEqual(
+            {'abort': True, 'chown': False, 'config': False}, frozen)
+        self.assertEqual(1, self.domain.calls.count('fsThaw'))
         self.assertIn('fsFreeze', self.domain.calls)
         self.extract.assert_called_once()
         self.settled()
@@ -142,10 +152,11 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
 
     @ddt.data(True, False)
     def test_guest_that_does_not_stay_frozen(self, required):
-        def thaw(xml):
+        def thaw():
             self.domain.frozen = False
 
-        self.write_config.side_effect = thaw
+        # As long as QEMU mirrors the disk.
+        self.device.abort_job.side_effect = thaw
         if required:
             self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
                               os_require_quiesce='yes')
@@ -158,6 +169,14 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertIn('did not stay frozen' if not required else
                       'os_require_quiesce', self.log.output)
         self.assertNotIn('was frozen for', self.log.output)
+
+    def test_guest_that_cannot_be_thawed(self):
+        """Nova learns of it when it thaws, with all in order."""
+        silent = no_answer()
+        self.domain.broken = {'fsThaw': silent, 'guest-fsfreeze-thaw': silent}
+        self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot)
+        self.in_order()
+        self.assertEqual([uuids.instance], self.ledger.left_behind())
 
     def test_late_freeze_is_thawed_at_the_end_of_the_snapshot(self):
         silent = no_answer()
