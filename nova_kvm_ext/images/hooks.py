@@ -203,7 +203,7 @@ class ImageFetch:
                 decided = self._judge(f, image, size)
                 if decided.disk_format != 'qed':
                     # A second opinion, with whatever a newer Nova looks at.
-                    images.do_image_deep_inspection(image, image_id, part)
+                    self._novas_inspection(image, image_id, part)
                 if self._policy.force_raw and 'raw' not in (
                         decided.disk_format, decided.converted_to):
                     LOG.info('Image %s is not made raw, for Nova would not '
@@ -213,6 +213,14 @@ class ImageFetch:
                     return
                 self._convert(f, image_id, decided, target)
             os.unlink(part)
+
+    @staticmethod
+    def _novas_inspection(image: Any, image_id: str, part: str) -> None:
+        try:
+            images.do_image_deep_inspection(image, image_id, part)
+        except exception.ImageUnacceptable:
+            counters.COUNTERS.add(names.REFUSALS, names.OTHER)
+            raise
 
     def _judge(self, f: BinaryIO, image: Any, size: int | None
                ) -> verdict.Verdict:
@@ -240,6 +248,7 @@ class ImageFetch:
         LOG.info('Converting image %(id)s from %(from)s to %(to)s.',
                  {'id': image_id, 'from': decided.disk_format,
                   'to': decided.converted_to})
+        result = 'failed'
         try:
             # As Nova bounds the work on a host's disks.
             with compute_utils.disk_ops_semaphore:
@@ -248,13 +257,13 @@ class ImageFetch:
                     temporary=target + '.converted',
                     direct=privsep_utils.supports_direct_io(
                         os.path.dirname(target)))
+            result = 'converted'
         except convert.ConversionError as e:
-            counters.COUNTERS.add(
-                names.CONVERSIONS, str(decided.disk_format), 'failed')
             LOG.error('KVML605 Image %(id)s cannot be converted: %(why)s',
                       {'id': image_id, 'why': e})
             raise exception.ImageUnacceptable(
                 image_id=image_id, reason=errors.clean(
                     e, verdict.FAULT_LENGTH)) from e
-        counters.COUNTERS.add(
-            names.CONVERSIONS, str(decided.disk_format), 'converted')
+        finally:
+            counters.COUNTERS.add(
+                names.CONVERSIONS, str(decided.disk_format), result)

@@ -183,8 +183,8 @@ LOGGED = Metric(
     {'code': ('(code of a message, as KVML403)',)})
 SNAPSHOTS = Metric(
     f'{PREFIX}snapshots_total', Kind.COUNTER,
-    'Snapshots by whether the guest was quiesced, and by what decided that; '
-    'for volumes those for which quiescing was asked for.',
+    'Snapshots by whether the guest was quiesced, and by what decided that. '
+    'Of volumes those that are files, which libvirt snapshots.',
     {'of': ('image', 'volume'), 'quiesced': _THREE,
      'reason': ('frozen', 'no_agent', 'not_frozen', 'thawed', 'cold',
                 'not_said', 'not_running', 'not_asked', 'nothing'),

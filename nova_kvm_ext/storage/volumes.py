@@ -39,70 +39,96 @@ def guest_to_snapshot(freezes: guest_freezes.Freezes, instance: Any,
     :param guest: nova.virt.libvirt.guest.Guest
     :param required: the image's os_require_quiesce
     """
-    return _Guest(guest, functools.partial(
-        _snapshot, freezes, instance, guest, required))
-
-
-def _snapshot(freezes: guest_freezes.Freezes, instance: Any, guest: Any,
-              required: bool, snapshot: Callable[[], Any]) -> None:
-    """Have libvirt make a snapshot of the frozen guest.
-
-    :raises nova.exception.QemuGuestAgentNotEnabled: it is not frozen; of
-        Nova's exceptions the one after which it snapshots without
-        quiescing, where that is allowed
-    """
-    try:
-        hold = freezes.acquire(instance.uuid, guest._domain)
-    except (exception.NovaException, *guest_freezes.UNREADABLE) as e:
-        reason = f'The guest is not quiesced: {guest_freezes.why(e)}'
-        if required:
-            LOG.error('KVML402 The snapshot fails, because the image says '
-                      'os_require_quiesce. %s', reason, instance=instance)
-        else:
-            LOG.warning('KVML403 The snapshot of a volume is made without '
-                        'quiescing. %s', reason, instance=instance)
-        _count(consistency.Reason.NOT_FROZEN, made=not required)
-        raise exception.QemuGuestAgentNotEnabled(
-            errors.without_paths(reason)) from None
-    try:
-        snapshot()
-    except BaseException:
-        freezes.release_quietly(hold)
-        _count(consistency.Reason.FROZEN, made=False)
-        raise
-    # QEMU writes to the new file by now: an error from here on would have
-    # Cinder throw that away.
-    stood = freezes.release_quietly(hold)
-    _count(consistency.Reason.NOTHING
-           if hold.freeze.count == 0 and stood is not False else
-           {True: consistency.Reason.FROZEN, None: consistency.Reason.NOT_SAID,
-            False: consistency.Reason.THAWED}[stood])
-    if stood is False:
-        LOG.error('KVML404 The guest did not stay frozen until the snapshot '
-                  'of its volume was made. Do not count on that snapshot.',
-                  instance=instance)
-
-
-def _count(reason: consistency.Reason, made: bool = True) -> None:
-    counting.snapshot('volume', consistency.Consistency(reason), made)
+    return _Guest(freezes, instance, guest, required)
 
 
 class _Guest:
-    """Nova's Guest, of which libvirt makes snapshots while we froze it."""
+    """Nova's Guest, of which libvirt makes snapshots while we froze it.
 
-    def __init__(self, guest: Any,
-                 quiesced: Callable[[Callable[[], Any]], None]) -> None:
+    Nova asks for a snapshot of a quiesced guest first, where the guest has an
+    agent, and for one that is not quiesced where that fails and the image
+    allows it.
+    """
+
+    def __init__(self, freezes: guest_freezes.Freezes, instance: Any,
+                 guest: Any, required: bool) -> None:
+        self._freezes = freezes
+        self._instance = instance
         self._real = guest
-        self._quiesced = quiesced
+        self._required = required
+        # Of a snapshot that is not quiesced.
+        self._reason = consistency.Reason.NO_AGENT
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     def snapshot(self, *args: Any, quiesce: bool = False, **kwargs: Any
                  ) -> None:
+        """Have libvirt make a snapshot, of the frozen guest if Nova asks so.
+
+        :raises nova.exception.QemuGuestAgentNotEnabled: it is not frozen; of
+            Nova's exceptions the one after which it snapshots without
+            quiescing, where that is allowed
+        """
         snapshot = functools.partial(
             self._real.snapshot, *args, quiesce=False, **kwargs)
         if quiesce:
             self._quiesced(snapshot)
-        else:
+            return
+        try:
             snapshot()
+        except BaseException:
+            _count(self._reason, made=False)
+            raise
+        _count(self._reason)
+
+    def _quiesced(self, snapshot: Callable[[], Any]) -> None:
+        try:
+            hold = self._freezes.acquire(
+                self._instance.uuid, self._real._domain)
+        except (exception.NovaException, *guest_freezes.UNREADABLE) as e:
+            reason = f'The guest is not quiesced: {guest_freezes.why(e)}'
+            if self._required:
+                LOG.error('KVML402 The snapshot fails, because the image says '
+                          'os_require_quiesce. %s', reason,
+                          instance=self._instance)
+            else:
+                LOG.warning('KVML403 The snapshot of a volume is made without '
+                            'quiescing. %s', reason, instance=self._instance)
+            self._failed(consistency.Reason.NOT_FROZEN)
+            raise exception.QemuGuestAgentNotEnabled(
+                errors.without_paths(reason)) from None
+        try:
+            snapshot()
+        except BaseException as e:
+            self._freezes.release_quietly(hold)
+            self._failed(consistency.Reason.FROZEN,
+                         errors.libvirt_error_code(e) is not None)
+            raise
+        # QEMU writes to the new file by now: an error from here on would have
+        # Cinder throw that away.
+        stood = self._freezes.release_quietly(hold)
+        _count(consistency.Reason.NOTHING
+               if hold.freeze.count == 0 and stood is not False else
+               {True: consistency.Reason.FROZEN,
+                None: consistency.Reason.NOT_SAID,
+                False: consistency.Reason.THAWED}[stood])
+        if stood is False:
+            LOG.error('KVML404 The guest did not stay frozen until the '
+                      'snapshot of its volume was made. Do not count on that '
+                      'snapshot.', instance=self._instance)
+
+    def _failed(self, reason: consistency.Reason, goes_on: bool = True
+                ) -> None:
+        """The quiesced snapshot failed.
+
+        :param goes_on: whether Nova makes one that is not quiesced after
+            such an error, where the image allows that
+        """
+        if self._required or not goes_on:
+            _count(reason, made=False)
+        self._reason = consistency.Reason.NOT_FROZEN
+
+
+def _count(reason: consistency.Reason, made: bool = True) -> None:
+    counting.snapshot('volume', consistency.Consistency(reason), made)

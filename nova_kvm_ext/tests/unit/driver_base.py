@@ -35,6 +35,7 @@ from nova_kvm_ext.cpu import compare
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext import driver
 from nova_kvm_ext.host import model
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.tests.unit.cpu import hosts
 
 VHOST_NET = model.DeviceFacts('/dev/vhost-net', present=True)
@@ -108,6 +109,10 @@ class DriverTestCase(test.NoDBTestCase):
                            ('compareHypervisorCPU', compared)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova.tests.fixtures.libvirt.Connection.{name}', ours))
+
+    def counted(self, metric: names.Metric) -> dict[tuple[str, ...], int]:
+        """What the driver has counted, by the values of the labels."""
+        return self.counters.counts().counters.get(metric.name, {})
 
     def started(self, **kvm_ext: Any) -> driver.KVMDriver:
         """A driver after init_host with these options of [kvm_ext]."""

@@ -15,6 +15,7 @@
 from collections.abc import Callable
 import gzip
 import os
+import re
 import shutil
 import threading
 from typing import Any
@@ -38,6 +39,7 @@ from nova_kvm_ext import driver
 from nova_kvm_ext.images import convert
 from nova_kvm_ext.images import qemu_img
 from nova_kvm_ext.images import verdict
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.tests.unit.images import corpus
 
@@ -142,6 +144,7 @@ class FetchTestCase(driver_base.DriverTestCase):
         self.image('qcow2', QCOW2)
         self.boot()
         self.assertEqual(QCOW2, self.cached())
+        self.assertEqual({}, self.counted(names.CONVERSIONS))
         # Nova's own way to check a signature.
         self.assertEqual(
             mock.sentinel.certs,
@@ -156,6 +159,8 @@ class FetchTestCase(driver_base.DriverTestCase):
             self.boot()
             self.assertEqual(wanted, self.cached())
             os.unlink(self.target)
+        self.assertEqual({('qed', 'converted'): 2},
+                         self.counted(names.CONVERSIONS))
         # About the disk's content alone.
         for call in self.info.call_args_list:
             self.assertIsInstance(call.args[0].name, int)
@@ -169,6 +174,9 @@ class FetchTestCase(driver_base.DriverTestCase):
             self.boot()
             self.assertEqual(wanted, self.cached())
             os.unlink(self.target)
+        self.assertEqual({('vmdk', 'converted'): 2},
+                         self.counted(names.CONVERSIONS))
+        self.assertEqual({}, self.counted(names.REFUSALS))
 
     def test_lvm_takes_raw_only(self):
         self.flags(force_raw_images=False)
@@ -191,6 +199,29 @@ class FetchTestCase(driver_base.DriverTestCase):
             f'Image {uuids.image} is unacceptable: It is qcow2, not raw, as '
             f'declared. Upload it again with --disk-format qcow2.',
             self.refused(exception.ImageUnacceptable))
+        self.assertEqual({('content',): 1}, self.counted(names.REFUSALS))
+        self.assertEqual({}, self.counted(names.CONVERSIONS))
+
+    def test_each_check_is_counted_by_its_name(self):
+        """The check that the log names; those of a QED are one."""
+        logged: dict[tuple[str, ...], int] = {}
+        for image in corpus.images()[::3]:
+            if (image.by_qemu or image.size > 1 << 24 or
+                    len(image.declared) > 20):
+                continue
+            path = os.path.join(driver.CONF.state_path, 'image')
+            image.write(path)
+            with open(path, 'rb') as f:
+                self.image(image.declared, f.read())
+            with self.assertLogs('nova_kvm_ext', 'ERROR') as logs:
+                self.refused(exception.ImageUnacceptable)
+            check, = re.findall('the check "([^"]+)"', logs.output[-1])
+            label = (re.sub('[ -]', '_', re.sub('^qed .*', 'qed', check)),)
+            logged[label] = logged.get(label, 0) + 1
+        self.assertEqual(logged, self.counted(names.REFUSALS))
+        self.assertNotIn((names.OTHER,), logged)
+        self.assertIn(('qed',), logged)
+        self.assertGreater(len(logged), 8)
 
     def test_reason_is_whole_in_the_fault(self):
         """Nova keeps 255 characters of this."""
@@ -223,12 +254,14 @@ class FetchTestCase(driver_base.DriverTestCase):
                           self.refused(exception.ImageUnacceptable))
         inspect.assert_called_once_with(
             self.glance.get(), uuids.image, self.target + '.part')
+        self.assertEqual({(names.OTHER,): 1}, self.counted(names.REFUSALS))
 
     def test_larger_than_the_flavors_disk(self):
         """As Nova says it, and before the conversion."""
         self.image('qcow2', QCOW2)
         self.refused(exception.FlavorDiskSmallerThanImage,
                      size=(1 << 30) - 1)
+        self.assertEqual({('flavor',): 1}, self.counted(names.REFUSALS))
         self.boot(size=1 << 30)
 
     def test_larger_than_allowed(self):
@@ -238,6 +271,8 @@ class FetchTestCase(driver_base.DriverTestCase):
         self.info.return_value = verdict.Info('qcow2', (1 << 30) + 512)
         self.assertIn('image_max_virtual_gb',
                       self.refused(exception.ImageUnacceptable))
+        self.assertEqual({('virtual_size',): 1},
+                         self.counted(names.REFUSALS))
 
     def test_conversion_fails(self):
         self.image('qed', QED)
@@ -245,6 +280,8 @@ class FetchTestCase(driver_base.DriverTestCase):
         error = self.assertRaises(exception.ImageUnacceptable, self.boot)
         self.assertIn('No luck.', str(error))
         self.assertEqual([], os.listdir(self.base))
+        self.assertEqual({('qed', 'failed'): 1},
+                         self.counted(names.CONVERSIONS))
 
     def test_what_is_not_the_images_fault(self):
         """Nova builds elsewhere: it gives up on what is an exception of its.
@@ -263,6 +300,10 @@ class FetchTestCase(driver_base.DriverTestCase):
             self.assertNotIsInstance(error, exception.NovaException)
             self.assertIn('SIGABRT. Free memory.', logs.output[-1])
             self.assertEqual([], os.listdir(self.base))
+        # The second failed before the conversion.
+        self.assertEqual({('qed', 'failed'): 1},
+                         self.counted(names.CONVERSIONS))
+        self.assertEqual({}, self.counted(names.REFUSALS))
 
     def test_novas_own_question_is_killed(self):
         self.image('raw', b'')
@@ -482,13 +523,15 @@ class AskedOnceTestCase(driver_base.DriverTestCase):
 
     def test_two_at_once(self):
         """The first to begin is the first to end."""
-        begun, ended = threading.Event(), threading.Event()
+        begun, joined, ended = (threading.Event() for _ in range(3))
 
         def first() -> None:
             self.ask()
             begun.set()
+            joined.wait(60)
 
         def second() -> None:
+            joined.set()
             self.assertTrue(begun.wait(60))
             self.ask()
             ended.wait(60)

@@ -25,6 +25,7 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from oslo_utils.fixture import uuidsentinel as uuids
 from testtools import matchers
 
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.tests.unit.guest_agent import test_hooks
 
 
@@ -203,6 +204,13 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.driver._volume_snapshot_create(
             self.context, self.instance, guest, 'volume', 'new')
 
+    def was_counted(self, **wanted: int) -> None:
+        self.assertEqual(wanted, {
+            '_'.join(key[1:]): number
+            for key, number in self.counted(names.SNAPSHOTS).items()})
+        for key in self.counted(names.SNAPSHOTS):
+            self.assertEqual('volume', key[0])
+
     def test_success(self):
         def snapshot(conf, quiesce, **kwargs):
             self.assertFalse(quiesce)
@@ -213,6 +221,9 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertEqual(60, self.domain.timeouts['fsFreeze'])
         self.settled()
         self.assertIn('was frozen for', self.log.output)
+        self.was_counted(yes_frozen_made=1)
+        frozen = self.counters.counts().histograms[names.FREEZES.name]
+        self.assertEqual(1, sum(frozen.counts))
 
     @ddt.data('fsFreeze', 'late:fsFreeze', 'guest-fsfreeze-status')
     def test_freeze_that_fails(self, what):
@@ -229,6 +240,23 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertIn('os_require_quiesce', self.log.output)
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
+        self.was_counted(no_not_frozen_made=1, no_not_frozen_failed=1)
+
+    def test_snapshot_that_fails_until_it_is_not_quiesced(self):
+        """Nova tries again; one snapshot is one, by how it was made."""
+        broken = test_hooks.libvirt_error(1, 'broken')
+        self.take(mock.Mock(side_effect=[broken, None]))
+        self.was_counted(no_not_frozen_made=1)
+        self.assertRaises(fakelibvirt.libvirtError, self.take,
+                          mock.Mock(side_effect=broken))
+        self.was_counted(no_not_frozen_made=1, no_not_frozen_failed=1)
+
+    def test_snapshot_that_fails_otherwise(self):
+        """Nova does not try again."""
+        self.assertRaises(RuntimeError, self.take,
+                          mock.Mock(side_effect=RuntimeError('broken')))
+        self.was_counted(yes_frozen_failed=1)
+        self.settled()
 
     def test_snapshot_that_fails(self):
         snapshot = mock.Mock(side_effect=test_hooks.libvirt_error(1, 'broken'))
@@ -236,6 +264,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
                           os_require_quiesce='yes')
         snapshot.assert_called_once()
         self.settled()
+        self.was_counted(yes_frozen_failed=1)
 
     def test_thaw_that_fails(self):
         """QEMU writes to the new file: the snapshot did not fail."""
@@ -254,6 +283,8 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.settled()
         self.assertIn('Do not count on that snapshot', self.log.output)
         self.assertNotIn('was frozen for', self.log.output)
+        self.was_counted(no_thawed_made=1)
+        self.assertEqual({}, self.counters.counts().histograms)
 
     def test_frozen_by_another_program(self):
         """By an operator, for example, who thaws it."""
@@ -282,6 +313,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.take(snapshot)
         self.assertFalse(snapshot.call_args.kwargs['quiesce'])
         self.assertEqual([], self.ledger.left_behind())
+        self.was_counted(no_no_agent_made=1)
 
 
 @ddt.ddt
