@@ -32,118 +32,14 @@ import tempfile
 import threading
 import time
 from typing import Any
-import urllib.parse
 
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import counted
 from nova_kvm_ext.metrics import names
 
 LOG = log.getLogger(__name__)
 
-_DIRECTORY = 'kvm-ext-counters'
-_BYTES = 1 << 20
-_MOST_SERIES = 500
-"""Series of one metric whose label has no fixed list, as codes."""
-
 _EVERY_SECONDS = 1.0
-
-
-@dataclasses.dataclass
-class Histogram:
-    """Observations.
-
-    :ivar counts: one for each bucket, not added up, and the last for more
-    """
-
-    counts: list[int]
-    total: float = 0.0
-
-
-@dataclasses.dataclass
-class Counts:
-    """What was counted.
-
-    :ivar since: seconds since 1970
-    :ivar counters: numbers by name of the metric and values of its labels
-    :ivar histograms: by name
-    """
-
-    since: float = 0.0
-    counters: dict[str, dict[tuple[str, ...], int]] = dataclasses.field(
-        default_factory=dict)
-    histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
-
-
-def path(state_path: str, service: str) -> str:
-    """The file of a service.
-
-    :param state_path: ``[DEFAULT] state_path``
-    :param service: its own name, ``[DEFAULT] host``
-    """
-    return os.path.join(
-        state_path, _DIRECTORY,
-        f'of-{urllib.parse.quote(service, safe="")}.json')
-
-
-def read(file: str) -> Counts | None:
-    """What a service has counted.
-
-    What cannot be understood is left out: a counter that begins at 0 again
-    is nothing that Prometheus has not seen.
-
-    :returns: None where there is no such file, or it is none of ours
-    """
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW |
-                             os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, 'rb') as f:
-            whole = json.loads(f.read(_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(whole, dict):
-        return None
-    found = Counts(_number(whole.get('since')))
-    for metric in names.COUNTED.values():
-        if metric.kind is names.Kind.HISTOGRAM:
-            histogram = _histogram(metric, whole.get(metric.name))
-            if histogram is not None:
-                found.histograms[metric.name] = histogram
-        else:
-            found.counters[metric.name] = _series(
-                metric, whole.get(metric.name))
-    return found
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return 0.0
-    return float(value) if math.isfinite(value) and value >= 0 else 0.0
-
-
-def _series(metric: names.Metric, rows: Any) -> dict[tuple[str, ...], int]:
-    found: dict[tuple[str, ...], int] = {}
-    for row in rows if isinstance(rows, list) else ():
-        if not (isinstance(row, list) and len(row) == 2 and
-                isinstance(row[0], list)):
-            continue
-        values, number = row
-        if (len(values) == len(metric.labels) and
-                all(isinstance(value, str) for value in values) and
-                len(found) < _MOST_SERIES):
-            found[tuple(
-                metric.value(label, value)[:100]
-                for label, value in zip(metric.labels, values))] = int(
-                    _number(number))
-    return found
-
-
-def _histogram(metric: names.Metric, row: Any) -> Histogram | None:
-    if not isinstance(row, dict) or not isinstance(row.get('counts'), list):
-        return None
-    counts = [int(_number(count)) for count in row['counts']]
-    if len(counts) != len(metric.buckets) + 1:
-        # Another release had other buckets.
-        return None
-    return Histogram(counts, _number(row.get('total')))
 
 
 class Counters:
@@ -152,7 +48,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._path: str | None = None
-        self._counts = Counts(time.time())
+        self._counts = counted.Counts(time.time())
         self._written = -math.inf
         self._dirty = False
         self._at_exit = False
@@ -166,11 +62,11 @@ class Counters:
         :param state_path: ``[DEFAULT] state_path``, which outlives it
         :param service: ``[DEFAULT] host``
         """
-        file = path(state_path, service)
+        file = counted.path(state_path, service)
         with self._lock:
             if file == self._path:
                 return
-            before = read(file)
+            before = counted.read(file)
             self._path = file
             if before is not None:
                 self._merge(before)
@@ -179,7 +75,7 @@ class Counters:
             self._at_exit = True
             atexit.register(self.flush)
 
-    def _merge(self, before: Counts) -> None:
+    def _merge(self, before: counted.Counts) -> None:
         now = self._counts
         if before.since:
             now.since = min(now.since, before.since)
@@ -189,7 +85,7 @@ class Counters:
                 mine[key] = mine.get(key, 0) + number
         for name, histogram in before.histograms.items():
             own = now.histograms.setdefault(
-                name, Histogram([0] * len(histogram.counts)))
+                name, counted.Histogram([0] * len(histogram.counts)))
             own.counts = [a + b for a, b in zip(own.counts,
                                                 histogram.counts)]
             own.total += histogram.total
@@ -204,7 +100,7 @@ class Counters:
                     zip(metric.labels, values, strict=True))
         with self._lock:
             series = self._counts.counters.setdefault(metric.name, {})
-            if key in series or len(series) < _MOST_SERIES:
+            if key in series or len(series) < counted.MOST_SERIES:
                 series[key] = series.get(key, 0) + 1
                 self._dirty = True
         self._write()
@@ -218,13 +114,14 @@ class Counters:
                    if value <= bound), len(metric.buckets))
         with self._lock:
             histogram = self._counts.histograms.setdefault(
-                metric.name, Histogram([0] * (len(metric.buckets) + 1)))
+                metric.name,
+                counted.Histogram([0] * (len(metric.buckets) + 1)))
             histogram.counts[at] += 1
             histogram.total += max(0.0, value)
             self._dirty = True
         self._write()
 
-    def counts(self) -> Counts:
+    def counts(self) -> counted.Counts:
         """What is counted; for tests."""
         return self._counts
 

@@ -200,6 +200,10 @@ class Command(command.Command):
         """None: cliff's reads all that is installed to see who made this."""
         return ''
 
+    def _load_hooks(self) -> None:
+        """None: cliff reads all that is installed to see who has some."""
+        self._hooks = []
+
     def column_names(self, args: argparse.Namespace) -> Sequence[str]:
         """COLUMNS, where they do not depend on the arguments."""
         return self.COLUMNS

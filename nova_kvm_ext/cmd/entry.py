@@ -18,6 +18,7 @@ may take. So nothing is imported here that ``host health`` does not need.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from nova_kvm_ext.cmd import quick
@@ -33,8 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         code = quick.run(argv[2:])
         if code is not None:
             return code
-    from nova_kvm_ext.cmd import main as commands
-    return commands.main(argv)
+    # A process of a second: the collector would look at what has been
+    # imported again and again, and once more at the end.
+    gc.set_threshold(50_000)
+    try:
+        from nova_kvm_ext.cmd import main as commands
+        return commands.main(argv)
+    finally:
+        gc.freeze()
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from nova_kvm_ext.cmd import lazy
 from nova_kvm_ext.exit_codes import ExitCode
 
 with lazy.imports():
-    from nova_kvm_ext.host import facts
+    from nova_kvm_ext.host import door
     from nova_kvm_ext.host import install
 
 _PACKAGE = 'nova-kvm-ext'
@@ -84,7 +84,7 @@ class NovaKVMExt(app.App):
         if not isinstance(cmd, base.Command):
             return
         self._began = True
-        problem = install.check(facts.read_install())
+        problem = install.check(door.read_install())
         if problem is not None:
             print(f'warning: {problem}', file=sys.stderr)
 

@@ -31,9 +31,9 @@ from nova_kvm_ext import errors
 from nova_kvm_ext.exit_codes import ExitCode
 
 with lazy.imports():
-    from nova_kvm_ext import counters
     from nova_kvm_ext.guests import survey
     from nova_kvm_ext.health import probe
+    from nova_kvm_ext.metrics import counted
     from nova_kvm_ext.metrics import names
     from nova_kvm_ext.metrics import samples
     from nova_kvm_ext.metrics import text
@@ -86,7 +86,7 @@ class Metrics(base.HostCommand):
         found = [*self._guests(parsed_args, nova), *self._service(nova)]
         found.append(samples.Sample(
             names.COLLECTION, (), round(time.monotonic() - began, 3)))
-        rendered = text.render(found, counters.read(counters.path(
+        rendered = text.render(found, counted.read(counted.path(
             str(nova.state_path), str(nova.host))))
         if path is None:
             sys.stdout.write(rendered.decode())
@@ -151,6 +151,7 @@ class Metrics(base.HostCommand):
         # As in host check: a call of libvirt cannot be interrupted, but left
         # alone.
         threading.Thread(target=look, daemon=True).start()
+        text.render  # imported while libvirt works
         answered.wait(args.timeout)
         if not found:
             said = f'libvirt does not answer within {args.timeout} s'

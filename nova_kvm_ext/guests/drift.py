@@ -32,6 +32,10 @@ _OF_HOST = ('host-passthrough', 'maximum')
 
 _KEPT = '[kvm_ext] keep_guest_cpu'
 
+Known = dict[tuple[str, frozenset[tuple[str, str]]], choose.GuestChoice]
+"""Today's CPU by the kind of domain and the extra specs, which hundreds of
+guests have in common."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
@@ -80,8 +84,13 @@ def is_exact(cpu: definition.CPU) -> bool:
     return bool(cpu.mode == 'custom' and cpu.check == 'full' and cpu.model)
 
 
-def judge(guest: model.Guest, today: model.Today) -> Drift:
-    """The CPU of a running guest now, and what it would be."""
+def judge(guest: model.Guest, today: model.Today,
+          known: Known | None = None) -> Drift:
+    """The CPU of a running guest now, and what it would be.
+
+    :param known: of others that were judged by the same ``today``; what is
+        found is put there
+    """
     cpu = guest.cpu
     now = said(cpu)
     found = today.cpus.get(guest.domain_type)
@@ -97,9 +106,8 @@ def judge(guest: model.Guest, today: model.Today) -> Drift:
     if found.choice is None:
         return Drift(None, now, details=found.problem)
     try:
-        chosen = choose.choose_for_guest(
-            found.choice, choose.GuestNeeds(wishes(guest)), today.settings,
-            host, {})
+        chosen = _chosen(guest, found.choice, today.settings, host,
+                         {} if known is None else known)
     except errors.InvalidRequest as e:
         return Drift(None, now, details=f'refused today: {e}')
     chosen = _same_of_several(chosen, found.choice, cpu)
@@ -117,6 +125,16 @@ def judge(guest: model.Guest, today: model.Today) -> Drift:
             drift, next=now, kept=True, details=f'{drift.details}; a hard '
             f'reboot keeps the CPU that it has ({_KEPT})')
     return drift
+
+
+def _chosen(guest: model.Guest, choice: choose.CPUChoice,
+            settings: conf.Settings, host: usable.Host, known: Known
+            ) -> choose.GuestChoice:
+    key = (guest.domain_type, frozenset((guest.specs or {}).items()))
+    if key not in known:
+        known[key] = choose.choose_for_guest(
+            choice, choose.GuestNeeds(wishes(guest)), settings, host, {})
+    return known[key]
 
 
 def _same_of_several(chosen: choose.GuestChoice, choice: choose.CPUChoice,

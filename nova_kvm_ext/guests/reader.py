@@ -170,9 +170,20 @@ def _control(domain: Any) -> model.Control | None:
 
 def _with_processes(guests: list[model.Guest], files: str, root: str
                     ) -> list[model.Guest]:
+    versions: dict[str, tuple[str | None, str]] = {}
+
+    def log_of(name: str) -> bytes | None:
+        # Some MiB, read once and not kept.
+        text = process.read_log(name, files)
+        versions[name] = _version(text or b'')
+        return text
+
     kernel = process.read_vhost(
         (proof.Running(guest.uuid, guest.name) for guest in guests), root,
-        files)
+        log_of)
+    for guest in guests:
+        if guest.name not in versions:
+            log_of(guest.name)
     proc = os.path.join(root, 'proc')
     seen = [_process(guest, kernel[guest.uuid].pid, proc, files)
             for guest in guests]
@@ -185,8 +196,9 @@ def _with_processes(guests: list[model.Guest], files: str, root: str
         seen[at] = dataclasses.replace(
             seen[at], stuck=_state(proc, pid) == 'D' and
             before[at] is not None and _switches(proc, pid) == before[at])
-    return [_with_version(dataclasses.replace(
-        guest, vhost=kernel[guest.uuid], process=found), files)
+    return [dataclasses.replace(
+        guest, vhost=kernel[guest.uuid], process=found,
+        qemu=versions[guest.name][0], package=versions[guest.name][1])
         for guest, found in zip(guests, seen)]
 
 
@@ -240,16 +252,15 @@ def _switches(proc: str, pid: int | None) -> int | None:
     return None
 
 
-def _with_version(guest: model.Guest, files: str) -> model.Guest:
-    """With the version of QEMU that libvirt logged when the guest started."""
-    text = process.read_log(guest.name, files)
-    lines = (text or b'').partition(b'\n')
-    found = _VERSION.search(lines[0])
-    if found is None:
-        return guest
-    return dataclasses.replace(
-        guest, qemu=found[1].decode(),
-        package=errors.clean(found[2].decode(errors='replace'), 80))
+def _version(log: bytes) -> tuple[str | None, str]:
+    """The version of QEMU that libvirt logged at the start, and its package.
+
+    :param log: from libvirt's line about the start on
+    """
+    found = _VERSION.search(log.partition(b'\n')[0])
+    return (None, '') if found is None else (
+        found[1].decode(), errors.clean(found[2].decode(errors='replace'),
+                                        80))
 
 
 # -- what they would get today ------------------------------------------------

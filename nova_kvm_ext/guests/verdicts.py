@@ -122,15 +122,20 @@ class Verdict:
         return tuple(found)
 
 
-def judge(guest: model.Guest, today: model.Today) -> Verdict:
-    """A verdict on one guest."""
+def judge(guest: model.Guest, today: model.Today,
+          known: drift.Known | None = None) -> Verdict:
+    """A verdict on one guest.
+
+    :param known: see :func:`drift.judge`
+    """
     old_qemu, version = _qemu(guest, today)
     old_machine, newest = _machine(guest, today)
     return Verdict(
         guest, model.STATES.get(guest.state or 0, 'no state'),
         _hangs(guest),
         old_qemu, version, _of_today(guest, today), old_machine, newest,
-        drift.judge(guest, today), tuple(proof.judge(guest.nics, guest.vhost)),
+        drift.judge(guest, today, known),
+        tuple(proof.judge(guest.nics, guest.vhost)),
         {None: words.AgentState.NO_CHANNEL,
          False: words.AgentState.DISCONNECTED,
          True: words.AgentState.CONNECTED}[guest.channel].value)
@@ -139,7 +144,8 @@ def judge(guest: model.Guest, today: model.Today) -> Verdict:
 def judge_all(guests: Iterable[model.Guest], today: model.Today
               ) -> list[Verdict]:
     """Verdicts, by name."""
-    return sorted((judge(guest, today) for guest in guests),
+    known: drift.Known = {}
+    return sorted((judge(guest, today, known) for guest in guests),
                   key=lambda verdict: (verdict.guest.name,
                                        verdict.guest.uuid))
 

@@ -24,7 +24,6 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import errno
-import importlib.util
 import os
 import re
 import shutil
@@ -39,6 +38,7 @@ from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import distribution
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import kernel_facts
 from nova_kvm_ext.host import libvirt_facts
 from nova_kvm_ext.host import libvirt_place
@@ -94,37 +94,6 @@ def read_device(path: str, root: str = '/') -> model.DeviceFacts:
         owner=status.st_uid, group=status.st_gid, open_error=open_error,
         number=f'{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}',
         acl=user_facts.read_permissions(real_path).acl is not None)
-
-
-def find_door(package: str | None = None) -> str | None:
-    """Where the part of this package is that Nova's loader looks for.
-
-    :param package: directory of ``nova_kvm_ext``, None where there is none
-    """
-    if package is None:
-        return None
-    beside = os.path.join(os.path.dirname(package), 'nova', 'virt', 'kvm_ext')
-    return beside if os.path.isdir(beside) else None
-
-
-def read_install() -> model.InstallFacts:
-    """Look whether Nova's loader would find ``nova.virt.kvm_ext``.
-
-    Imports the ``nova`` and ``nova.virt`` packages, not the driver.
-    """
-    import nova_kvm_ext
-    door = find_door(os.path.dirname(nova_kvm_ext.__file__))
-    try:
-        nova_virt = importlib.util.find_spec('nova.virt')
-        found = importlib.util.find_spec('nova.virt.kvm_ext')
-    except (ImportError, OSError) as e:
-        # OSError where this user may not read what is installed.
-        return model.InstallFacts((), door, str(e))
-    directories = tuple(nova_virt.submodule_search_locations or ()
-                        ) if nova_virt else ()
-    return model.InstallFacts(
-        directories, door,
-        None if found else 'nova.virt has no module kvm_ext')
 
 
 def read_nova(install: model.InstallFacts) -> model.NovaFacts:
@@ -416,7 +385,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     devices = {path: read_device(path, root)
                for path in ('/dev/kvm', '/dev/vhost-net')}
     udev = kernel_facts.read_udev(root)
-    install = install or read_install()
+    install = install or door.read_install()
     directories = _directories(settings, user, root)
     groups = {device.group for device in devices.values()} | {
         directory.group for directory in directories} | set(user.groups)

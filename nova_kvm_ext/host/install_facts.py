@@ -20,7 +20,7 @@ look at Python's path, bounded in time, asked as the user of nova-compute.
 import dataclasses
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import service as service_reader
@@ -58,7 +58,7 @@ def read(service: service_reader.Service | None = None
         no nova-compute is found
     """
     found = nova_python.find(service)
-    ours = facts.read_install()
+    ours = door.read_install()
     if found.unknown:
         return _unknown(ours, found.unknown, found.elsewhere)
     if found.ours:
@@ -72,7 +72,7 @@ def read(service: service_reader.Service | None = None
         return _unknown(ours, f'{found.name} ({found.how}) '
                               f'{why or "gives no answer"}')
     return model.InstallFacts(
-        directories, facts.find_door(*package[:1]), None if error is None else
+        directories, door.find_door(*package[:1]), None if error is None else
         errors.clean(error), python=errors.clean(found.name),
         how=errors.clean(found.how), has_package=bool(package))
 

@@ -25,7 +25,7 @@ import prometheus_client
 from prometheus_client import core
 from prometheus_client import registry
 
-from nova_kvm_ext import counters
+from nova_kvm_ext.metrics import counted
 from nova_kvm_ext.metrics import names
 from nova_kvm_ext.metrics import samples
 
@@ -40,7 +40,7 @@ class _Collector(registry.Collector):
         return self._families
 
 
-def render(found: Iterable[samples.Sample], counts: counters.Counts | None
+def render(found: Iterable[samples.Sample], counts: counted.Counts | None
            ) -> bytes:
     """The text of all metrics.
 
@@ -63,7 +63,7 @@ def _gauges(found: Iterable[samples.Sample]) -> Iterator[core.Metric]:
     yield from families.values()
 
 
-def _counted(counts: counters.Counts) -> Iterator[core.Metric]:
+def _counted(counts: counted.Counts) -> Iterator[core.Metric]:
     since = core.GaugeMetricFamily(
         names.COUNTED_SINCE.name, names.COUNTED_SINCE.help)
     since.add_metric((), counts.since)

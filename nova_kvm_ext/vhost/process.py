@@ -16,10 +16,12 @@ Facts in, frozen data out; :mod:`nova_kvm_ext.vhost.proof` judges them. Paths
 are taken below a root that tests can replace.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import functools
 import os
 import re
 
@@ -42,10 +44,13 @@ _STARTED = re.compile(rb'^\S+ \S+: starting up libvirt version', re.MULTILINE)
 _FELL_BACK = re.compile(
     rb'^(\S+ )?[^\s:]+: unable to start vhost net: -?\d+: falling back on '
     rb'userspace virtio', re.MULTILINE)
+# drivers/vhost/vhost.c names its workers by the owner's PID.
+_WORKER = re.compile('vhost-([0-9]+)')
 
 
 def read_vhost(guests: Iterable[proof.Running], root: str = '/',
-               logs: str | None = None) -> dict[str, model.VhostFacts]:
+               log_of: Callable[[str], bytes | None] | None = None
+               ) -> dict[str, model.VhostFacts]:
     """Look at what running guests have of vhost-net.
 
     libvirt has no call that tells the process of a domain. Its file with the
@@ -54,8 +59,8 @@ def read_vhost(guests: Iterable[proof.Running], root: str = '/',
     another PID namespace, or its /run not to be seen) all processes are
     walked through, once for all of them.
 
-    :param logs: directory below which libvirt's logs are seen; None for
-        ``root``
+    :param log_of: gives what :func:`read_log` gives for a domain's name; None
+        for libvirt's logs below ``root``
     :returns: facts by UUID
     """
     proc = os.path.join(root, 'proc')
@@ -66,9 +71,10 @@ def read_vhost(guests: Iterable[proof.Running], root: str = '/',
         pids |= _search(missing, proc)
     names = {guest.uuid: guest.name for guest in guests}
     of_kernel = _kernel_workers(proc)
+    if log_of is None:
+        log_of = functools.partial(read_log, root=root)
     return {uuid: model.VhostFacts() if pid is None else
-            _look(pid, proc, read_fall_backs(names[uuid], logs or root),
-                  of_kernel)
+            _look(pid, proc, _fall_backs(log_of(names[uuid])), of_kernel)
             for uuid, pid in pids.items()}
 
 
@@ -83,7 +89,10 @@ def read_fall_backs(name: str, root: str = '/') -> int | None:
     :returns: how often since this QEMU was started; None where the log
         cannot be read (it is root's)
     """
-    text = read_log(name, root)
+    return _fall_backs(read_log(name, root))
+
+
+def _fall_backs(text: bytes | None) -> int | None:
     return None if text is None else len(_FELL_BACK.findall(text))
 
 
@@ -159,7 +168,7 @@ def _look(pid: int, proc: str, fall_backs: int | None,
 
 def _read_comm(task: str) -> str:
     """The name of a process or thread."""
-    with open(os.path.join(task, 'comm')) as f:
+    with open(f'{task}/comm') as f:
         return f.read().strip()
 
 
@@ -175,9 +184,9 @@ def _own_workers(proc: str, pid: int) -> Iterator[str]:
     tasks = os.path.join(proc, str(pid), 'task')
     with contextlib.suppress(OSError):
         for name in os.listdir(tasks):
-            task = os.path.join(tasks, name)
+            task = f'{tasks}/{name}'
             # Not this PID alone: a PID namespace has other numbers.
-            if re.fullmatch('vhost-[0-9]+', _read_comm(task)):
+            if _WORKER.fullmatch(_read_comm(task)):
                 yield task
 
 
@@ -205,8 +214,8 @@ def _kernel_workers(proc: str) -> dict[int, list[str]] | None:
     found: dict[int, list[str]] = {}
     for name in names:
         with contextlib.suppress(OSError):
-            task = os.path.join(proc, name)
-            worker = re.fullmatch('vhost-([0-9]+)', _read_comm(task))
+            task = f'{proc}/{name}'
+            worker = _WORKER.fullmatch(_read_comm(task))
             if worker:
                 found.setdefault(int(worker[1]), []).append(task)
     return found
@@ -232,8 +241,8 @@ def _descriptors(proc: str, pid: int) -> int | None:
         links = []
         for name in os.listdir(directory):
             with contextlib.suppress(FileNotFoundError):
-                links.append(os.readlink(os.path.join(directory, name)))
+                links.append(os.readlink(f'{directory}/{name}'))
     except OSError:
         return None
     # The directory before it depends on the mount namespace.
-    return sum(os.path.basename(link) == 'vhost-net' for link in links)
+    return sum(link.rpartition('/')[2] == 'vhost-net' for link in links)

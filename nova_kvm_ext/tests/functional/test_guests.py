@@ -120,17 +120,18 @@ class GuestsTestCase(base.BaseTestCase):
         self.start('old', emulator=old_qemu)
         self.start('drifts', model='Nehalem')
         frozen = self.start('frozen')
-        hung = self.start('hung')
+        hung = [self.start(f'hung{number}') for number in range(3)]
         os.unlink(old_qemu)
-        self.stop_process(hung)
+        for domain in hung:
+            self.stop_process(domain)
         entry = ledger.Ledger(self.directory, 'here').enter(
             frozen.UUIDString(), 'a test')
         self.addCleanup(entry.remove)
 
         code, found = self.listed()
         self.assertEqual(2, code)
-        self.assertEqual({'well', 'old', 'drifts', 'frozen', 'hung'},
-                         set(found))
+        self.assertEqual({'well', 'old', 'drifts', 'frozen', 'hung0', 'hung1',
+                          'hung2'}, set(found))
         self.assertEqual([], found['well']['findings'])
         self.assertEqual(
             (False, False, False, 'disconnected', 'by request (Nova, or '
@@ -145,24 +146,27 @@ class GuestsTestCase(base.BaseTestCase):
         self.assertEqual(found['well']['qemu'], found['old']['qemu'])
         self.assertTrue(found['drifts']['cpu_drift'])
         self.assertIn('sse4.2', found['drifts']['cpu_lost'])
-        self.assertIn('SIGSTOP', found['hung']['hangs_why'])
+        for domain in hung:
+            self.assertIn('SIGSTOP', found[domain.name()]['hangs_why'])
         self.assertIn('a test', found['frozen']['frozen_why'])
         self.assertEqual({'old'}, set(self.listed('--outdated')[1]))
         self.assertEqual({'drifts'}, set(self.listed('--drift')[1]))
-        self.written(hung.UUIDString())
+        self.written(*(domain.UUIDString() for domain in hung))
 
-    def written(self, hung: str) -> str:
+    def written(self, *hung: str) -> str:
         """The text of the file for node_exporter."""
         path = os.path.join(self.directory, 'nova_kvm_ext.prom')
         code, _ = self.run_command('metrics', '--textfile', path)
         self.assertEqual(0, code)
         with open(path) as f:
             text = f.read()
-        for line in ('libvirt_up 1.0', 'guests_hung{hung="yes"} 1.0',
+        for line in ('libvirt_up 1.0',
+                     f'guests_hung{{hung="yes"}} {len(hung)}.0',
                      'guests_frozen 1.0',
                      'guests_qemu_outdated{outdated="yes"} 1.0',
                      'guests_cpu_drift{drift="yes"} 1.0',
-                     f'guest_problem{{problem="hung",uuid="{hung}"}} 1.0'):
+                     *(f'guest_problem{{problem="hung",uuid="{uuid}"}} 1.0'
+                       for uuid in hung)):
             self.assertIn(f'nova_kvm_ext_{line}\n', text)
         return text
 

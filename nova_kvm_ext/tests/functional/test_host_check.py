@@ -39,7 +39,7 @@ directory, answer, settings = sys.argv[1:]
 from nova import exception, rpc
 from nova.db.main import api as db
 from nova_kvm_ext.boot import cloudless
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import probe
 cloudless.configure(directory, directory, [settings])
 from nova_kvm_ext import driver as kvm_driver
@@ -52,7 +52,7 @@ said = {}
 def become_nova():
     # Not sooner: Python and this package may be where that user may not go.
     mock.patch.object(
-        facts, 'read_install', return_value=facts.read_install()).start()
+        door, 'read_install', return_value=door.read_install()).start()
     for path, _, files in os.walk(directory):
         for name in ('', *files):
             os.chown(os.path.join(path, name), 65534, 65534)

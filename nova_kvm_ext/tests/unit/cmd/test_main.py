@@ -25,7 +25,7 @@ from oslotest import base
 from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import guest
 from nova_kvm_ext.cmd import main
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import model
 
 
@@ -34,7 +34,7 @@ class MainTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.install = self.useFixture(fixtures.MockPatchObject(
-            facts, 'read_install', return_value=model.InstallFacts(
+            door, 'read_install', return_value=model.InstallFacts(
                 ('/x/nova/virt',), '/x/nova/virt/kvm_ext', None))).mock
         self.boot = self.useFixture(fixtures.MockPatchObject(
             guest.Boot, 'run', return_value=4)).mock

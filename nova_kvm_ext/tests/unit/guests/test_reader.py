@@ -19,6 +19,7 @@ from oslotest import base
 
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import reader
+from nova_kvm_ext.vhost import process
 
 UUID = 'c3f1a8e2-0f1b-4a53-9d3c-0123456789ab'
 
@@ -174,7 +175,11 @@ class ReadGuestsTestCase(base.BaseTestCase):
             '2026-02-01 00:00:00.000+0000: starting up libvirt version: '
             '9.0.0, qemu version: 7.2.22Debian 1:7.2+dfsg-7, kernel: 6\n'
             'char device; qemu version: 9.9.9\n'))
-        guest = self.read()
+        with mock.patch.object(process, 'read_log',
+                               side_effect=process.read_log) as read:
+            guest = self.read()
+        # It may have some MiB.
+        read.assert_called_once()
         self.assertEqual(('7.2.22', 'Debian 1:7.2+dfsg-7'),
                          (guest.qemu, guest.package))
 

@@ -12,6 +12,7 @@
 
 import dataclasses
 from typing import Any
+from unittest import mock
 
 from oslotest import base
 
@@ -132,10 +133,28 @@ class DriftTestCase(base.BaseTestCase):
     def judge(self, text: str, images: str = '', **what: Any) -> drift.Drift:
         found = test_settings.settings(
             f'[kvm_ext]\nimage_cpu_modes = {images}\n{text}')
+        return drift.judge(guest(**what), self.today(found))
+
+    def today(self, settings: Any) -> model.Today:
         choice = choose.as_configured(
-            found, (m.name for m in self.host.caps.models))
-        return drift.judge(guest(**what), model.Today(
-            settings=found, cpus={'kvm': model.CPUs(self.host, choice)}))
+            settings, (m.name for m in self.host.caps.models))
+        return model.Today(
+            settings=settings, cpus={'kvm': model.CPUs(self.host, choice)})
+
+    def test_one_choice_for_the_same_wishes(self):
+        """Hundreds of guests have few flavors."""
+        today = self.today(test_conf.settings(
+            '[kvm_ext]\ncpu_mode = custom\ncpu_model = Penryn\n'))
+        asks = {'kvm_ext:cpu_model': 'Nehalem'}
+        with mock.patch.object(
+                choose, 'choose_for_guest',
+                side_effect=choose.choose_for_guest) as chosen:
+            found = verdicts.judge_all(
+                [guest(uuid=str(number), specs=asks if number > 4 else {})
+                 for number in range(7)], today)
+        self.assertEqual(2, chosen.call_count)
+        self.assertEqual([True] * 5 + [False] * 2,
+                         [verdict.cpu.drift for verdict in found])
 
     def custom(self, models: str, more: str = '', **what: Any) -> drift.Drift:
         return self.judge(

@@ -160,7 +160,7 @@ class FakeHost(fixtures.Fixture):
         for name, replacement in (
                 ('os.stat', self._stat), ('os.geteuid', lambda: 1000),
                 ('os.uname', lambda: mock.Mock(machine='x86_64')),
-                ('nova_kvm_ext.host.facts.read_install',
+                ('nova_kvm_ext.host.door.read_install',
                  lambda: self.install),
                 ('nova_kvm_ext.host.facts.read_nova',
                  lambda install: model.NovaFacts(

@@ -16,6 +16,7 @@ import sys
 import fixtures
 from oslotest import base
 
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import install
 from nova_kvm_ext.host import model
@@ -65,7 +66,7 @@ class InstallTestCase(base.BaseTestCase):
         return install.check(found) or ''
 
     def test_here(self):
-        found = facts.read_install()
+        found = door.read_install()
         self.assertIsNone(install.check(found), str(found))
 
     def test_another_site_directory(self):
@@ -95,7 +96,7 @@ class NovaTestCase(base.BaseTestCase):
                 driver.MIN_LIBVIRT_VERSION, driver.MIN_QEMU_VERSION,
                 driver.NEXT_MIN_LIBVIRT_VERSION,
                 driver.NEXT_MIN_QEMU_VERSION),
-            facts.read_nova(facts.read_install()))
+            facts.read_nova(door.read_install()))
 
     def test_no_nova(self):
         self.assertEqual(model.NovaFacts(), facts.read_nova(

@@ -21,7 +21,7 @@ from unittest import mock
 import fixtures
 from oslotest import base
 
-from nova_kvm_ext.host import facts
+from nova_kvm_ext.host import door
 from nova_kvm_ext.host import install
 from nova_kvm_ext.host import install_facts
 from nova_kvm_ext.host import model
@@ -35,7 +35,7 @@ class InstallTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.useFixture(fixtures.MockPatchObject(
-            facts, 'read_install', return_value=OURS))
+            door, 'read_install', return_value=OURS))
         self.directory = self.useFixture(fixtures.TempDir()).path
         # As root the test would become the owner of what it makes.
         self.python = self.interpreter('')

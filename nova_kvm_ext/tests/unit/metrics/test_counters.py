@@ -20,6 +20,7 @@ import fixtures
 from oslotest import base
 
 from nova_kvm_ext import counters
+from nova_kvm_ext.metrics import counted
 from nova_kvm_ext.metrics import names
 
 
@@ -28,7 +29,7 @@ class CountersTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.state = self.useFixture(fixtures.TempDir()).path
-        self.file = counters.path(self.state, 'host/1')
+        self.file = counted.path(self.state, 'host/1')
         self.now = 0.0
         self.useFixture(fixtures.MockPatchObject(
             counters.time, 'monotonic', lambda: self.now))
@@ -41,7 +42,7 @@ class CountersTestCase(base.BaseTestCase):
         return found
 
     def refusals(self) -> dict[tuple[str, ...], int]:
-        return counters.read(self.file).counters.get(names.REFUSALS.name, {})
+        return counted.read(self.file).counters.get(names.REFUSALS.name, {})
 
     def test_a_name_cannot_leave_its_directory(self):
         self.assertEqual(
@@ -53,12 +54,12 @@ class CountersTestCase(base.BaseTestCase):
         first.add(names.REFUSALS, 'mbr')
         first.observe(names.DOWNTIME, 0.3)
         first.flush()
-        since = counters.read(self.file).since
+        since = counted.read(self.file).since
         second = self.opened()
         second.add(names.REFUSALS, 'mbr')
         second.observe(names.DOWNTIME, 40)
         second.flush()
-        found = counters.read(self.file)
+        found = counted.read(self.file)
         self.assertEqual({('mbr',): 2}, found.counters[names.REFUSALS.name])
         histogram = found.histograms[names.DOWNTIME.name]
         self.assertEqual((2, 1, 40.3), (
@@ -108,7 +109,7 @@ class CountersTestCase(base.BaseTestCase):
             found.add(names.REFUSALS, f'by tenant {number}')
             found.add(names.LOGGED, f'KVML{number}')
         found.flush()
-        kept = counters.read(self.file).counters
+        kept = counted.read(self.file).counters
         self.assertEqual({(names.OTHER,): 2000}, kept[names.REFUSALS.name])
         self.assertEqual(500, len(kept[names.LOGGED.name]))
 
@@ -138,7 +139,7 @@ class CountersTestCase(base.BaseTestCase):
                      json.dumps({names.DOWNTIME.name: []})):
             with open(self.file, 'w') as f:
                 f.write(text)
-            found = counters.read(self.file)
+            found = counted.read(self.file)
             if found is not None:
                 self.assertEqual(0, sum(
                     found.counters[name].values()), text)
@@ -150,7 +151,7 @@ class CountersTestCase(base.BaseTestCase):
     def test_no_link_is_followed(self):
         os.makedirs(os.path.dirname(self.file))
         os.symlink('/etc/passwd', self.file)
-        self.assertIsNone(counters.read(self.file))
+        self.assertIsNone(counted.read(self.file))
 
     def test_threads(self):
         found = self.opened()

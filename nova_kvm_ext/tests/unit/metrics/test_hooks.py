@@ -15,6 +15,7 @@ import fixtures
 from nova_kvm_ext import counters
 from nova_kvm_ext.guest_agent import hooks as guest_agent_hooks
 from nova_kvm_ext import log
+from nova_kvm_ext.metrics import counted
 from nova_kvm_ext.metrics import hooks
 from nova_kvm_ext.metrics import names
 from nova_kvm_ext.storage import consistency
@@ -37,7 +38,7 @@ class CountingTestCase(driver_base.DriverTestCase):
 
     def counted(self, metric: names.Metric) -> dict[tuple[str, ...], int]:
         counters.COUNTERS.flush()
-        found = counters.read(counters.path(hooks.CONF.state_path, 'here'))
+        found = counted.read(counted.path(hooks.CONF.state_path, 'here'))
         return {} if found is None else {
             key: number for key, number in
             found.counters[metric.name].items() if number}
@@ -73,5 +74,5 @@ class CountingTestCase(driver_base.DriverTestCase):
         counters.COUNTERS.add(names.REFUSALS, 'mbr')
         counters.COUNTERS.add(names.REFUSALS, 'mbr')
         self.drvr.get_available_resource('node')
-        found = counters.read(counters.path(hooks.CONF.state_path, 'here'))
+        found = counted.read(counted.path(hooks.CONF.state_path, 'here'))
         self.assertEqual({('mbr',): 2}, found.counters[names.REFUSALS.name])
