@@ -128,7 +128,7 @@ def judge(guest: model.Guest, today: model.Today,
 
 
 def _chosen(guest: model.Guest, choice: choose.CPUChoice,
-            settings: conf.Settings, host: usable.Host, known: Known
+            settings: Settings, host: usable.Host, known: Known
             ) -> choose.GuestChoice:
     key = (guest.domain_type, frozenset((guest.specs or {}).items()))
     if key not in known:

@@ -143,7 +143,7 @@ class DriftTestCase(base.BaseTestCase):
 
     def test_one_choice_for_the_same_wishes(self):
         """Hundreds of guests have few flavors."""
-        today = self.today(test_conf.settings(
+        today = self.today(test_settings.settings(
             '[kvm_ext]\ncpu_mode = custom\ncpu_model = Penryn\n'))
         asks = {'kvm_ext:cpu_model': 'Nehalem'}
         with mock.patch.object(
