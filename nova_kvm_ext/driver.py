@@ -21,9 +21,7 @@ its result, and arguments that are not needed pass through untouched.
 from collections.abc import Iterator
 import contextlib
 import functools
-import itertools
 import os
-import time
 from typing import Any
 
 from nova.compute import power_state
@@ -129,13 +127,11 @@ class KVMDriver(driver.LibvirtDriver):
             with _wrong_options_said():
                 self._settle_options()
                 self._host_check.at_start()
-            started = time.monotonic()
             super().init_host(host)
-            novas = time.monotonic() - started
         self._published.start(
-            self._host.get_connection(), self._cpu.host, host)
-        self._errands.begin(itertools.chain(
-            self._guest_agents.errands(), self._cpu.errands(host)), novas)
+            self._host.get_connection, self._cpu.host, host)
+        self._errands.begin(self._guest_agents.errands, functools.partial(
+            self._cpu.errands, host))
         self._guest_agents.service_starts()
         self._images = images_hooks.ImageFetch(Settings.from_conf(CONF))
         self.capabilities.update(self._images.capabilities())

@@ -274,12 +274,6 @@ TABLE: tuple[LogMessage, ...] = (
         'user?',
         _OPERATOR),
     LogMessage(
-        'KVML415',
-        '[kvm_ext] guest_agent_timeout is not set for guests that ran when '
-        'nova-compute started.',
-        'See why libvirt did not answer, and restart nova-compute.',
-        _OPERATOR),
-    LogMessage(
         'KVML416',
         'After a migration or a suspension the agent of a guest has no time '
         'limit, or the clock of the guest is not set.',
@@ -308,6 +302,13 @@ TABLE: tuple[LogMessage, ...] = (
         'Look at the guest that is named: virsh domcontrol shows for how long '
         'its QEMU has not answered. A storage that hangs is the usual cause; '
         'if nothing else helps, virsh destroy ends that QEMU.',
+        _OPERATOR),
+    LogMessage(
+        'KVML511',
+        'Guests that ran when nova-compute started have no time limit for '
+        'their agents yet, or their CPUs are not kept yet, because libvirt or '
+        'Nova\'s database does not answer.',
+        'See why it does not; the next periodic update tries it again.',
         _OPERATOR),
 
     LogMessage(

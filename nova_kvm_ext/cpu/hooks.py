@@ -25,6 +25,7 @@ LibvirtDriver, which may have the guest next, compares the same CPU.
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import contextvars
 import functools
 import os
 import re
@@ -94,8 +95,11 @@ class CPUHooks:
         self._settings: Settings | None = None
         self._host: usable.Host | None = None
         self.choice: choose.CPUChoice | None = None
-        # Instances whose hard reboot is under way, and the CPU to keep.
-        self._rebooting: dict[str, definition.CPU | None] = {}
+        # What the hard reboot under way in this thread or greenlet is of, and
+        # the CPU to keep: Nova configures the guest in the same one.
+        self._rebooting: contextvars.ContextVar[
+            tuple[str, definition.CPU | None] | None] = (
+            contextvars.ContextVar('rebooting', default=None))
 
     @property
     def host(self) -> usable.Host | None:
@@ -236,8 +240,8 @@ class CPUHooks:
         if guest.cpu is None or arch != self._host_arch:
             self._refuse_emulated(found, arch)
             return
-        kept = self._rebooting.get(instance.uuid)
-        if kept is not None:
+        whose, kept = self._rebooting.get() or ('', None)
+        if kept is not None and whose == instance.uuid:
             designer.set_cpu(guest.cpu, kept)
             return
         chosen = self._choose(instance, image_meta, found)
@@ -308,7 +312,8 @@ class CPUHooks:
             runs, got = _runs(xml), self._running_cpu(xml)
         except (nova_driver.libvirt.libvirtError, exception.NovaException,
                 errors.HostError) as e:
-            if errors.libvirt_error_code(e) == (
+            if isinstance(e, exception.InstanceNotFound) or (
+                    errors.libvirt_error_code(e) ==
                     nova_driver.libvirt.VIR_ERR_NO_DOMAIN):
                 # It was deleted meanwhile.
                 return
@@ -393,15 +398,23 @@ class CPUHooks:
         if self.choice is None:
             yield
             return
+        self._look_late(instance)
         kept = self._kept(instance)
         if kept is None and arch_of(instance.image_meta) == self._host_arch:
             self._choose(instance, instance.image_meta,
                          self._request(instance))
-        self._rebooting[instance.uuid] = kept
+        token = self._rebooting.set((instance.uuid, kept))
         try:
             yield
         finally:
-            self._rebooting.pop(instance.uuid, None)
+            self._rebooting.reset(token)
+
+    def _look_late(self, instance: Any) -> None:
+        """Keep the CPU of a guest that :meth:`errands` has not come to."""
+        assert self._settings is not None
+        if self._settings.keep_guest_cpu and stored.cpu_of(instance) is None:
+            self.started(instance, lambda: self._nova_host.get_guest(
+                instance).get_xml_desc())
 
     def _kept(self, instance: Any) -> definition.CPU | None:
         """The CPU to go on with, or None for a new one."""

@@ -17,12 +17,15 @@ The compute node's ``cpu_info`` takes further keys. Nova shows it in the API
 document is that of :mod:`nova_kvm_ext.fleet.export`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from nova import exception
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
 from nova_kvm_ext.cpu import usable
+from nova_kvm_ext import errors
 from nova_kvm_ext.fleet import export
 from nova_kvm_ext.fleet import this_host
 
@@ -37,24 +40,33 @@ class Published:
     """What this host publishes, worked out once."""
 
     def __init__(self) -> None:
+        self._read: Callable[[], export.Export] | None = None
         self._document: dict[str, Any] | None = None
 
-    def start(self, connection: Any, host: usable.Host | None,
+    def start(self, connect: Callable[[], Any], host: usable.Host | None,
               name: str) -> None:
-        """Work it out.
+        """The document is worked out when it is first asked for.
 
-        :param connection: Nova's proxy of libvirt.virConnect
+        :param connect: gives Nova's proxy of libvirt.virConnect
         :param host: what its guests can have; None where that is not known
         :param name: nova-compute's name of this host
         """
-        self._document = None if host is None else export.to_dict(
-            this_host.read(connection, host, name))
+        self._document = None
+        self._read = None if host is None else (
+            lambda: this_host.read(connect(), host, name))
 
     def add_to(self, resources: dict[str, Any]) -> dict[str, Any]:
         """Nova's resources of this host, with the document in its place.
 
         :param resources: what get_available_resource returns
         """
+        if self._document is None and self._read is not None:
+            try:
+                self._document = export.to_dict(self._read())
+            except exception.NovaException as e:
+                # No connection to libvirt. The next round tries it again.
+                LOG.debug('What guests can have is not published yet: %s',
+                          errors.clean(e))
         if self._document is None:
             return resources
         try:

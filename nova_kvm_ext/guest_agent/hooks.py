@@ -135,16 +135,9 @@ class GuestAgents:
         return {words.AGENT_DIAGNOSTICS: found}
 
     def errands(self) -> Iterator[Callable[[], None]]:
-        """Set the limit for guests that run: a thing to do for each.
-
-        Nothing that goes wrong here keeps the service from starting.
-        """
-        try:
-            for guest in self._host.list_guests():
-                yield functools.partial(self.limits.apply, guest)
-        except (exception.NovaException, limits.libvirt().libvirtError) as e:
-            LOG.warning('KVML415 [kvm_ext] guest_agent_timeout is not set for '
-                        'the guests that run: %s', errors.clean(e))
+        """Set the limit for guests that run: a thing to do for each."""
+        for guest in self._host.list_guests():
+            yield functools.partial(self.limits.apply, guest)
 
     def service_starts(self) -> None:
         """Thaw what was left frozen."""

@@ -12,56 +12,75 @@
 
 """What is done once for each guest that runs when the service starts.
 
-With hundreds of guests that takes seconds, most of them in Nova's database.
-The start of the service has a share of them; the rest is done in Nova's
-periodic work, the first round of which comes before the service takes
-requests.
+With hundreds of guests that takes seconds, most of them in Nova's database. So
+the start of the driver leaves it to Nova's periodic work, the first round of
+which comes before the service takes requests. A round has a second; the next
+round goes on. What must not wait for that does it itself: a hard reboot keeps
+the CPU of a guest that nobody has looked at yet.
 """
 
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
+import threading
 import time
 
+from nova_kvm_ext import errors
 from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
 
-SHARE = 0.1
-"""Of the time that Nova's own start has taken."""
-
 ROUND = 1.0
 """Seconds of one round of the periodic work."""
 
+Errand = Callable[[], None]
+
 
 class Errands:
-    """Things to do, an instant each, none of which raises."""
+    """Things to do, an instant each."""
 
     def __init__(self) -> None:
-        self._left: collections.deque[Callable[[], None]] = (
+        self._kinds: collections.deque[Callable[[], Iterable[Errand]]] = (
             collections.deque())
+        self._left: Iterator[Errand] | None = None
+        self._going_on = threading.Lock()
 
-    def begin(self, errands: Iterable[Callable[[], None]],
-              novas: float) -> None:
-        """Do what there is time for.
+    def begin(self, *kinds: Callable[[], Iterable[Errand]]) -> None:
+        """Remember what is to be done.
 
-        :param novas: seconds that Nova's own start has taken
+        :param kinds: each looks which guests need something, and gives a
+            thing to do for each. It is called again after an error, so that
+            it must leave out what has been done
         """
-        self._left = collections.deque(errands)
-        self._go_on(novas * SHARE)
+        self._kinds = collections.deque(kinds)
+        self._left = None
 
     def go_on(self) -> None:
-        """One round."""
-        if self._left:
-            self._go_on(ROUND)
+        """One round. Never raises."""
+        if not self._kinds or not self._going_on.acquire(blocking=False):
+            return
+        try:
+            self._go_on(time.monotonic() + ROUND)
+        except Exception as e:
+            # Neither libvirt nor the database must end the periodic work.
+            self._left = None
+            LOG.warning('KVML511 What is done once for each guest that ran '
+                        'when the service started is not done yet: %s',
+                        errors.clean(e))
+        finally:
+            self._going_on.release()
 
-    def _go_on(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._left:
-            self._left.popleft()()
-            if time.monotonic() >= deadline:
-                break
-        if self._left:
-            LOG.info('%d things that are done once for each running guest '
-                     'are left to the next round of the periodic work.',
-                     len(self._left))
+    def _go_on(self, deadline: float) -> None:
+        while self._kinds:
+            if self._left is None:
+                self._left = iter(self._kinds[0]())
+            for errand in self._left:
+                errand()
+                if time.monotonic() >= deadline:
+                    LOG.info('What is done once for each guest that ran when '
+                             'the service started goes on in the next round '
+                             'of the periodic work.')
+                    return
+            self._kinds.popleft()
+            self._left = None

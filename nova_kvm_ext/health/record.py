@@ -53,7 +53,8 @@ class StateFile:
             with open(descriptor, 'w') as f:
                 # Whatever umask nova-compute has.
                 os.fchmod(descriptor, 0o644)
-                json.dump(state, f)
+                # Not dump(), which takes ten times as long.
+                f.write(json.dumps(state))
             os.rename(new, self.path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -144,11 +144,14 @@ def read_program(name: str, root: str = '/') -> model.ProgramFacts:
 
 
 def read_emulator(found: distribution.Distribution, arch: str,
-                  root: str = '/', named: str = '') -> model.EmulatorFacts:
+                  root: str = '/', named: str = '',
+                  vouched: str = '') -> model.EmulatorFacts:
     """The QEMU program and what it can.
 
     :param named: the program that libvirt names; '' for where this
         distribution has it
+    :param vouched: the virt_type of which libvirt says that this program runs
+        such guests, so that nothing need be run here; '' to run it
     """
     for path in (named,) if named else [
             pattern.format(arch=_QEMU_ARCHS.get(arch, arch))
@@ -158,6 +161,8 @@ def read_emulator(found: distribution.Distribution, arch: str,
             break
     else:
         return model.EmulatorFacts(None)
+    if vouched:
+        return model.EmulatorFacts(path, vouched=vouched)
     said, error = [], ''
     for argument in (('--version',), ('-accel', 'help')):
         try:
@@ -275,6 +280,16 @@ def _read_place(uri: str, connection: Any, arch: str,
     return place
 
 
+def _virt_type_given(found: model.LibvirtFacts) -> str:
+    """The virt_type of the domain capabilities that libvirt gave, or ''.
+
+    libvirt refuses them for a QEMU without that accelerator
+    (virQEMUCapsCacheLookupDefault in src/qemu/qemu_capabilities.c).
+    """
+    caps = found.domain_capabilities
+    return caps.virt_type or '' if found.emulator and found.qemu else ''
+
+
 def _read_guests(
         settings: options.HostOptions, found: model.LibvirtFacts,
         connection: Any, cache_dir: str | None, arch: str,
@@ -363,7 +378,8 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     configured = user_facts.read_qemu_user(distro, known, root)
     connection, libvirt = _connect(uri, connect)
     place = _read_place(uri, connection, arch, root)
-    use = user_facts.read_use('/dev/kvm', configured, root)
+    use = user_facts.read_use('/dev/kvm', configured, root,
+                              process=not service)
     # Seen with libvirt 9.0: while root may open /dev/kvm and QEMU's user may
     # not, every question about QEMU takes 45 s, in which libvirtd waits for a
     # QEMU that has hung. Only where that user and that device are known to be
@@ -381,7 +397,8 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
                 uri, error=errors.clean(e.__cause__ or e))
     user = user_facts.corrected(configured, libvirt.user, known)
     if user.uid != configured.uid or user.gid != configured.gid:
-        use = user_facts.read_use('/dev/kvm', user, root)
+        use = user_facts.read_use('/dev/kvm', user, root,
+                                  process=not service)
     devices = {path: read_device(path, root)
                for path in ('/dev/kvm', '/dev/vhost-net')}
     udev = kernel_facts.read_udev(root)
@@ -392,7 +409,10 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     libvirt, tried = _read_guests(
         settings, libvirt, connection, cache_dir, arch, use,
         user.known and bool(place.here))
-    emulator = read_emulator(distro, arch, root, libvirt.emulator)
+    emulator = read_emulator(
+        distro, arch, root, libvirt.emulator,
+        # libvirt has run QEMU to tell, and two more processes take 0.1 s.
+        vouched=_virt_type_given(libvirt) if service else '')
     storage = storage_facts.read(
         settings, connection, python or nova_python.Python(),
         emulator.path and os.path.join(root, emulator.path.lstrip('/')),
@@ -439,6 +459,7 @@ def read_again(known: model.HostFacts, root: str = '/') -> model.HostFacts:
         devices=devices, directories=directories,
         kernel=kernel_facts.read_kernel(
             known.cpu.vendor, known.cpu.arch, known.kernel.release, root),
-        kvm_use=user_facts.read_use('/dev/kvm', known.qemu_user, root),
+        kvm_use=user_facts.read_use('/dev/kvm', known.qemu_user, root,
+                                    process=False),
         group_names={gid: name for gid in sorted(groups)
                      if (name := accounts.group_name(gid))})

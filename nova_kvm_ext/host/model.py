@@ -207,7 +207,7 @@ class UseFacts:
     :ivar path: of the device
     :ivar tried: True if it was opened as that user; False if the answer is
         judged from permission bits, because this process may not change its
-        user
+        user, or opened the device itself
     :ivar error: errno name (``EACCES``), or None if it opens
     :ivar api_version: of ``/dev/kvm``, the answer to KVM_GET_API_VERSION;
         None where it was not asked
@@ -324,12 +324,15 @@ class EmulatorFacts:
     :ivar version: (major, minor, micro), or None where it did not say
     :ivar accelerators: what ``-accel help`` lists
     :ivar error: why it could not be run, or ''
+    :ivar vouched: the virt_type for which libvirt gave domain capabilities of
+        this program, so that it was not run here; '' where it was
     """
 
     path: str | None
     version: tuple[int, int, int] | None = None
     accelerators: tuple[str, ...] = ()
     error: str = ''
+    vouched: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,7 +189,8 @@ def _kvm_use(facts: model.HostFacts) -> verdict.Said:
         if use.api_version in (None, KVM_API_VERSION):
             version = ('' if use.api_version is None else
                        f', KVM_GET_API_VERSION = {use.api_version}')
-            hint = '' if use.tried else '; only root can try it'
+            hint = ('' if use.tried or use.api_version is not None else
+                    '; only root can try it')
             return verdict.passed(f'{who}{version}{hint}')
         return _no_kvm(
             facts, f'{who}, KVM_GET_API_VERSION = {use.api_version}, but '

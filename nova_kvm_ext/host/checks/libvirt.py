@@ -63,6 +63,11 @@ def _emulator(facts: model.HostFacts) -> verdict.Said:
             f'it is not in {" or ".join(facts.distribution.emulators)}, where '
             f'{facts.distribution.name} has it, and libvirt did not say where '
             f'it is'.format(arch=facts.cpu.arch), install)
+    if emulator.vouched and emulator.vouched == facts.virt_type:
+        version = '.'.join(map(str, facts.libvirt.qemu or ()))
+        return verdict.passed(
+            f'{emulator.path} {version}, with which libvirt runs guests of '
+            f'virt_type {emulator.vouched}')
     again = f'{facts.distribution.reinstall} {package}'
     if emulator.error:
         return verdict.warn(f'{emulator.path} does not run: {emulator.error}',

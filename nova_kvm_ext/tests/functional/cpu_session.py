@@ -163,7 +163,7 @@ def before(session: Session) -> dict[str, Any]:
     instance.save()
     seen = {'plain': session.stored(instance)}
     ours = session.driver()
-    # What the start had no time for, the first periodic update does.
+    # The first periodic update does it.
     ours._errands.go_on()
     seen['ours'] = session.stored(instance)
     seen['live'] = session.live(ours, instance)

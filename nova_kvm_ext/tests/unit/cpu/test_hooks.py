@@ -12,6 +12,7 @@
 
 """The driver's CPUs on Nova's fake libvirt: wishes, what is kept, traits."""
 
+import threading
 from typing import Any
 from unittest import mock
 
@@ -224,10 +225,15 @@ class StartTestCase(CPUHooksTestCase):
         self.save.assert_not_called()
         self.assertNotIn('KVML205', self.stdlog.logger.output)
 
-    def test_they_are_looked_for_when_the_service_starts(self):
-        with mock.patch.object(hooks.CPUHooks, 'errands',
-                               return_value=()) as looked:
-            self.started()
+    def test_they_are_looked_for_in_the_first_periodic_update(self):
+        with (mock.patch.object(hooks.CPUHooks, 'errands',
+                                return_value=()) as looked,
+              mock.patch.object(libvirt_driver.LibvirtDriver,
+                                'get_available_resource', return_value={})):
+            drvr = self.started()
+            looked.assert_not_called()
+            for _ in range(2):
+                drvr.get_available_resource('node')
         looked.assert_called_once_with('host')
 
     def test_a_host_without_guests_needs_no_database(self):
@@ -545,8 +551,13 @@ class HardRebootTestCase(CPUHooksTestCase):
         self.be_host(model='Westmere')
 
     def reboot(self, cpu: definition.CPU | None = EXACT,
-               instance: Any = None, **options: Any) -> etree._Element:
+               instance: Any = None, guest: Any = None,
+               **options: Any) -> etree._Element:
         drvr = self.started(**options)
+        gone = exception.InstanceNotFound(instance_id='it')
+        self.useFixture(fixtures.MockPatchObject(
+            drvr._host, 'get_guest', return_value=guest,
+            side_effect=None if guest else gone))
         vcpu_model = hooks._vcpu_model(cpu) if cpu else configured()
         instance = instance or self.make_instance(vcpu_model=vcpu_model)
         found = []
@@ -556,7 +567,7 @@ class HardRebootTestCase(CPUHooksTestCase):
                     self.cpu(drvr, instance))) as nova:
             drvr._hard_reboot(None, instance, 'network', 'shares')
         nova.assert_called_once_with(None, instance, 'network', 'shares')
-        self.assertEqual({}, drvr._cpu._rebooting)
+        self.assertIsNone(drvr._cpu._rebooting.get())
         # The next start is none of this reboot.
         self.assertEqual('host-model', self.cpu(drvr, instance).get('mode'))
         return found[0]
@@ -584,6 +595,49 @@ class HardRebootTestCase(CPUHooksTestCase):
     def test_nothing_is_known(self):
         self.assertEqual('host-model', self.reboot(
             None, keep_guest_cpu=True).get('mode'))
+
+    def test_of_a_guest_that_nobody_has_looked_at_yet(self):
+        """It ran before the service, whose first update comes later."""
+        found = self.reboot(None, guest=live(EXACT), keep_guest_cpu=True)
+        self.assertEqual('Nehalem', found.findtext('model'))
+
+    def test_libvirt_is_asked_only_then(self):
+        drvr = self.started()
+        with (mock.patch.object(drvr._cpu, 'started') as asked,
+              mock.patch.object(libvirt_driver.LibvirtDriver,
+                                '_hard_reboot')):
+            drvr._hard_reboot(None, self.make_instance(), None, None)
+            self.flags(group='kvm_ext', keep_guest_cpu=True)
+            drvr._hard_reboot(None, self.make_instance(
+                vcpu_model=hooks._vcpu_model(EXACT)), None, None)
+        asked.assert_not_called()
+
+    def test_two_at_once(self):
+        """The end of one reboot takes nothing from the other."""
+        drvr = self.started(keep_guest_cpu=True)
+        ours, other = (self.make_instance(vcpu_model=hooks._vcpu_model(EXACT))
+                       for _ in range(2))
+        first, last = threading.Event(), threading.Event()
+
+        def nova(context: Any, instance: Any, *args: Any) -> None:
+            if instance is ours:
+                first.set()
+                last.wait(10)
+                models.append(self.cpu(drvr, ours).findtext('model'))
+            else:
+                self.cpu(drvr, other)
+
+        models: list[str | None] = []
+        with mock.patch.object(libvirt_driver.LibvirtDriver, '_hard_reboot',
+                               side_effect=nova):
+            thread = threading.Thread(
+                target=drvr._hard_reboot, args=(None, ours, None, None))
+            thread.start()
+            first.wait(10)
+            drvr._hard_reboot(None, other, None, None)
+            last.set()
+            thread.join(10)
+        self.assertEqual(['Nehalem'], models)
 
     def test_passthrough_is_never_made_a_model(self):
         self.assertEqual('host-model', self.reboot(

@@ -13,6 +13,7 @@
 import json
 from unittest import mock
 
+from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from oslotest import base
@@ -82,11 +83,25 @@ class PublishedTestCase(base.BaseTestCase):
         self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
 
     def test_nothing_known(self):
-        self.published.start(self.connection, None, 'me')
+        self.published.start(lambda: self.connection, None, 'me')
         self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
 
+    def test_libvirt_is_asked_once(self):
+        self.published.start(lambda: self.connection, self.host, 'me')
+        self.connection.getLibVersion.assert_not_called()
+        for _ in range(2):
+            self.published.add_to(self.NOVAS)
+        self.connection.getLibVersion.assert_called_once_with()
+
+    def test_libvirt_is_away(self):
+        connect = mock.Mock(side_effect=[
+            exception.HypervisorUnavailable(host='me'), self.connection])
+        self.published.start(connect, self.host, 'me')
+        self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
+        self.assertIsNot(self.NOVAS, self.published.add_to(self.NOVAS))
+
     def test_document(self):
-        self.published.start(self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, self.host, 'me')
         before = dict(self.NOVAS)
         found = self.published.add_to(self.NOVAS)
         self.assertEqual(before, self.NOVAS)
@@ -100,13 +115,13 @@ class PublishedTestCase(base.BaseTestCase):
         self.assertEqual(info[export.MARK]['digest'], said.cpu.digest)
 
     def test_what_nova_has_not_filled_in(self):
-        self.published.start(self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, self.host, 'me')
         for odd in ({}, {'cpu_info': ''}, {'cpu_info': None},
                     {'cpu_info': '7'}, {'cpu_info': '{'}):
             self.assertIs(odd, self.published.add_to(odd))
 
     def test_what_would_not_fit(self):
-        self.published.start(self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, self.host, 'me')
         size = len(self.published.add_to(self.NOVAS)['cpu_info'])
         with mock.patch.object(hooks, '_MOST_BYTES', size):
             self.assertIsNot(self.NOVAS, self.published.add_to(self.NOVAS))

@@ -297,13 +297,6 @@ class TimeoutTestCase(HooksTestCase):
             errand()
         self.assertEqual(LIMIT, self.domain.timeout)
 
-    def test_start_does_not_fail(self):
-        for error in (exception.HypervisorUnavailable(),
-                      libvirt_error(1, 'no')):
-            self.driver._host.list_guests.side_effect = error
-            self.assertEqual([], list(self.driver._guest_agents.errands()))
-        self.assertIn('guest_agent_timeout', self.log.output)
-
     def test_every_start_of_a_guest(self):
         self.instance.task_state = None
         with mock.patch.object(libvirt_guest.Guest, 'create',

@@ -17,6 +17,7 @@ from unittest import mock
 import uuid
 
 import fixtures
+from nova import exception
 from nova.virt.libvirt import driver as libvirt_driver
 from oslotest import base
 
@@ -36,28 +37,49 @@ class ErrandsTestCase(base.BaseTestCase):
 
     def errand(self) -> None:
         self.done += 1
-        self.now += 0.1
+        self.now += 0.125
 
-    def test_a_share_of_novas_start(self):
-        self.errands.begin([self.errand] * 30, 5)
-        self.assertEqual(5, self.done)
-        for done in (15, 25, 30, 30):
+    def test_rounds(self):
+        self.errands.begin(lambda: [self.errand] * 25,
+                           lambda: [self.errand] * 5)
+        self.assertEqual(0, self.done)
+        for done in (8, 16, 24, 30, 30):
             self.errands.go_on()
             self.assertEqual(done, self.done)
 
-    def test_one_at_least(self):
-        self.errands.begin([self.errand] * 2, 0)
+    def test_a_round_does_one_thing_at_least(self):
+        self.useFixture(fixtures.MockPatchObject(errands, 'ROUND', 0))
+        self.errands.begin(lambda: [self.errand] * 2)
+        self.errands.go_on()
         self.assertEqual(1, self.done)
 
     def test_nothing_to_do(self):
-        self.errands.begin([], 1)
         self.errands.go_on()
+        self.errands.begin(list, list)
+        self.errands.go_on()
+        self.assertFalse(self.errands._kinds)
+
+    def test_an_error_ends_the_round_and_not_the_rest(self):
+        log = self.useFixture(fixtures.FakeLogger())
+        kinds = mock.Mock(side_effect=[
+            exception.HypervisorUnavailable(host='me'),
+            [self.errand, mock.Mock(side_effect=ValueError)],
+            [self.errand]])
+        self.errands.begin(kinds, lambda: [self.errand])
+        for done in (0, 1, 3, 3):
+            self.errands.go_on()
+            self.assertEqual(done, self.done)
+        self.assertIn('KVML511', log.output)
+
+    def test_no_second_round_beside_one(self):
+        self.errands.begin(lambda: [self.errands.go_on, self.errand])
+        self.errands.go_on()
+        self.assertEqual(1, self.done)
 
 
 class DriverTestCase(driver_base.DriverTestCase):
-    """400 guests, and Nova's start is over in no time."""
 
-    def test_the_rest_is_done_in_the_periodic_update(self):
+    def test_400_guests_cost_the_start_nothing(self):
         drvr = self.started()
         for _ in range(400):
             name = str(uuid.uuid4())
@@ -70,12 +92,11 @@ class DriverTestCase(driver_base.DriverTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.agentSetResponseTimeout',
             lambda domain, *args: asked.append(domain.UUIDString())))
-        self.useFixture(fixtures.MockPatchObject(errands, 'SHARE', 0))
         self.useFixture(fixtures.MockPatchObject(errands, 'ROUND', 60))
         with mock.patch.object(
                 libvirt_driver.LibvirtDriver, 'init_host'):
             drvr.init_host('host')
-        self.assertEqual(1, len(asked))
+        self.assertEqual([], asked)
         with mock.patch.object(libvirt_driver.LibvirtDriver,
                                'get_available_resource', return_value={}):
             drvr.get_available_resource('node')

@@ -206,6 +206,20 @@ class HostTestCase(base.BaseTestCase):
 
 class EmulatorTestCase(base.BaseTestCase):
 
+    def test_one_that_libvirt_vouches_for(self):
+        """It is not run, but it must be there."""
+        root = self.useFixture(fixtures.TempDir()).path
+        debian = facts.distribution.from_os_release('ID=debian')
+        run = self.useFixture(fixtures.MockPatch('subprocess.run')).mock
+        self.assertIsNone(facts.read_emulator(
+            debian, 'x86_64', root, '/qemu', 'kvm').path)
+        with open(os.path.join(root, 'qemu'), 'w'):
+            pass
+        self.assertEqual(
+            model.EmulatorFacts('/qemu', vouched='kvm'), facts.read_emulator(
+                debian, 'x86_64', root, '/qemu', 'kvm'))
+        run.assert_not_called()
+
     def test_a_program(self):
         """Run for real: what it prints is what is read."""
         root = self.useFixture(fixtures.TempDir()).path

@@ -93,6 +93,10 @@ class KernelFactsTestCase(base.BaseTestCase):
             found = self.cpu()
             self.assertTrue(found.locked, message)
             self.assertIn('BIOS', found.locked_source.replace('bios', 'BIOS'))
+        # KVM has started, so that message is of another time.
+        self.write('/sys/class/misc/kvm/dev', '10:232\n')
+        self.assertIs(False, self.cpu().locked)
+        os.unlink(os.path.join(self.root, 'sys/class/misc/kvm/dev'))
         self.write('/dev/kmsg', '6,1,1,-;ACPI: disabled by BIOS\n')
         self.assertIsNone(self.cpu().locked)
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from unittest import mock
 
 import fixtures
 from oslotest import base
@@ -127,6 +128,35 @@ class UseTestCase(base.BaseTestCase):
         os.chmod(self.path, 0o666)
         self.assertEqual(model.UseFacts('/dev/kvm', True, 'ENOTTY'),
                          self.use())
+
+    def test_without_a_process(self):
+        """Only where root opens it, and its mode lets the user in."""
+        self.useFixture(fixtures.MockPatch('os.geteuid', return_value=0))
+        with open(self.path, 'w'):
+            pass
+        os.chmod(self.path, 0o666)
+        run = self.useFixture(fixtures.MockPatch(
+            'subprocess.run', side_effect=subprocess.TimeoutExpired(
+                'python', 10))).mock
+        for answer, version in ((12, 12), (11, 11)):
+            with mock.patch('fcntl.ioctl', return_value=answer):
+                self.assertEqual(
+                    model.UseFacts('/dev/kvm', False, None, version),
+                    user_facts.read_use('/dev/kvm', self.user, self.root,
+                                        process=False))
+        run.assert_not_called()
+        # What is no KVM, what the mode forbids, and what is not there.
+        user_facts.read_use('/dev/kvm', self.user, self.root, process=False)
+        self.assertEqual(1, run.call_count)
+        with mock.patch('fcntl.ioctl', return_value=12):
+            os.chmod(self.path, 0o600)
+            user_facts.read_use('/dev/kvm', self.user, self.root,
+                                process=False)
+            self.assertEqual(2, run.call_count)
+            os.unlink(self.path)
+            user_facts.read_use('/dev/kvm', self.user, self.root,
+                                process=False)
+        self.assertEqual(3, run.call_count)
 
     def test_an_open_that_hangs(self):
         self.useFixture(fixtures.MockPatch('os.geteuid', return_value=0))

@@ -39,6 +39,17 @@ class LibvirtTestCase(case.ChecksTestCase):
             self.assertEqual(verdict.SKIP, results[code].result)
             self.assertIn('takes a minute', results[code].details)
 
+    def test_the_service_runs_no_qemu(self):
+        """libvirt has, and it tells what guests of virt_type can have."""
+        host = self.host()
+        host.service = True
+        found = self.check(host)['KVM501']
+        self.assertEqual(verdict.PASS, found.result)
+        self.assertIn('libvirt runs guests of virt_type kvm', found.details)
+        # It does not tell: then QEMU is asked.
+        host.connection.kvm = False
+        self.assertIn('accelerators', self.check(host)['KVM501'].details)
+
     def test_libvirt_is_asked_when_the_node_is_gone(self):
         host = self.host()
         faults.unloaded(host)
