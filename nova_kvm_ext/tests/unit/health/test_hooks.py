@@ -155,7 +155,7 @@ class HealthTestCase(test.NoDBTestCase):
         before = self.read()
         error = OSError(28, 'No space left on device')
         with fixtures.MonkeyPatch(
-                'nova_kvm_ext.health.record.json.dump',
+                'nova_kvm_ext.health.record.json.dumps',
                 lambda *args: (_ for _ in ()).throw(error)):
             for _ in range(3):
                 with self.health.updating():
