@@ -18,6 +18,7 @@ import fixtures
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
+import oslo_messaging as messaging
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext.migration import departures
@@ -49,10 +50,12 @@ class DeparturesTestCase(driver_base.DriverTestCase):
             (uuids.instance, 'running'), self.migration.call_args.args[1:])
 
     def test_destination_that_nova_no_longer_knows(self):
-        self.migration.side_effect = exception.MigrationNotFoundByStatus(
-            instance_id=uuids.instance, status='running')
-        self.aborted()
-        self.assertIn('being moved to another host', self.log.output)
+        for error in (exception.MigrationNotFoundByStatus(
+                instance_id=uuids.instance, status='running'),
+                messaging.MessagingTimeout()):
+            self.migration.side_effect = error
+            self.aborted()
+            self.assertIn('being moved to another host', self.log.output)
 
     def test_gone_because_this_service_moved_it(self):
         def arrives(*args):
