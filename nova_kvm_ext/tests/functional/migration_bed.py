@@ -13,16 +13,15 @@
 
 """Two hosts on this machine and one guest that moves to and fro.
 
-Two private libvirts, each a host to the other. The guest is the test guest of
-``guest boot``, emulated and without a network card; what it writes to its
-memory it is told by its agent. Its disk is shared by both, and only read.
+Two private libvirts, each a host to the other. The guest is that of
+:mod:`nova_kvm_ext.tests.functional.writer`, emulated, which writes to its
+memory as it is told. Its disk is shared by both, and only read.
 """
 
-import base64
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import json
+import os
 import tempfile
 import threading
 import time
@@ -31,11 +30,9 @@ import uuid
 
 import fixtures
 import libvirt
-import libvirt_qemu
 
-from nova_kvm_ext.boot import testguest
-from nova_kvm_ext.migration import dirty_rate
 from nova_kvm_ext.tests.functional import libvirtd
+from nova_kvm_ext.tests.functional import writer
 
 _DOMAIN = """
 <domain type='qemu'>
@@ -54,9 +51,6 @@ _DOMAIN = """
       <shareable/>
     </disk>
     <serial type='pty'/>
-    <channel type='unix'>
-      <target type='virtio' name='org.qemu.guest_agent.0'/>
-    </channel>
     <memballoon model='none'/>
   </devices>
 </domain>
@@ -67,39 +61,6 @@ _DOMAIN = """
 FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER |
          libvirt.VIR_MIGRATE_PERSIST_DEST |
          libvirt.VIR_MIGRATE_UNDEFINE_SOURCE | libvirt.VIR_MIGRATE_UNSAFE)
-
-# So many mebibytes, which no one can compress or take for zeros. No mebibyte
-# has what the one before it has at the same place.
-_PREPARE = """\
-echo $$ > /tmp/writer
-[ -s /tmp/block ] || head -c 1048576 /dev/urandom > /tmp/block
-rm -f /tmp/written /tmp/prepared
-for i in $(seq {mib}); do
-    cat /tmp/block
-    echo
-done > /tmp/written
-touch /tmp/prepared
-"""
-# One part after the other, with a pause between. Each gets what the next one
-# has: QEMU's measurement only sees what is changed by being written.
-_WRITER = _PREPARE + """\
-exec 2> /dev/null
-i=0
-while :; do
-    next=$(((i + {part}) % {mib}))
-    dd if=/tmp/written of=/tmp/written bs=256k count=$(({part} * 4)) \
-        skip=$((next * 4)) seek=$((i * 4)) conv=notrunc
-    i=$next
-    usleep {pause}
-done
-"""
-_STOP = """\
-[ -e /tmp/writer ] || exit 0
-kill $(cat /tmp/writer)
-rm -f /tmp/writer
-"""
-
-_AGENT_SECONDS = 300
 
 POLL = 0.5
 """Seconds between two looks at the job, as Nova looks."""
@@ -165,10 +126,13 @@ class Bed(fixtures.Fixture):
             self.addCleanup(connection.close)
         self.at = 0
         self.addCleanup(self._destroy)
+        image = os.path.join(directory.name, 'writer.raw')
+        with open(image, 'wb') as file:
+            file.write(writer.disk(self._mib))
         self.domain = self.connections[0].createXML(_DOMAIN.format(
-            uuid=self.uuid, mib=self._mib,
-            image=testguest.build(directory.name).path))
-        self.ask('guest-ping')
+            uuid=self.uuid, mib=self._mib, image=image))
+        # It may take its time to be there.
+        self.stop_writing()
 
     def _destroy(self) -> None:
         for connection in self.connections:
@@ -176,61 +140,17 @@ class Bed(fixtures.Fixture):
                 with contextlib.suppress(libvirt.libvirtError):
                     domain.destroy()
 
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Give a command to the guest's agent, once it is there.
-
-        After a start or a move it takes its time to come, on a busy machine
-        minutes. libvirt gives a command to an agent that answers alone.
-        """
-        request = json.dumps({'execute': command} | (
-            {'arguments': arguments} if arguments else {}))
-        deadline = time.monotonic() + _AGENT_SECONDS
-        while True:
-            try:
-                return json.loads(libvirt_qemu.qemuAgentCommand(
-                    self.domain, request, _AGENT_SECONDS, 0))['return']
-            except libvirt.libvirtError as e:
-                if e.get_error_code() != (
-                        libvirt.VIR_ERR_AGENT_UNRESPONSIVE) or (
-                        time.monotonic() > deadline):
-                    raise
-            time.sleep(POLL)
-
-    def run(self, script: str) -> str:
-        """Run a script in the guest to its end; returns what it printed."""
-        pid = self._exec(script, output=True)
-        while True:
-            status = self.ask('guest-exec-status', pid=pid)
-            if status['exited']:
-                return base64.b64decode(status.get('out-data', '')).decode()
-            time.sleep(0.2)
-
-    def _exec(self, script: str, output: bool) -> int:
-        return int(self.ask(
-            'guest-exec', path='/bin/sh', arg=['-c', script],
-            **{'capture-output': output})['pid'])
-
-    def write(self, mib: int, mib_per_second: float) -> None:
-        """Have the guest write to so much memory, again and again.
-
-        :param mib: a multiple of 4
-        :param mib_per_second: on a busy host it is less
-        """
-        self.stop_writing()
-        # A process for each part costs something, too.
-        part = 1 if mib_per_second < 8 else 4
-        self._exec(_WRITER.format(
-            mib=mib, part=part, pause=int(1e6 * part / mib_per_second)),
-            output=False)
-        self.run('until [ -e /tmp/prepared ]; do sleep 1; done')
+    def write(self, mib: int, mib_per_second: float,
+              at_random: bool = False) -> None:
+        """Have the guest write to so much memory, again and again."""
+        writer.tell(self.domain, mib, mib_per_second, at_random)
 
     def stop_writing(self) -> None:
-        self.run(_STOP)
+        """Have it write nothing.
 
-    def dirty_rate(self, seconds: int) -> float:
-        """Bytes of its memory that the guest changes in a second."""
-        return dirty_rate.measure(
-            self.connections[self.at], self.domain, seconds).rate
+        :raises TimeoutError: it does not answer
+        """
+        writer.tell(self.domain, 1, 0)
 
     def move(self, bandwidth: int, look: Callable[[dict[str, Any]], None],
              flags: int = 0) -> Move:
