@@ -22,6 +22,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -91,6 +92,13 @@ def serve_events() -> None:
             libvirt.virEventRunDefaultImpl()
 
     threading.Thread(target=serve, daemon=True).start()
+
+
+def _free_port() -> int:
+    """Each libvirt here thinks that it has all of its ports for itself."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return int(probe.getsockname()[1])
 
 
 class Bed(fixtures.Fixture):
@@ -171,7 +179,8 @@ class Bed(fixtures.Fixture):
             try:
                 self.domain.migrateToURI3(self.hosts[1 - self.at].uri, {
                     libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: bandwidth,
-                    libvirt.VIR_MIGRATE_PARAM_URI: 'tcp://127.0.0.1',
+                    libvirt.VIR_MIGRATE_PARAM_URI:
+                        f'tcp://127.0.0.1:{_free_port()}',
                 }, FLAGS | flags)
             except libvirt.libvirtError as e:
                 move.error = str(e)
