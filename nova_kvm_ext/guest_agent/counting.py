@@ -21,28 +21,37 @@ class CountingDriver:
 
     :param driver: nova.virt.libvirt.driver.LibvirtDriver
     :param keep: takes what libvirt returns of a freeze or a thaw
+    :param domain: of a guest that waits for a thaw: Nova is not to ask libvirt
+        for it first, nor whether it can be frozen
     """
 
-    def __init__(self, driver: Any, keep: Callable[[Any], Any]) -> None:
-        self._can_quiesce = driver._can_quiesce
-        self._host = _Host(driver._host, keep)
+    def __init__(self, driver: Any, keep: Callable[[Any], Any],
+                 domain: Any = None) -> None:
+        self._can_quiesce = (driver._can_quiesce if domain is None else
+                             lambda *args: None)
+        self._host = _Host(driver._host, keep, domain)
 
 
 class _Host:
 
-    def __init__(self, host: Any, keep: Callable[[Any], Any]) -> None:
+    def __init__(self, host: Any, keep: Callable[[Any], Any],
+                 domain: Any) -> None:
         self._real = host
         self._keep = keep
+        self._domain = domain
 
     def get_guest(self, instance: Any) -> '_Guest':
-        return _Guest(self._real.get_guest(instance), self._keep)
+        domain = self._domain
+        if domain is None:
+            domain = self._real.get_guest(instance)._domain
+        return _Guest(domain, self._keep)
 
 
 class _Guest:
     """Nova's Guest, for a freeze or a thaw."""
 
-    def __init__(self, guest: Any, keep: Callable[[Any], Any]) -> None:
-        self._domain = guest._domain
+    def __init__(self, domain: Any, keep: Callable[[Any], Any]) -> None:
+        self._domain = domain
         self._keep = keep
 
     def freeze_filesystems(self) -> None:

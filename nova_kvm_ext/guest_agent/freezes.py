@@ -55,30 +55,6 @@ UNREADABLE = (SystemError, ValueError)
 """What libvirt-python makes of an error message that is no UTF-8, which a
 guest can write. Nova does not expect it."""
 
-VOLUME_FREEZE_TIMEOUT = 45
-"""Seconds for the freeze of a volume-backed instance. Nova's API waits 60 s
-for all of it ([DEFAULT] rpc_response_timeout), and before and after the freeze
-libvirt may take 5 s each to find out whether the agent listens."""
-
-VOLUME_FREEZE_LIMIT = 600
-"""Seconds after which a volume-backed instance is thawed, though its snapshot
-was not said to be done. Then the API that was to say so is gone, or the guest
-has stood still so long that nothing in it counts on being saved."""
-
-SNAPSHOT_FREEZE_LIMIT = 120
-"""Seconds after which a guest is thawed, though its snapshot is being made
-still: storage that stalls for so long keeps all of the guest from writing, and
-a Linux guest reports its tasks as hung (kernel.hung_task_timeout_secs). The
-snapshot does not count as quiesced then."""
-
-STATUS_TIMEOUT = 3
-"""Seconds for the question whether a guest is frozen still. An agent answers
-it from memory, and the guest waits meanwhile."""
-
-WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT
-"""Seconds that an operation waits for another one's freeze or thaw of the
-same guest. Those end by their own limits; this is for what nobody foresaw."""
-
 
 class Freezes:
     """The guests of a host that are frozen, or may be.
@@ -97,6 +73,8 @@ class Freezes:
                 'operation', default=None)
         self._counted: contextvars.ContextVar[Any] = (
             contextvars.ContextVar('counted', default=None))
+        self._thawing: contextvars.ContextVar[Any] = (
+            contextvars.ContextVar('thawing', default=None))
 
     # What Nova calls.
 
@@ -177,7 +155,8 @@ class Freezes:
             return
         frozen_at = max(hold.since, hold.freeze.answered or hold.since)
         try:
-            stood = self._release(hold, self._under_limit(instance, thaw))
+            stood = self._release(hold, self._under_limit(
+                instance, thaw, hold.freeze.domain))
         finally:
             if operation is not None:
                 operation.stood = hold.stood
@@ -213,12 +192,22 @@ class Freezes:
         # Perhaps frozen by a service that has been killed since.
         self._thaws.forget(uuid)
 
-    def _under_limit(self, instance: Any, thaw: Callable[[], Any]
-                     ) -> Callable[[], Any]:
+    def _under_limit(self, instance: Any, thaw: Callable[[], Any],
+                     domain: Any = None) -> Callable[[], Any]:
+        """Nova's thaw with the time that a thaw has.
+
+        :param domain: the guest's, where it is known: a guest that waits is
+            not to wait until Nova has asked libvirt for it
+        """
         def limited() -> None:
-            domain = self._host.get_guest(instance)._domain
-            with self._limits.patience(domain, client.THAW_TIMEOUT):
-                thaw()
+            with self._limits.patience(
+                    domain or self._host.get_guest(instance)._domain,
+                    client.THAW_TIMEOUT):
+                token = self._thawing.set(domain)
+                try:
+                    thaw()
+                finally:
+                    self._thawing.reset(token)
 
         return limited
 
@@ -251,7 +240,7 @@ class Freezes:
             return False
         LOG.warning('KVML406 The guest was frozen when it migrated here. If '
                     'nobody thaws it, that is done in %d s.',
-                    VOLUME_FREEZE_LIMIT,
+                    limits.VOLUME_FREEZE_LIMIT,
                     instance=instance)
         try:
             hold, first = self._holds.take(instance.uuid, True, 0)
@@ -273,10 +262,10 @@ class Freezes:
         snapshot does not end.
         """
         for hold in self._holds.expired(
-                SNAPSHOT_FREEZE_LIMIT, VOLUME_FREEZE_LIMIT):
+                limits.SNAPSHOT_FREEZE_LIMIT, limits.VOLUME_FREEZE_LIMIT):
             uuid = hold.freeze.uuid
-            limit = (VOLUME_FREEZE_LIMIT if hold.lasting else
-                     SNAPSHOT_FREEZE_LIMIT)
+            limit = (limits.VOLUME_FREEZE_LIMIT if hold.lasting else
+                     limits.SNAPSHOT_FREEZE_LIMIT)
             stood = self.release_quietly(hold, thaws.FIRST_TIMEOUT)
             if stood is False:
                 # It has been stopped, or has moved to another host.
@@ -299,7 +288,8 @@ class Freezes:
 
     def counting(self, driver: Any) -> counting.CountingDriver:
         """A driver whose freeze, or thaw, tells how many file systems."""
-        return counting.CountingDriver(driver, self._counted.set)
+        return counting.CountingDriver(
+            driver, self._counted.set, self._thawing.get())
 
     def _count(self, command: Callable[[], Any]) -> int | None:
         """Have Nova freeze or thaw: how many file systems, if it is known."""
@@ -324,10 +314,11 @@ class Freezes:
         :raises nova.exception.InstanceQuiesceFailed: it is not frozen
         """
         try:
-            hold, first = self._holds.take(uuid, lasting, WAIT_FOR_ANOTHER)
+            hold, first = self._holds.take(
+                uuid, lasting, limits.WAIT_FOR_ANOTHER)
             # Somebody else may have thawed it, or it was reset.
             if not first and self._is_frozen(domain) is False:
-                first = self._holds.again(hold, WAIT_FOR_ANOTHER)
+                first = self._holds.again(hold, limits.WAIT_FOR_ANOTHER)
         except holds.NotFrozen as e:
             raise exception.InstanceQuiesceFailed(reason=str(e)) from None
         if first:
@@ -346,6 +337,7 @@ class Freezes:
             wanted any more
         """
         state = hold.freeze
+        state.domain = domain
         try:
             if state.entry is None:
                 # One that froze late, perhaps.
@@ -360,7 +352,7 @@ class Freezes:
                         else 'snapshot')
                 state.asked = time.monotonic()
                 with self._limits.patience(
-                        domain, VOLUME_FREEZE_TIMEOUT if hold.lasting
+                        domain, limits.VOLUME_FREEZE_TIMEOUT if hold.lasting
                         else client.FREEZE_TIMEOUT):
                     state.count = self._count(freeze)
             elif hold.lasting:
@@ -415,7 +407,7 @@ class Freezes:
         """By the agent's word; None where it does not say."""
         try:
             return self._limits.agent(domain, min(
-                STATUS_TIMEOUT, CONF.kvm_ext.guest_agent_timeout)
+                limits.STATUS_TIMEOUT, CONF.kvm_ext.guest_agent_timeout)
             ).says_frozen()
         except errors.AgentError as e:
             if e.fault is errors.AgentFault.NO_GUEST:
@@ -529,7 +521,8 @@ class Freezes:
             self._holds.over(freeze)
             return True
         try:
-            thawed = self._thaws.thaw(freeze.uuid, timeout)
+            thawed = self._thaws.thaw(
+                freeze.uuid, timeout, domain=freeze.domain)
         except errors.AgentError as e:
             if self._thaws.needless(freeze.uuid, e):
                 self._thaws.remove(entry)

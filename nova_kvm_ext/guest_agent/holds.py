@@ -25,6 +25,7 @@ import dataclasses
 import enum
 import threading
 import time
+from typing import Any
 
 from nova_kvm_ext.guest_agent import ledger
 
@@ -41,6 +42,8 @@ class State(enum.Enum):
 class Freeze:
     """A guest that is, or may be, frozen.
 
+    :ivar domain: libvirt's, as whoever froze it had it; None where that is not
+        known. It may be of a connection that has broken since.
     :ivar entry: of the ledger, None before it is written down and where
         another program froze the guest
     :ivar foreign: whether another program froze the guest, and thaws it
@@ -56,6 +59,7 @@ class Freeze:
 
     uuid: str
     state: State = State.FREEZING
+    domain: Any = None
     entry: ledger.Entry | None = None
     foreign: bool = False
     asked: float = dataclasses.field(default_factory=time.monotonic)

@@ -34,6 +34,30 @@ from nova_kvm_ext.guest_agent import client
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
+VOLUME_FREEZE_TIMEOUT = 45
+"""Seconds for the freeze of a volume-backed instance. Nova's API waits 60 s
+for all of it ([DEFAULT] rpc_response_timeout), and before and after the freeze
+libvirt may take 5 s each to find out whether the agent listens."""
+
+VOLUME_FREEZE_LIMIT = 600
+"""Seconds after which a volume-backed instance is thawed, though its snapshot
+was not said to be done. Then the API that was to say so is gone, or the guest
+has stood still so long that nothing in it counts on being saved."""
+
+SNAPSHOT_FREEZE_LIMIT = 120
+"""Seconds after which a guest is thawed, though its snapshot is being made
+still: storage that stalls for so long keeps all of the guest from writing, and
+a Linux guest reports its tasks as hung (kernel.hung_task_timeout_secs). The
+snapshot does not count as quiesced then."""
+
+STATUS_TIMEOUT = 3
+"""Seconds for the question whether a guest is frozen still. An agent answers
+it from memory, and the guest waits meanwhile."""
+
+WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT
+"""Seconds that an operation waits for another one's freeze or thaw of the
+same guest. Those end by their own limits; this is for what nobody foresaw."""
+
 
 def libvirt() -> Any:
     """libvirt as Nova has it: its tests put another in its place."""

@@ -216,14 +216,23 @@ class Thaws:
                 limits.libvirt().VIR_ERR_NO_DOMAIN)
 
     def thaw(self, uuid: str, timeout: float = client.THAW_TIMEOUT,
-             sync: float | None = None) -> int:
+             sync: float | None = None, domain: Any = None) -> int:
         """Thaw a guest, also one that another program froze.
 
         :param timeout: seconds for the agent's answer
         :param sync: seconds in which it must answer libvirt that it listens
+        :param domain: the guest's, where it is known: a guest that waits is
+            not to wait until it has been looked up
         :returns: how many file systems were thawed
         :raises errors.AgentError: it may be frozen still
         """
+        if domain is not None:
+            try:
+                return self._limits.agent(domain).thaw(timeout)
+            except errors.AgentError as e:
+                # It may be of a connection that has broken since.
+                if e.fault is not errors.AgentFault.LIBVIRT:
+                    raise
         try:
             domain = self._host.get_connection().lookupByUUIDString(uuid)
         except (exception.NovaException, limits.libvirt().libvirtError) as e:

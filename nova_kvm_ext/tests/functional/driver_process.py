@@ -36,7 +36,7 @@ from nova import rpc
 
 from nova_kvm_ext.boot import cloudless
 from nova_kvm_ext import driver as kvm_driver
-from nova_kvm_ext.guest_agent import freezes
+from nova_kvm_ext.guest_agent import limits
 
 
 class ImageService(cloudless.LocalImage):
@@ -140,7 +140,7 @@ class Steps:
         setattr(guest.BlockDevice, name, fail_second)
 
     def set_freeze_timeout(self, seconds: int) -> None:
-        freezes.VOLUME_FREEZE_TIMEOUT = seconds
+        limits.VOLUME_FREEZE_TIMEOUT = seconds
 
     def require_quiesce(self) -> None:
         self._instance.system_metadata['image_os_require_quiesce'] = 'yes'

@@ -453,4 +453,4 @@ class HoldsTestCase(ConcurrentTestCase):
 
     def test_longer_than_a_freeze(self):
         self.assertGreater(
-            test_hooks.freezes.WAIT_FOR_ANOTHER, client.FREEZE_TIMEOUT)
+            test_hooks.limits.WAIT_FOR_ANOTHER, client.FREEZE_TIMEOUT)

@@ -33,10 +33,11 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.guest_agent import channel
-from nova_kvm_ext.guest_agent import freezes
+from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import holds
 from nova_kvm_ext.guest_agent import hooks
 from nova_kvm_ext.guest_agent import ledger
+from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext.guest_agent import thaws
 from nova_kvm_ext.tests.unit import driver_base
 
@@ -54,6 +55,13 @@ HOSTILE = 'it is \x1b[31mred\x1b[0m\nERROR a line of its own \u202e'
 def libvirt_error(code: int, text: str) -> Exception:
     return fakelibvirt.make_libvirtError(
         fakelibvirt.libvirtError, text, error_code=code)
+
+
+def connection_error() -> Any:
+    error: Any = libvirt_error(
+        38, 'Cannot recv data: Connection reset by peer')
+    error.get_error_domain = lambda: client._FROM_RPC
+    return error
 
 
 class Domain:
@@ -190,7 +198,9 @@ class HooksTestCase(driver_base.DriverTestCase):
                 ('list_guests', mock.Mock(return_value=[self.guest]))):
             self.useFixture(fixtures.MockPatchObject(
                 drvr._host, name, value))
-        drvr._guest_agents.limits.__dict__['command'] = self.domain.command
+        # Each domain answers for itself.
+        drvr._guest_agents.limits.__dict__['command'] = (
+            lambda domain, *args: domain.command(domain, *args))
 
     def another_service(self) -> hooks.GuestAgents:
         """The one that is started after this one was killed."""
@@ -223,9 +233,9 @@ class HooksTestCase(driver_base.DriverTestCase):
         for freeze in self.freezes().values():
             for hold in freeze.holds:
                 if hold.lasting or not lasting:
-                    hold.since -= freezes.VOLUME_FREEZE_LIMIT + 1
+                    hold.since -= limits.VOLUME_FREEZE_LIMIT + 1
             if freeze.answered is not None:
-                freeze.answered -= freezes.VOLUME_FREEZE_LIMIT + 1
+                freeze.answered -= limits.VOLUME_FREEZE_LIMIT + 1
 
     def settled(self) -> None:
         """The guest is thawed, and nothing says otherwise."""
@@ -376,7 +386,7 @@ class TimeoutTestCase(HooksTestCase):
         self.assertEqual(LIMIT, self.domain.timeout)
         self.unquiesce()
         self.assertEqual(LIMIT, self.domain.timeout)
-        self.assertEqual(freezes.VOLUME_FREEZE_TIMEOUT,
+        self.assertEqual(limits.VOLUME_FREEZE_TIMEOUT,
                          self.domain.timeouts['fsFreeze'])
         self.assertEqual(30, self.domain.timeouts['fsThaw'])
         with self.driver._guest_agents.freezes.operating(self.instance):
@@ -566,24 +576,39 @@ class FreezeTestCase(HooksTestCase):
 
     def test_libvirt_dies(self):
         self.quiesce()
-        dead = libvirt_error(38, 'Cannot recv data: Connection reset by peer')
-        self.domain.broken['fsThaw'] = dead
+        dead = connection_error()
+        self.domain.broken = {'fsThaw': dead, 'guest-fsfreeze-thaw': dead}
         self.connection.lookupByUUIDString.side_effect = dead
         self.assertRaises(exception.InstanceQuiesceFailed, self.unquiesce)
         self.driver._host.get_connection.side_effect = (
             exception.HypervisorUnavailable())
         self.driver._guest_agents.freezes.settle()
         self.assertEqual([uuids.instance], self.ledger.left_behind())
+        self.domain.broken = {}
         self.serve(self.driver)
         self.driver._guest_agents.freezes.settle()
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
 
+    def test_libvirt_is_restarted(self):
+        """The domain that froze is of a connection that is no more."""
+        self.quiesce()
+        dead = connection_error()
+        old, self.domain = self.domain, Domain()
+        old.broken = {'fsThaw': dead, 'guest-fsfreeze-thaw': dead}
+        self.domain.frozen, self.domain.timeout = True, LIMIT
+        self.guest._domain = self.domain
+        self.serve(self.driver)
+        self.unquiesce()
+        self.settled()
+
     def test_libvirt_dies_and_the_message_bus_with_it(self):
         self.quiesce()
-        self.domain.broken['fsThaw'] = libvirt_error(38, 'Cannot recv data')
+        dead = connection_error()
+        self.domain.broken = {'fsThaw': dead, 'guest-fsfreeze-thaw': dead}
         self.driver._host.get_connection.side_effect = RuntimeError('no bus')
         self.assertRaises(RuntimeError, self.unquiesce)
+        self.domain.broken = {}
         self.serve(self.driver)
         self.driver._guest_agents.freezes.settle()
         self.settled()
@@ -599,8 +624,9 @@ class FreezeTestCase(HooksTestCase):
 
     def test_volume_snapshot_of_a_guest_that_is_gone(self):
         self.quiesce()
-        self.connection.lookupByUUIDString.side_effect = libvirt_error(
-            fakelibvirt.VIR_ERR_NO_DOMAIN, 'no domain')
+        gone = libvirt_error(fakelibvirt.VIR_ERR_NO_DOMAIN, 'no domain')
+        self.domain.broken['guest-fsfreeze-thaw'] = gone
+        self.connection.lookupByUUIDString.side_effect = gone
         self.expire()
         self.driver._guest_agents.freezes.settle()
         self.assertEqual({}, self.freezes())

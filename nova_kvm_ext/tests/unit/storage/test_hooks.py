@@ -436,11 +436,29 @@ class RbdSnapshotTestCase(RbdTestCase):
 
     def test_no_question_while_it_is_frozen(self):
         """The answer of the thaw tells whether the guest was frozen."""
+        asked: list[str] = []
+
+        def spy(name: str, call: Any) -> Any:
+            def ask(*args: Any, **kwargs: Any) -> Any:
+                if self.domain.frozen:
+                    asked.append(name)
+                return call(*args, **kwargs)
+
+            return ask
+
+        host = self.driver._host
+        for name in ('get_guest', 'get_connection'):
+            self.useFixture(fixtures.MockPatchObject(
+                host, name, spy(name, getattr(host, name))))
+        self.useFixture(fixtures.MockPatchObject(
+            self.domain, 'XMLDesc', spy('XMLDesc', self.domain.XMLDesc)))
         self.snapshot()
         calls = self.domain.calls
         self.assertEqual(
             ['fsFreeze', 'fsThaw'],
             calls[calls.index('fsFreeze'):calls.index('fsThaw') + 1])
+        # Nor is libvirt asked for the guest, or for what it can do.
+        self.assertEqual([], asked)
         self.assertNotIn('guest-fsfreeze-status',
                          calls[calls.index('fsFreeze'):])
 
