@@ -196,6 +196,10 @@ class Bed(fixtures.Fixture):
                 time.sleep(POLL)
         finally:
             thread.join()
+            # libvirt's word of the end may come after that of the call.
+            until = time.monotonic() + 10
+            while not (end or move.error or time.monotonic() > until):
+                time.sleep(POLL)
             connection.domainEventDeregisterAny(callback)
         if not move.error:
             self.at = 1 - self.at
