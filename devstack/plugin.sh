@@ -171,7 +171,7 @@ if not guest.agent:
 print(guest.path)
 PYTHON
     ) || die $LINENO "The image with the guest agent cannot be made, see" \
-        "above; KVM_EXT_AGENT_IMAGE=False does without."
+        "above; KVM_EXT_AGENT_IMAGE=False makes no image."
     openstack --os-cloud devstack-admin --os-region-name "$REGION_NAME" \
         image create --public --disk-format raw --container-format bare \
         --min-ram 256 --min-disk 1 --property hw_qemu_guest_agent=yes \

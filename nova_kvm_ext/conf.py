@@ -30,10 +30,10 @@ GROUP = cfg.OptGroup(
 Options of the nova-kvm-ext compute driver (``compute_driver =
 kvm_ext.KVMDriver``).
 
-An option left unset here means what ``[libvirt]`` says, so a nova.conf
-written for Nova's own libvirt driver works unchanged. Where an option is set
-in both groups, the value here counts. The service says so in its log when it
-starts, with the file that set each of the two values.
+If an option is not set here, the option of ``[libvirt]`` counts, so a
+nova.conf for Nova's own libvirt driver works unchanged. If an option is set in
+both groups, the value here counts. The log of the service says so at each
+start, with the file that set each of the two values.
 """)
 
 _CPU_MODES = [
@@ -53,16 +53,16 @@ _CPU_MODES = [
 _CPU_MODEL = r'^[A-Za-z0-9][A-Za-z0-9._-]*$'
 
 _MIGRATION_POLICIES = [
-    ('wait', 'Nothing, as Nova does: the migration goes on until it '
+    ('wait', 'Nothing, as Nova does: the migration continues until it '
              'converges or live_migration_completion_timeout ends it.'),
     ('post-copy', 'It is switched to post-copy, where Nova permits that '
                   '(live_migration_permit_post_copy) and nothing '
                   'otherwise. The guest then runs at the destination and '
                   'fetches its memory from the source; it is lost if either '
                   'host or the network between them fails meanwhile.'),
-    ('pause', 'The guest stands still until it has moved, for some '
-              'seconds or minutes. It is never switched to post-copy, '
-              'neither here nor by "server migration force complete".'),
+    ('pause', 'The guest is paused until it has moved, for some seconds or '
+              'minutes. It is never switched to post-copy, neither here nor '
+              'by "server migration force complete".'),
     ('abort', 'The migration is aborted, and the guest stays where it '
               'is.'),
 ]
@@ -71,8 +71,8 @@ _OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         'virt_type',
         choices=[
-            ('kvm', 'Hardware virtualization. The service is told nothing '
-                    'about hosts where KVM is broken: guests fail to start.'),
+            ('kvm', 'Hardware virtualization. Guests do not start on a host '
+                    'where KVM does not work; see host_check.'),
             ('qemu', 'Emulation in software (TCG): works everywhere, slowly.'),
             ('auto', 'kvm where a 64-bit guest really runs under it, qemu '
                      'elsewhere.'),
@@ -80,21 +80,21 @@ _OPTS: list[cfg.Opt] = [
         help="""
 Virtualization type of the guests.
 
-``auto`` starts a tiny guest under KVM when the service starts, through
-libvirt, so as the user that QEMU runs as and with the configured CPU. kvm is
-taken only if that guest gets into 64-bit mode and counts to fifty million
-within seconds: a /dev/kvm that opens and a libvirt that reports KVM are not
-enough, as hosts with broken or emulated nested virtualization have both. The
-log says which type was taken and why. The answer is kept under
-``[DEFAULT] state_path`` for as long as the kernel, its boot, QEMU, libvirt,
-the permissions of /dev/kvm and the CPU choice stay the same.
+With ``auto`` the service starts a tiny guest under KVM at its start, through
+libvirt, as QEMU's user and with the configured CPU. The type is kvm only if
+this guest enters 64-bit mode and counts to fifty million within seconds. It is
+not enough that /dev/kvm opens and libvirt reports KVM, because this is also so
+on hosts with broken or emulated nested virtualization. The log says which type
+was chosen and why. The answer is saved in ``[DEFAULT] state_path`` until the
+host is booted, or the kernel, QEMU, libvirt, the permissions of /dev/kvm or
+the CPU choice change.
 
-The test guest is an x86-64 one. On other architectures ``auto`` goes by
-whether libvirt offers KVM.
+The test guest is for x86-64. On other architectures ``auto`` is kvm if libvirt
+offers KVM.
 
 Possible values:
 
-* Unset: what ``[libvirt] virt_type`` says.
+* Not set: the value of ``[libvirt] virt_type`` counts.
 * ``kvm``, ``qemu``, ``auto``
 
 Related options:
@@ -110,7 +110,7 @@ CPU mode of the guests.
 
 Possible values:
 
-* Unset: what ``[libvirt] cpu_mode`` says.
+* Not set: the value of ``[libvirt] cpu_mode`` counts.
 * ``host-model``, ``host-passthrough``, ``maximum``, ``custom``, ``none``
 
 Related options:
@@ -132,7 +132,7 @@ Named CPU model of the guests, for ``cpu_mode = custom``.
 
 Possible values:
 
-* Unset: what ``[libvirt] cpu_models`` says.
+* Not set: the value of ``[libvirt] cpu_models`` counts.
 * A model that libvirt knows, in upper or lower case, for example
   ``Nehalem`` or ``EPYC-Rome``. ``nova-kvm-ext cpu model list`` says which
   are usable on a host, and why the others are not.
@@ -154,14 +154,14 @@ Related options:
         help="""
 CPU modes that an image may ask for with its property ``kvm_ext_cpu_mode``.
 
-Images are the tenants'. What a flavor asks for with its extra spec
-``kvm_ext:cpu_mode`` is the operator's word and not limited by this. Asking
-for what the host's guests get anyway is always allowed.
+Tenants write images. Operators write flavors, so this option does not limit
+the extra spec ``kvm_ext:cpu_mode``. An image may always ask for the CPU mode
+that the host's guests get anyway.
 
-The default lets no tenant make a guest that is hard to live-migrate.
+With the default no tenant can make a guest that is difficult to live-migrate.
 ``custom`` gives the same CPU on every host, and ``image_cpu_models`` says
-which. ``host-model``, ``host-passthrough`` and ``maximum`` copy the host on
-which the guest happens to start, so that it can move only to hosts that can
+which CPU. ``host-model``, ``host-passthrough`` and ``maximum`` copy the host
+on which the guest happens to start, so that it can move only to hosts that can
 do at least as much.
 
 Possible values:
@@ -180,13 +180,13 @@ Related options:
         help="""
 CPU models that an image may ask for with its property ``kvm_ext_cpu_model``.
 
-What a flavor asks for with its extra spec ``kvm_ext:cpu_model`` is not
-limited by this. Asking for what the host's guests get anyway is always
-allowed. Names are compared as they are written, in upper or lower case.
+This option does not limit the extra spec ``kvm_ext:cpu_model`` of flavors. An
+image may always ask for the CPU model that the host's guests get anyway. Upper
+and lower case are not distinguished.
 
-The default is the one level that every x86-64 server made since 2011 can do,
-so that a guest with it can move to any of them. Allow more if all hosts that
-a guest may move to can do more: a guest cannot move to a host that lacks a
+The default is the level that every x86-64 server since 2011 supports, so a
+guest with this level can move to every host. Allow more models if all hosts to
+which a guest may move support them: a guest cannot move to a host that lacks a
 feature of its model.
 
 Possible values:
@@ -196,7 +196,8 @@ Possible values:
 
 Related options:
 
-* ``image_cpu_modes``: must have ``custom`` for a model to be asked for.
+* ``image_cpu_modes``: must have ``custom``, otherwise no model can be
+  asked for.
 """),
     cfg.BoolOpt(
         'keep_guest_cpu',
@@ -204,19 +205,20 @@ Related options:
         help="""
 Keep the CPU that a guest has had when it is started again on the same host.
 
-``host-model`` is worked out afresh each time that a guest is started. After
-an upgrade of the host's kernel, microcode, QEMU or libvirt a guest can find
-another CPU after a hard reboot, and one that it can no longer take to the
-hosts that are not upgraded yet. With this option a hard reboot gives the
-guest the CPU that it has had, as long as the host can still give it; if it
-cannot, the log says which features the guest lost and gained.
+libvirt determines ``host-model`` again at each start of a guest. After an
+upgrade of the host's kernel, microcode, QEMU or libvirt, a guest can have
+another CPU after a hard reboot. The guest may then be unable to move to hosts
+that are not upgraded yet. With this option a hard reboot gives the guest the
+CPU that it had before, as long as the host can still give this CPU. Otherwise
+the log says which features the guest lost and gained.
 
-Whether this is on or off, a guest that finds another CPU than before is
-logged with the features that it gained and lost.
+With any value, the log names each guest that has another CPU than before, with
+the features that it gained and lost.
 
 Related options:
 
-* ``cpu_mode``: with ``custom`` a guest's CPU changes only if this file does.
+* ``cpu_mode``: with ``custom`` a guest's CPU changes only if nova.conf
+  changes.
 """),
     cfg.StrOpt(
         'vhost_net',
@@ -233,17 +235,18 @@ Related options:
         help="""
 Whether the kernel (vhost-net) moves the packets of KVM guests.
 
-libvirt falls back to QEMU's own, slower virtio without a word when
-``/dev/vhost-net`` cannot be opened. With ``prefer`` and ``require`` an
-interface names the vhost driver, so libvirt refuses the guest instead.
+If ``/dev/vhost-net`` cannot be opened, libvirt silently falls back to QEMU's
+slower virtio. With ``prefer`` and ``require`` the XML of an interface names
+the vhost driver, so libvirt refuses the guest instead.
 
-It is about virtio interfaces with a tap or macvtap device. vhost-user, SR-IOV,
-vDPA and emulated models such as e1000 have data paths of their own, and
-guests of ``virt_type = qemu`` do without vhost-net, whatever is said here.
+The option is for virtio interfaces with a tap or macvtap device. vhost-user,
+SR-IOV, vDPA and emulated models such as e1000 have other data paths, and
+guests with ``virt_type = qemu`` never use vhost-net.
 
-Whether the host can do it is found by opening ``/dev/vhost-net`` as root, as
-libvirt does, and again for each guest and port: a node can be there whose
-module does not load. Opening the node also loads the module.
+The driver opens ``/dev/vhost-net`` as root, as libvirt does, to find out
+whether the host can use vhost-net. It does so again for each guest and port,
+because the device node can exist although its module does not load. Opening
+the node also loads the module.
 
 Possible values:
 
@@ -260,10 +263,10 @@ Related options:
         help="""
 Load the kernel module vhost_net when the service starts.
 
-Does what an administrator would do by hand: if ``/dev/vhost-net`` cannot be
-opened, ``modprobe vhost_net`` is run as root through oslo.privsep, and the
-log has its words if it fails. When this is switched off, the module must be
-loaded by other means, by systemd's ``modules-load.d`` for one.
+If ``/dev/vhost-net`` cannot be opened, the service runs ``modprobe vhost_net``
+as root through oslo.privsep. If modprobe fails, the log has its message. If
+this option is off, load the module in another way, for example with systemd's
+``modules-load.d``.
 
 Possible values:
 
@@ -279,21 +282,21 @@ Related options:
         'max_vhost_queues',
         min=1, max=256,
         help="""
-The most queues that an interface of a KVM guest gets.
+Maximum number of queues of an interface of a KVM guest.
 
 Nova gives an interface one queue for each vCPU where multiqueue is enabled
 (``hw:vif_multiqueue_enabled``). Each queue is a thread of the kernel and a
 descriptor of QEMU. A flavor (``kvm_ext:vhost_queues``) and an image
 (``kvm_ext_vhost_queues``) can lower the number further, not raise it.
 
-It is about interfaces with a tap or macvtap device; those of vhost-user keep
-one queue for each vCPU. Hosts between which guests migrate live should all
-say 1 here, or none of them: a running guest keeps its number of queues, and
-with 1 its tap device has no queues.
+The option is for interfaces with a tap or macvtap device; interfaces of
+vhost-user keep one queue for each vCPU. If you set 1 on a host, set 1 on all
+hosts to which its guests can live-migrate: a running guest keeps its number of
+queues, and with 1 its tap device has no queues.
 
 Possible values:
 
-* Unset: 256, the most that the kernel gives a tap device.
+* Not set: 256, the maximum of the kernel for a tap device.
 * 1 to 256; 1 switches multiqueue off.
 
 Related options:
@@ -311,9 +314,9 @@ Related options:
         help="""
 Which guests get a channel for the QEMU guest agent.
 
-A running guest keeps what it has until its next hard reboot. Snapshots and
-the admin password go by the channel that a guest has, whatever this option
-and its image say.
+A running guest keeps or lacks its channel until its next hard reboot.
+Snapshots and the admin password work if the guest has a channel, whatever this
+option and the image say.
 
 Possible values:
 
@@ -331,17 +334,17 @@ Related options:
         help="""
 Seconds that a guest agent may take to answer a command.
 
-An agent is a program of the tenant's: it may be stopped, dead, overloaded or
-hostile. libvirt would wait for its answer without end, and so would the
-service. The driver gives every guest this limit when it starts, when it has
-migrated here, and when the service starts. ``virsh guest-agent-timeout``
-changes it for one guest until then.
+The tenant controls the agent: it may be stopped, dead, overloaded or hostile.
+Without a limit, libvirt and the service would wait for its answer without end.
+The driver sets this limit for every guest when the guest starts, when it has
+migrated to this host, and when the service starts. ``virsh
+guest-agent-timeout`` changes the limit of one guest until then.
 
-Some commands have more time: a freeze 60 seconds, because it writes out what
-the guest has in its cache and Windows gives its writers as long (45 seconds
-for a volume-backed instance, because Nova's API waits no longer than 60), and
-a thaw 30. libvirt first finds out whether the agent listens, which takes up
-to 5 seconds more.
+Some commands have more time. A freeze has 60 seconds, because the guest writes
+its cache to the disk, and Windows gives its writers 60 seconds. A freeze of a
+volume-backed instance has 45 seconds, because Nova's API waits at most 60. A
+thaw has 30 seconds. libvirt first finds out whether the agent answers, which
+takes up to 5 seconds more.
 
 Possible values:
 
@@ -350,8 +353,9 @@ Possible values:
 Related options:
 
 * ``guest_agent``
-* ``[DEFAULT] shutdown_timeout``: of it the agent has this much, but no more
-  than a third, to shut the guest down before the power button is pressed.
+* ``[DEFAULT] shutdown_timeout``: the agent has this long to shut the guest
+  down, but at most a third of ``shutdown_timeout``. Then the power button is
+  pressed.
 """),
     cfg.StrOpt(
         'resume_io_paused',
@@ -365,22 +369,21 @@ Related options:
         help="""
 Whether guests that an I/O error paused are resumed.
 
-QEMU pauses a guest that writes where the host has no space left, and libvirt
-says so. Nova leaves the guest alone, and its API does not unpause a server
-that is ACTIVE.
+If a guest writes to its disk and the host has no space left, QEMU pauses the
+guest. Nova does not resume the guest, and its API cannot unpause a server that
+is ACTIVE.
 
-With ``auto`` such guests are looked at with each update of this host's
-resources, and resumed once the file system of the disk has space again: 64
-MiB, or a twentieth of a file system that is smaller than 1.25 GiB. Where the
-space cannot be looked at (block devices, network disks), the guest is resumed
-for a try, which does no harm: it is paused again while there is no space. A
-guest that is paused again soon is tried ever more seldom, at last every 15
-minutes.
+With ``auto`` each periodic update checks such guests, and resumes a guest when
+the file system of its disk has space again: 64 MiB, or 5 % of a file system
+smaller than 1.25 GiB. If the space cannot be checked (block devices, network
+disks), the guest is resumed as a test. This does no harm: if there is still no
+space, QEMU pauses the guest again. If the guest is paused again soon, the next
+tests are less and less often, at most every 15 minutes.
 
-Resumed are only guests that libvirt says an I/O error paused for want of
-space, that Nova means to run, and with which Nova does nothing at the time.
-What Nova, an operator or a migration paused stays paused, and so does a guest
-with another error than missing space.
+A guest is resumed only if libvirt reports that an I/O error for lack of space
+paused it, if the guest should run by its state in Nova, and if Nova has no
+task with it. A guest that Nova, an operator or a migration paused stays
+paused, and so does a guest with another error than missing space.
 
 Possible values:
 
@@ -388,7 +391,7 @@ Possible values:
 
 Related options:
 
-* ``[DEFAULT] update_resources_interval``: how often guests are looked at.
+* ``[DEFAULT] update_resources_interval``: how often guests are checked.
 """),
     cfg.StrOpt(
         'host_check',
@@ -396,22 +399,22 @@ Related options:
         choices=[
             ('enforce', 'The service does not start on a host that cannot '
                         'run guests, and is disabled while it cannot.'),
-            ('warn', 'The log says so; the service goes on.'),
-            ('off', 'This host is not looked at.'),
+            ('warn', 'The log says so; the service continues.'),
+            ('off', 'This host is not checked.'),
         ],
         help="""
-What becomes of this compute service on a host that cannot run guests.
+What this compute service does on a host that cannot run guests.
 
 When the service starts it runs the checks of ``nova-kvm-ext host check``. A
-FAIL means that no guest runs here as nova.conf asks: /dev/kvm closed to
-QEMU's user, a kernel without KVM, an emulator that is missing and the like.
-Only what ``virt_type`` needs can fail.
+FAIL means that no guest runs on this host as nova.conf asks, for example
+because QEMU's user may not open /dev/kvm, the kernel has no KVM, or the
+emulator is missing. Only what ``virt_type`` needs can fail.
 
-While the service runs, /dev/kvm, the kernel's modules and the directories of
-guests are looked at again with each update of this host's resources. A fault
-disables the service with the reason, and the service is enabled again when
-the fault is mended. A service that an operator disabled, or that Nova did
-because it lost libvirt, is left alone.
+While the service runs, each periodic update checks /dev/kvm, the kernel's
+modules and the directories of guests again. A fault disables the service with
+the reason. When the fault is repaired, the service is enabled again. A service
+that an operator disabled, or that Nova disabled because it lost libvirt, stays
+disabled.
 
 Possible values:
 
@@ -420,26 +423,27 @@ Possible values:
 Related options:
 
 * ``virt_type``: ``qemu`` and ``auto`` need no KVM.
-* ``[DEFAULT] update_resources_interval``: how often this host is looked at.
+* ``[DEFAULT] update_resources_interval``: how often this host is checked.
 """),
     cfg.StrOpt(
         'migration_stalled',
         default='wait',
         choices=_MIGRATION_POLICIES,
         help="""
-What becomes of a live migration that will not converge.
+What the driver does with a live migration that will not converge.
 
-A guest that changes its memory faster than the network takes it is copied
-without end. Nova has time-outs for that, which do not tell such a guest from a
-big one. The driver judges each migration by what each iteration over the
-guest's memory leaves for the next one, says in its log whether the migration
-will converge, and does what this option says if it will not. That is never
-before the third iteration, and only after two in a row and ten seconds have
-said so; a migration of which it is not known is left alone.
+If a guest changes its memory faster than the network can send it, a live
+migration never ends. Nova's time-outs do not distinguish such a guest from a
+large guest. The driver judges each migration by the memory that each iteration
+leaves for the next one. The log says whether the migration will converge. If
+not, the driver does what this option says. It acts only from the third
+iteration on, and only if all iterations of the last ten seconds, and at least
+two, say that the migration will not converge. If the answer is not known, the
+driver does nothing.
 
-It is done by Nova's own means, those of ``openstack server migration force
-complete`` and ``abort``. A flavor can ask for another policy by its extra spec
-``kvm_ext:migration_stalled``, an image by its property
+The driver uses the code of Nova that ``openstack server migration force
+complete`` and ``abort`` use. A flavor can ask for another policy with the
+extra spec ``kvm_ext:migration_stalled``, an image with the property
 ``kvm_ext_migration_stalled``.
 
 Possible values:
@@ -450,8 +454,8 @@ Related options:
 
 * ``migration_stalled_allowed``: what flavors and images may ask for.
 * ``[libvirt] live_migration_permit_post_copy``: needed for ``post-copy``.
-* ``[libvirt] live_migration_downtime``: how long the guest may stand still in
-  the end. The more this is, the more migrations converge.
+* ``[libvirt] live_migration_downtime``: how long the guest may be paused at
+  the end. With a longer downtime more migrations converge.
 * ``[libvirt] live_migration_permit_auto_converge``: with it QEMU slows a guest
   that does not converge; nothing is done while it can be slowed further.
 * ``[libvirt] live_migration_completion_timeout``: Nova's own time-out, which
@@ -464,10 +468,10 @@ Related options:
         help="""
 Policies of ``migration_stalled`` that a flavor or an image may ask for.
 
-What is asked for and not allowed here is said in the log when the guest
-moves, and ``migration_stalled`` counts. To ask for what that says is always
-allowed. The default has no ``abort``, with which a tenant could keep an
-operator from emptying a host.
+If a flavor or an image asks for another policy, the log says so when the guest
+moves, and ``migration_stalled`` applies. The policy of ``migration_stalled``
+may always be asked for. The default has no ``abort``, because with it a tenant
+could prevent an operator from emptying a host.
 
 Possible values:
 
@@ -485,10 +489,10 @@ Related options:
         help="""
 The largest virtual disk, in GiB, of an image that a guest may boot from.
 
-An image of a few kilobytes can describe a disk of many terabytes, and whatever
-reads, converts or grows it must cope with that. One that describes more is
-refused when it is fetched, before it is converted. The flavor's root disk,
-where it has one, limits an image too.
+An image of a few kilobytes can describe a disk of many terabytes, which takes
+long to read and convert. An image with a larger virtual disk is refused when
+it is fetched, before it is converted. The flavor's root disk, if it has one,
+limits an image too.
 
 Possible values:
 

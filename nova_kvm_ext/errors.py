@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What can go wrong, said so that an operator can mend it.
+"""What can go wrong, said so that an operator can repair it.
 
 The project's exceptions, and :func:`explain`, which looks a libvirt error up
 in the table of :mod:`nova_kvm_ext.known_errors`. Pure: imports neither
@@ -88,7 +88,7 @@ class AgentError(KVMExtError):
 
     @property
     def may_have_acted(self) -> bool:
-        """Whether the guest may have done what was asked all the same.
+        """Whether the guest may have done what was asked anyway.
 
         Then a command with an effect, a freeze above all, must be undone. An
         error that the agent reports does not rule it out: the guest writes it.

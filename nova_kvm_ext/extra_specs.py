@@ -66,9 +66,9 @@ EXTRA_SPEC_VALIDATORS = [
     base.ExtraSpecValidator(
         name=request.EXTRA_SPEC_PREFIX + policy.NAME,
         description=(
-            'What becomes of a live migration of the guest that will not '
-            'converge. It overrides the policy in nova.conf where '
-            '[kvm_ext] migration_stalled_allowed has it.'),
+            'What happens to a live migration of the guest that will not '
+            'converge. It overrides the policy in nova.conf where [kvm_ext] '
+            'migration_stalled_allowed has it.'),
         value={
             'type': str,
             'description': 'A policy',

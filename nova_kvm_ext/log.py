@@ -45,7 +45,7 @@ QUIET = 60
 """Seconds for which a thing that was said is not said again, at first."""
 
 LONGEST_QUIET = 3600
-"""The same for a thing that goes on: the time doubles up to this."""
+"""The same for a thing that continues: the time doubles up to this."""
 
 KEPT = 2000
 """How many things are remembered. Beyond it the one that was seen least
@@ -97,7 +97,7 @@ class _Said:
 class Repeats(logging.Filter):
     """Leaves out a warning that says the same as one before.
 
-    It is said at once, again after :data:`QUIET` seconds if it goes on, then
+    It is said at once, again after :data:`QUIET` seconds if it continues, then
     after twice as long, and so on. The next one that is said has the number
     of those left out. With debug logging these are written at level DEBUG.
 

@@ -69,7 +69,7 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML201',
         'libvirt\'s domain capabilities have an entry that this driver does '
-        'not understand. The entry is left out; all others count.',
+        'not understand. The driver ignores this entry.',
         'Nothing, if guests get the CPU that you want. Report the line, with '
         'the versions of libvirt and QEMU.',
         (Who.DEVELOPER,)),
@@ -77,13 +77,13 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML202',
         'The CPU that nova.conf asks for is used, but something about it is '
         'not as you may expect, or is not known.',
-        'Read the line; nova-kvm-ext cpu show has the whole CPU.',
+        'Read the line; nova-kvm-ext cpu show prints the whole CPU.',
         _OPERATOR),
     LogMessage(
         'KVML203',
         'libvirt does not tell which CPUs guests can have. No CPU is refused '
-        'beforehand, so a guest may fail when it starts.',
-        'Run nova-kvm-ext host check; mend what libvirt complains about and '
+        'in advance, so a guest may fail when it starts.',
+        'Run nova-kvm-ext host check; repair what libvirt complains about and '
         'restart nova-compute.',
         _OPERATOR),
     LogMessage(
@@ -94,20 +94,20 @@ TABLE: tuple[LogMessage, ...] = (
         (Who.ADMINISTRATOR, Who.IMAGE_OWNER)),
     LogMessage(
         'KVML205',
-        'The CPU of a running guest cannot be read, so that it is not kept '
-        'for a later live migration or hard reboot.',
-        'See why libvirt did not answer. The guest runs on; its CPU is read '
-        'again when it next starts.',
+        'The CPU of a running guest cannot be read, so it is not saved for a '
+        'later live migration or hard reboot.',
+        'See why libvirt did not answer. The guest keeps running; its CPU is '
+        'read again when it next starts.',
         _OPERATOR),
     LogMessage(
         'KVML206',
-        'The CPU of a guest could not be kept in Nova\'s database.',
+        'The CPU of a guest could not be saved in Nova\'s database.',
         'See the traceback: most often the database or nova-conductor does '
-        'not answer. The CPU is kept when the guest next starts.',
+        'not answer. The CPU is saved when the guest next starts.',
         _OPERATOR),
     LogMessage(
         'KVML207',
-        'A guest has been started with another CPU than it had before.',
+        'A guest was started with another CPU than before.',
         'Nothing, if that is meant (a new cpu_mode, another QEMU). Otherwise '
         'see [kvm_ext] keep_guest_cpu.',
         _OPERATOR),
@@ -116,7 +116,7 @@ TABLE: tuple[LogMessage, ...] = (
         '[kvm_ext] keep_guest_cpu is set and this host cannot give a guest '
         'the CPU that it had. It gets the CPU that nova.conf asks for now.',
         'Move the guest to a host that can give that CPU (nova-kvm-ext fleet '
-        'fit), or accept the new one.',
+        'fit), or accept the new CPU.',
         _OPERATOR),
     LogMessage(
         'KVML209',
@@ -129,7 +129,8 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML210',
         'A guest\'s CPU can be given here, but something about it is not '
         'known.',
-        'Read the line. The start of the guest or the migration tells.',
+        'Read the line. The start of the guest, or the migration, will show '
+        'whether it works.',
         _OPERATOR),
     LogMessage(
         'KVML211',
@@ -147,13 +148,14 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML302',
-        'This host cannot do vhost-net, so all guests do without it. Their '
-        'network works and is slower.',
+        'This host cannot do vhost-net, so no guest uses it. Their network '
+        'works, but is slower.',
         'Do what the line says; see "vhost-net" in the administration guide.',
         _OPERATOR),
     LogMessage(
         'KVML303',
-        'An interface is made without vhost-net, though it could have it.',
+        'An interface is made without vhost-net, although its kind can use '
+        'vhost-net.',
         'Do what the line says, then reboot the guest (hard) or attach the '
         'interface again.',
         _OPERATOR),
@@ -165,14 +167,15 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML305',
-        'An interface was promised vhost-net and does not use it.',
-        'See QEMU\'s log of the guest and nova-kvm-ext vhost list; mend '
+        'The XML of an interface names vhost-net, but the interface does not '
+        'use it.',
+        'See QEMU\'s log of the guest and nova-kvm-ext vhost list; repair '
         '/dev/vhost-net and reboot the guest (hard).',
         _OPERATOR),
     LogMessage(
         'KVML306',
         'The source of a live migration is not told how many queues each '
-        'interface has. The destination goes by its own limits.',
+        'interface has. The destination uses its own limits.',
         'Nothing, if the migration succeeds. Otherwise set the same '
         '[kvm_ext] and [libvirt] limits of queues on both hosts.',
         _OPERATOR),
@@ -185,16 +188,16 @@ TABLE: tuple[LogMessage, ...] = (
 
     LogMessage(
         'KVML401',
-        'The image property hw_qemu_guest_agent has a value that is no yes '
-        'and no no. The line says what the guest got.',
+        'The image property hw_qemu_guest_agent has a value that is neither '
+        'yes nor no. The line says what the guest got.',
         'Set hw_qemu_guest_agent to yes or no.',
         (Who.IMAGE_OWNER,)),
     LogMessage(
         'KVML402',
         'A snapshot fails, because the image says os_require_quiesce and the '
         'guest was not quiesced.',
-        'Look at the guest agent (nova-kvm-ext agent show); repeat the '
-        'snapshot when it answers.',
+        'Check the guest agent (nova-kvm-ext agent show); repeat the snapshot '
+        'when it answers.',
         (Who.TENANT, Who.OPERATOR), each_request=True),
     LogMessage(
         'KVML403',
@@ -207,8 +210,8 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML404',
         'A guest was frozen for a snapshot and did not stay frozen until the '
         'snapshot was made.',
-        'Do not count on that snapshot. Repeat it; see what in the guest or '
-        'on the host thaws it.',
+        'Do not rely on that snapshot. Repeat it; see what in the guest or on '
+        'the host thaws it.',
         (Who.OPERATOR, Who.TENANT), each_request=True),
     LogMessage(
         'KVML405',
@@ -226,27 +229,26 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML407',
-        'It could not be written down that a guest is frozen, so that it is '
-        'not thawed if nova-compute dies.',
-        'Look at [DEFAULT] state_path: is it full, read-only, of another '
-        'user?',
+        'It could not be recorded that a guest is frozen, so the guest is not '
+        'thawed if nova-compute dies.',
+        'Check [DEFAULT] state_path: is it full, read-only, of another user?',
         _OPERATOR),
     LogMessage(
         'KVML408',
         'A guest was frozen for a snapshot that did not end, and was told to '
         'thaw.',
-        'Do not count on that snapshot. See why it did not end: storage that '
+        'Do not rely on that snapshot. See why it did not end: storage that '
         'does not answer, or for a volume Nova\'s API or Cinder.',
         _OPERATOR),
     LogMessage(
         'KVML409',
-        'A guest was not thawed at once by Nova. The driver thaws it itself.',
+        'Nova did not thaw a guest at once. The driver thaws the guest.',
         'Nothing, unless KVML405 follows.',
         _OPERATOR),
     LogMessage(
         'KVML410',
         'The list of guests that may be frozen cannot be read.',
-        'Look at [DEFAULT] state_path and its permissions.',
+        'Check [DEFAULT] state_path and its permissions.',
         _OPERATOR),
     LogMessage(
         'KVML411',
@@ -256,7 +258,7 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML412',
-        'What was written down of a guest that may be frozen cannot be read.',
+        'The record of a guest that may be frozen cannot be read.',
         'Thaw the guest (nova-kvm-ext agent thaw), then remove the file that '
         'the line names.',
         _OPERATOR),
@@ -264,14 +266,13 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML413',
         'A guest was left frozen by a snapshot or a program that has ended, '
         'and is thawed now.',
-        'Do not count on a snapshot that was made before.',
+        'Do not rely on a snapshot that was made before.',
         _OPERATOR),
     LogMessage(
         'KVML414',
-        'A guest is thawed, and that cannot be written down. It is thawed '
+        'A guest is thawed, but this cannot be recorded. The guest is thawed '
         'once more, which does no harm.',
-        'Look at [DEFAULT] state_path: is it full, read-only, of another '
-        'user?',
+        'Check [DEFAULT] state_path: is it full, read-only, of another user?',
         _OPERATOR),
     LogMessage(
         'KVML416',
@@ -296,12 +297,12 @@ TABLE: tuple[LogMessage, ...] = (
         _OPERATOR),
     LogMessage(
         'KVML510',
-        'QEMU of a running guest does not answer libvirt. The service has '
-        'gone on without that answer; numbers of vCPUs are asked of each '
-        'guest by itself until libvirt answers again.',
-        'Look at the guest that is named: virsh domcontrol shows for how long '
-        'its QEMU has not answered. A storage that hangs is the usual cause; '
-        'if nothing else helps, virsh destroy ends that QEMU.',
+        'QEMU of a running guest does not answer libvirt. The service '
+        'continues without that answer, and asks for the vCPUs of each guest '
+        'separately until libvirt answers again.',
+        'Check the guest that is named: virsh domcontrol shows for how long '
+        'its QEMU has not answered. The usual cause is a storage that hangs. '
+        'If nothing else helps, virsh destroy ends that QEMU.',
         _OPERATOR),
     LogMessage(
         'KVML511',
@@ -320,7 +321,7 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML602',
         'qemu-img was killed while Nova asked it about an image.',
-        'Look at the load and the memory of this host, and at [libvirt] '
+        'Check the load and the memory of this host, and [libvirt] '
         'images_cpu_time_limit and images_address_space_limit.',
         _OPERATOR),
     LogMessage(
@@ -354,8 +355,8 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML702',
         'A flavor or an image asks for what is to be done about a live '
-        'migration that will not converge, and it is not allowed, or no '
-        'policy. The guest moves all the same.',
+        'migration that will not converge, and the policy is not allowed or '
+        'does not exist. The guest moves anyway.',
         'Correct the extra spec or the property, or allow the policy in '
         '[kvm_ext] migration_stalled_allowed.',
         (Who.ADMINISTRATOR, Who.IMAGE_OWNER, Who.OPERATOR),
@@ -363,7 +364,7 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML703',
         'What libvirt says of a live migration could not be judged. The guest '
-        'moves as without this driver.',
+        'moves as with LibvirtDriver.',
         'Report the line with its traceback, and the versions of libvirt and '
         'QEMU.',
         (Who.DEVELOPER,), each_request=True),
@@ -380,8 +381,8 @@ TABLE: tuple[LogMessage, ...] = (
         'A live migration would not converge, and it was switched to '
         'post-copy, its guest paused, or it was aborted, as [kvm_ext] '
         'migration_stalled, the flavor or the image asks.',
-        'Nothing, if that is what you want. Otherwise see the page on live '
-        'migration.',
+        'Nothing, if you want this. Otherwise see "Live migration" in the '
+        'administration guide.',
         (Who.OPERATOR, Who.ADMINISTRATOR), each_request=True),
     LogMessage(
         'KVML721',
@@ -397,7 +398,7 @@ TABLE: tuple[LogMessage, ...] = (
         'A guest is started on this host. It was being moved to another one '
         'when nova-compute was killed, and whether the guest runs there could '
         'not be found out.',
-        'Look at that host with virsh list. If the guest runs there, end the '
+        'Check that host with virsh list. If the guest runs there, end the '
         'one here and run nova-kvm-ext guest repair-migration there.',
         _OPERATOR),
 
@@ -418,32 +419,31 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML812',
         'QEMU paused a guest because of an I/O error, and nobody resumes the '
-        'guest: either the error was another than missing space, or [kvm_ext] '
+        'guest: the error was not missing space, or [kvm_ext] '
         'resume_io_paused is never.',
-        'Mend the storage of the disk, then run virsh resume. See "Paused '
+        'Repair the storage of the disk, then run virsh resume. See "Paused '
         'guests".',
         _OPERATOR),
     LogMessage(
         'KVML813',
         'A guest that was resumed because there seemed to be space was paused '
         'again at once, several times.',
-        'Look at what the disk lies on: quotas, thin pools and Ceph can be '
+        'Check the storage of the disk: quotas, thin pools and Ceph can be '
         'full while the file system has space. See "Paused guests".',
         _OPERATOR),
 
     LogMessage(
         'KVML901',
         'The state file of nova-compute cannot be written. nova-kvm-ext host '
-        'health reads the one before, and takes nova-compute for hung. Said '
-        'once, until it can be written again.',
-        'Look at [DEFAULT] state_path: is it full, read-only, of another '
-        'user?',
+        'health reads an old file, and reports that nova-compute hangs. '
+        'Written once, until the file can be written again.',
+        'Check [DEFAULT] state_path: is it full, read-only, of another user?',
         _OPERATOR),
     LogMessage(
         'KVML902',
         'What nova-compute counts for nova-kvm-ext metrics cannot be written '
-        'below [DEFAULT] state_path. It is tried again, and nothing is lost '
-        'as long as the service runs.',
+        'below [DEFAULT] state_path. The service tries again, and loses '
+        'nothing as long as it runs.',
         'Do what the line says: space, or the owner of kvm-ext-counters.',
         _OPERATOR),
 )

@@ -13,7 +13,7 @@
 """What a flavor and an image ask of this driver, and who asked it.
 
 Flavor extra specs ``kvm_ext:NAME`` are the operator's, image properties
-``kvm_ext_NAME`` the tenant's. This room only tells them apart and refuses
+``kvm_ext_NAME`` the tenant's. This room only distinguishes them and refuses
 two that contradict each other; whether a wish is allowed and possible is
 decided where it is granted. Pure: takes dictionaries, never an instance.
 """
@@ -115,7 +115,7 @@ class GuestRequest:
             raise errors.InvalidRequest(
                 f'{Wish(name, image, True).said} and {wish.said} contradict '
                 f'each other.',
-                'Take another flavor, or an image without this property.')
+                'Use another flavor, or an image without this property.')
         return wish
 
     def unknown(self) -> list[str]:

@@ -47,7 +47,7 @@ class Settings:
     :ivar guest_agent_timeout: seconds
     :ivar host_check: ``enforce``, ``warn`` or ``off``
     :ivar resume_io_paused: ``never`` or ``auto``
-    :ivar migration_stalled: what becomes of a live migration that will not
+    :ivar migration_stalled: what happens to a live migration that will not
         converge
     :ivar migration_stalled_allowed: what flavors and images may ask for there
     :ivar image_max_virtual_gb: GiB

@@ -12,7 +12,7 @@
 
 """The custom traits by which a scheduler can choose this driver's hosts.
 
-Names them and says which to add and which to take away. Every trait with our
+Names them and says which to add and which to remove. Every trait with our
 prefix is ours: it is removed when it is no longer true. Others, set by an
 operator or by Nova, are never touched. Pure: never talks to Placement.
 """

@@ -83,7 +83,7 @@ def configure(directory: str, state_path: str,
     therefore has to be root.
 
     :param directory: an existing directory that QEMU's user can traverse
-    :param state_path: where the driver keeps answers from boot to boot
+    :param state_path: where the driver saves answers from boot to boot
     :param config_files: nova.conf files, later ones first in rank
     :raises errors.InvalidOption: a file cannot be used
     """

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a boot has made on this host, written down, and how it is taken away.
+"""What a boot has made on this host, recorded, and how it is removed.
 
 A :class:`Record` is written into the boot's directory before anything else is
 made. What survives cleans up by it: the process that started the boot, the
@@ -79,7 +79,7 @@ class Record:
         return os.path.exists(os.path.join(self.directory, _SPAWNING))
 
     def describe_removal(self) -> str:
-        """How the user takes away what he asked to keep."""
+        """How the user removes what he asked to keep."""
         commands = []
         if self.has_spawned():
             commands += [f'virsh -c {self.uri} destroy {self.uuid}',
@@ -87,7 +87,7 @@ class Record:
         if self.has_tap():
             commands.append(f'ip link delete {self.tap}')
         commands.append(f'rm -r {self.directory}')
-        return 'Kept. To take it away: ' + '; '.join(commands)
+        return 'Kept. To remove it: ' + '; '.join(commands)
 
     def mark_spawning(self) -> None:
         """Note that from now on libvirt may know the domain."""
@@ -157,9 +157,9 @@ def read_record(directory: str) -> Record | None:
 
 
 def clean(record: Record) -> list[str]:
-    """Take away everything a record names. Again does no harm.
+    """Remove everything a record names. Again does no harm.
 
-    :returns: sentences about what could not be taken away
+    :returns: sentences about what could not be removed
     """
     problems = []
     try:
@@ -233,7 +233,7 @@ def _remove_domain(record: Record) -> None:
 
 
 def sweep() -> list[str]:
-    """Take away what earlier boots left that were killed with their worker.
+    """Remove what earlier boots left that were killed with their worker.
 
     A directory whose lock is held belongs to a boot that is running.
 

@@ -112,7 +112,7 @@ class GuestReport:
 def parse(console: str) -> GuestReport | None:
     """Find the newest complete report in a console's text.
 
-    :param console: the text; only its last 1 Mi characters are looked at
+    :param console: the text; only its last 1 Mi characters are checked
     :returns: the report, or None until one has come to its end with all the
         lines it says it has
     """

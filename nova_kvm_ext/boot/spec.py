@@ -18,7 +18,7 @@ Pure. The supervisor hands it to the worker as JSON.
 import dataclasses
 
 NO_AGENT = ('this host has no qemu-ga: install qemu-guest-agent to have a '
-            'guest agent looked at')
+            'guest agent checked')
 """What is said of a test guest without an agent."""
 
 
@@ -29,7 +29,7 @@ class Spec:
     :ivar config_files: nova.conf files, later ones first in rank
     :ivar settings: text of one more, ranked before them all
     :ivar image: path of an image file, or None for the test guest
-    :ivar disk_format: as Glance would declare it, or None to go by the bytes
+    :ivar disk_format: as Glance would declare it, or None to use the bytes
     :ivar properties: image properties
     :ivar extra_specs: of the flavor
     :ivar memory_mb: memory in MiB

@@ -13,7 +13,7 @@
 """Boots one throw-away guest in a worker process and cleans up after it.
 
 Relays what the worker says, ends it when time is up or the user wants to
-stop, and takes away what it made, whatever became of it. Imports neither
+stop, and removes what it made, whatever became of it. Imports neither
 Nova nor libvirt: it must answer a signal at once.
 """
 
@@ -284,7 +284,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 def _clean(record: leftovers.Record,
            on_event: Callable[[dict[str, Any]], None]) -> bool:
-    """Take away what the boot made, unless it is to be kept.
+    """Remove what the boot made, unless it is to be kept.
 
     :returns: whether something is left that should not be
     """

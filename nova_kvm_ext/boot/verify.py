@@ -61,7 +61,7 @@ class Result(enum.StrEnum):
 class Check:
     """One comparison.
 
-    :ivar name: what was looked at
+    :ivar name: what was checked
     :ivar details: what was promised and what was seen
     """
 

@@ -66,7 +66,7 @@ def _only_for_group(directory: str, group: int) -> None:
     """Let one group pass through a directory of root, and nobody else.
 
     A nova-compute of another user that looks at the disks of all guests
-    (_get_disk_over_committed_size_total, Nova 31 to 34) passes over those
+    (_get_disk_over_committed_size_total, Nova 31 to 34) ignores those
     that are out of its sight. A disk that it sees and may not read ends its
     whole look at this host, for as long as the guest is there.
 
@@ -78,7 +78,7 @@ def _only_for_group(directory: str, group: int) -> None:
 
 
 class Stop(Exception):
-    """The boot cannot go on.
+    """The boot cannot continue.
 
     :param code: the exit code
     :param problem: what is wrong, with the remedy

@@ -299,11 +299,11 @@ def look_at_all(
 
 class List(AgentCommand, lister.Lister):
     __doc__ = help_text(
-        """Ask the agents of all running guests how they are.
+        """Show the state of the guest agents of all running guests.
 
         States: "no channel" (the guest was given none), "disconnected"
         (nothing in the guest has the channel open), "connected" (the agent
-        answers), "not answering", "paused" (the guest stands still, and is not
+        answers), "not answering", "paused" (the guest is paused, and is not
         asked), "frozen" (the agent answers, and the filesystems are frozen).
         """,
         passed='all guests were asked',
@@ -351,7 +351,7 @@ class _Progress:
 
 class Show(GuestCommand, show.ShowOne):
     __doc__ = help_text(
-        "Show what a guest's agent says of itself and its guest.",
+        "Show what a guest's agent reports about itself and its guest.",
         passed='the agent answers',
         failed='it does not, or the guest is frozen or does not run')
 
@@ -374,7 +374,7 @@ class Show(GuestCommand, show.ShowOne):
 
 
 class Ping(GuestCommand, show.ShowOne):
-    __doc__ = help_text("Ask a guest's agent for a sign of life.",
+    __doc__ = help_text("Test whether a guest's agent answers.",
                         passed='the agent answers', failed='it does not')
 
     COLUMNS = ('name', 'uuid', 'answers', 'seconds', 'problem')
@@ -399,7 +399,8 @@ class Ping(GuestCommand, show.ShowOne):
 
 class Trim(GuestCommand, lister.Lister):
     __doc__ = help_text(
-        'Have a guest give back storage that its filesystems left.',
+        'Trim the file systems of a guest: give unused space back to the '
+        'storage.',
         passed='done',
         failed='a filesystem could not be trimmed, or the agent refused or '
                'did not answer')

@@ -54,9 +54,9 @@ LIBVIRT_URI = 'qemu:///system'
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number above zero."""
+    """An argument that is an integer above zero."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is no positive number')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive number')
     return int(text)
 
 
@@ -72,8 +72,8 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
     """Add ``--connect``."""
     parser.add_argument(
         '--connect', metavar='URI',
-        help=f'libvirt to look at; by default [libvirt] connection_uri, '
-             f'or {LIBVIRT_URI}')
+        help='libvirt to connect to; by default [libvirt] connection_uri, or '
+             f'{LIBVIRT_URI}')
 
 
 def read_conf(files: list[str] | None = None) -> cfg.ConfigOpts:
@@ -317,7 +317,7 @@ class ConfigCommand(Command):
         parser.add_argument(
             '--config-file', metavar='FILE', action='append',
             dest='config_files',
-            help='nova.conf to go by (repeat for more); by default those that '
+            help='nova.conf to read (repeat for more); by default those that '
                  'nova-compute reads')
         return parser
 

@@ -68,9 +68,10 @@ class DirtyRate(base.HostCommand, show.ShowOne):
     libvirt has QEMU look at the running guest twice: for --seconds, and for
     one second. What a guest changes twice counts once, so a longer look sees a
     lower rate. From both it is worked out what a live migration with the
-    bandwidth and the downtime of nova.conf would be like, if the guest goes on
-    as it does. QEMU compares a sample of the memory with what it was: what is
-    written again as it was is not seen. The guest runs on meanwhile.
+    bandwidth and the downtime of nova.conf would be like, if the guest
+    continues as it does. QEMU compares a sample of the memory with what it
+    was: what is written again as it was is not seen. The guest runs on
+    meanwhile.
 
     Exit codes: 0 a live migration would converge, 2 it would not, 3 that is
     not known, or wrong command line or configuration, or libvirt cannot be
@@ -89,10 +90,10 @@ class DirtyRate(base.HostCommand, show.ShowOne):
             help='name in libvirt, or UUID, which is the instance\'s')
         parser.add_argument(
             '--seconds', type=_seconds, default=10, metavar='N',
-            help='how long to look, 2 to 60, default %(default)s')
+            help='how long to measure, 2 to 60, default %(default)s')
         parser.add_argument(
             '--bandwidth', type=base.positive, metavar='MIB',
-            help='what the network takes, MiB/s; by default [libvirt] '
+            help='bandwidth of the network, MiB/s; by default [libvirt] '
                  'live_migration_bandwidth')
         parser.add_argument(
             '--downtime', type=base.positive, metavar='MS',

@@ -101,7 +101,7 @@ class _FleetCommand(base.Command):
                  'files that end in .json or .xml')
         parser.add_argument(
             '--os-cloud', metavar='NAME',
-            help='ask the computes of this cloud of clouds.yaml instead, as '
+            help='read the exports of this cloud of clouds.yaml instead, as '
                  'an administrator')
         parser.add_argument(
             '--hosts', metavar='PATTERN', action='append', default=[],
@@ -189,7 +189,7 @@ class Kinds(_FleetCommand, lister.Lister):
 class Baseline(_FleetCommand, show.ShowOne):
     """Show the best CPU that all hosts of a fleet can give, for nova.conf.
 
-    Within one vendor that is a model with features added and taken away,
+    Within one vendor that is a model with features added and removed,
     across vendors a level. A level gets no feature against CPU
     vulnerabilities by itself; --mitigations adds those that all hosts have.
 
@@ -405,8 +405,8 @@ def _cpu(path: str) -> definition.CPU:
             f'{errors.clean(path, 200)} names no CPU model'
             f'{f" but the mode {cpu.mode}" if cpu.mode else ""}: what a '
             f'guest has then is its host\'s to say.',
-            'Take the XML of the running domain (virsh dumpxml), where '
-            'libvirt has written what the guest got.')
+            'Use the XML of the running domain (virsh dumpxml), where libvirt '
+            'has written what the guest got.')
     return cpu
 
 
@@ -429,7 +429,7 @@ class Drain(_FleetCommand, lister.Lister):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            'host', metavar='HOST', help='the host that shall be emptied')
+            'host', metavar='HOST', help='the host to empty')
         parser.add_argument(
             '--guest', metavar='FILE', action='append', default=[],
             help='XML of a running domain, or a directory of such files '

@@ -49,7 +49,7 @@ with lazy.imports():
 
 @dataclasses.dataclass(eq=False)
 class _Target:
-    """A guest that is to be frozen or thawed, and what became of it.
+    """A guest that is to be frozen or thawed, and what happened to it.
 
     :ivar count: filesystems that were frozen
     :ivar seconds: that the freeze took
@@ -117,7 +117,7 @@ class GuestsCommand(agent.AgentCommand, show.ShowOne):
         if len(args.guests) > 1 and not hasattr(self.formatter, 'emit_list'):
             raise errors.InvalidRequest(
                 f'-f {args.formatter} shows one guest only.',
-                'Take -f json, or one guest.')
+                'Use -f json, or one guest.')
         found: dict[str, _Target] = {}
         for wanted in args.guests:
             domain = agent.find(connection, wanted)
@@ -150,7 +150,7 @@ class Freeze(GuestsCommand):
         """Freeze the filesystems of one or several guests.
 
         Without --for they stay frozen: a guest can write nothing until
-        "nova-kvm-ext agent thaw" thaws it, and it soon stands still. With
+        "nova-kvm-ext agent thaw" thaws it, and it soon hangs. With
         --for the command waits, and thaws them all in the end, also when it
         is interrupted or killed.
 
@@ -162,7 +162,7 @@ class Freeze(GuestsCommand):
                'thawed',
         failed='one is not: the agent refused, did not answer, or found '
                'nothing to freeze; with --for: one was thawed before the end, '
-               'or may be frozen still',
+               'or may still be frozen',
         more=', 128+N ended by signal N, and thawed')
 
     COLUMNS = ('name', 'uuid', 'frozen', 'seconds', 'thaw_with')
@@ -238,8 +238,8 @@ class Freeze(GuestsCommand):
                     # Its default would be where Python has its packages.
                     self._say('warning: no nova.conf was read, so [DEFAULT] '
                               'state_path is not known, and nothing is '
-                              'written down for nova-compute; only this '
-                              'command thaws the guests.')
+                              'recorded for nova-compute; only this command '
+                              'thaws the guests.')
             try:
                 for target in targets:
                     if self._stopped_by:
@@ -296,9 +296,9 @@ class Freeze(GuestsCommand):
                 'Try again.', fault=errors.AgentFault.BUSY) from None
         except OSError as e:
             # nova-compute may have its files elsewhere: in a container.
-            self._say(f'warning: {target.name} is not written down for '
+            self._say(f'warning: {target.name} is not recorded for '
                       f'nova-compute ({errors.clean(e)}); only this command '
-                      f'thaws it.')
+                      'thaws it.')
             return
 
         def leave() -> None:
@@ -351,8 +351,7 @@ class Freeze(GuestsCommand):
                     asked.thaw(patience=client.FREEZE_TIMEOUT)
             except errors.AgentError as e:
                 if e.left_frozen:
-                    self._say(f'error: {target.name} may be frozen still: '
-                              f'{e}')
+                    self._say(f'error: {target.name} may still be frozen: {e}')
                     self._code = ExitCode.FAIL
                     continue
                 target.stood = False
@@ -372,11 +371,11 @@ class Thaw(GuestsCommand):
 
         A guest that nova-compute or "agent freeze --for" keeps frozen at this
         moment is left alone, since a thaw would spoil the snapshot; --force
-        thaws it all the same. Tried again until --timeout while the agent
+        thaws it anyway. Tried again until --timeout while the agent
         does not answer.
         """,
         passed='all are thawed',
-        failed='one may be frozen still, or a snapshot needs it frozen')
+        failed='one may still be frozen, or a snapshot needs it frozen')
 
     COLUMNS = ('name', 'uuid', 'thawed', 'seconds')
     ASIDE = ('uuid',)
@@ -421,7 +420,7 @@ class Thaw(GuestsCommand):
         entry = None
         if not args.force:
             _check_free(written, target,
-                        'Wait until that is done, or take --force: what is '
+                        'Wait until that is done, or use --force: what is '
                         'made of the guest meanwhile is not consistent then.')
         with contextlib.suppress(ledger.Held, OSError):
             entry = written.take(target.uuid)

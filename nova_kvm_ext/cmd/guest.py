@@ -42,7 +42,7 @@ with lazy.imports():
 def _text(text: str) -> str:
     """An argument that can be written to a file: bytes may be none."""
     if not text.isprintable():
-        raise argparse.ArgumentTypeError(f'{text!r} is no plain text')
+        raise argparse.ArgumentTypeError(f'{text!r} is not plain text')
     return text
 
 
@@ -85,7 +85,7 @@ class Boot(base.Command, show.ShowOne):
 
     Exit codes: 0 all promises kept, 2 a promise not kept, 3 wrong command
     line or configuration, or the host lacks something, 4 the guest was refused
-    or did not come up, 5 something could not be taken away, 128+N ended by
+    or did not come up, 5 something could not be removed, 128+N ended by
     signal N.
     """
 
@@ -127,7 +127,7 @@ class Boot(base.Command, show.ShowOne):
         parser.add_argument(
             '--config-file', metavar='FILE', action='append', default=[],
             dest='config_files', type=os.path.abspath,
-            help='nova.conf to go by (repeat for more); by default the files '
+            help='nova.conf to read (repeat for more); by default the files '
                  'that nova-compute reads, and where there are none, '
                  '[kvm_ext] virt_type = auto')
         base.add_connect(parser)
@@ -141,7 +141,7 @@ class Boot(base.Command, show.ShowOne):
             help='print the guest XML and start nothing')
         parser.add_argument(
             '--keep', action='store_true',
-            help='leave the guest running and say how to take it away')
+            help='leave the guest running and say how to remove it')
         parser.add_argument(
             '--timeout', type=base.seconds, default=300, metavar='SECONDS',
             help='how long the guest may take to come up, default '

@@ -45,10 +45,10 @@ with lazy.imports():
     from nova_kvm_ext.guests import verdicts
 
 _CODES = """
-    Exit codes: 0 nothing to look into, 1 a guest is outdated, would get
-    another CPU or lacks a vhost-net that its XML names, 2 a guest hangs, is
-    frozen or was paused by an error, 3 wrong command line or configuration,
-    or libvirt cannot be reached or fails.
+    Exit codes: 0 no problem, 1 a guest is outdated, would get
+    another CPU or does not use vhost-net although its XML names it, 2 a guest
+    hangs, is frozen or was paused by an error, 3 wrong command line or
+    configuration, or libvirt cannot be reached or fails.
     """
 
 

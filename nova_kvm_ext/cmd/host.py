@@ -59,12 +59,12 @@ _FIX_SECONDS = 60
 def _seconds(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 3600:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no number of seconds from 1 to 3600')
+            f'{text!r} is not a number of seconds from 1 to 3600')
     return int(text)
 
 
 class Check(base.HostCommand, lister.Lister):
-    """Check whether KVM guests can run on this host, and say what mends it.
+    """Check whether KVM guests can run on this host, and say what repairs it.
 
     Looks at CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt, Nova,
     nova.conf and, where disks are in Ceph, at Ceph, and starts a tiny guest.
@@ -228,8 +228,9 @@ class Health(base.ConfigCommand):
         parser = super().get_parser(prog_name)
         parser.add_argument(
             '--alive', action='store_true',
-            help='judge nova-compute itself alone: for a probe that restarts '
-                 'it, which mends neither libvirt nor the host')
+            help='judge only nova-compute itself: for a probe that restarts '
+                 'nova-compute, because a restart repairs neither libvirt nor '
+                 'the host')
         parser.add_argument(
             '--state-path', metavar='DIRECTORY',
             help=f'[DEFAULT] state_path of nova-compute, default '

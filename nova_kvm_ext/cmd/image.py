@@ -75,7 +75,7 @@ def _signals_raise() -> Iterator[None]:
 class ImageCommand(base.ConfigCommand):
     """A command about one image file.
 
-    The file is opened once and goes by its descriptor from then on.
+    The file is opened once and uses its descriptor from then on.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -129,7 +129,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
             with os.fdopen(descriptor, 'rb') as f:
                 if not os.path.isfile(f.fileno()):
                     raise errors.InvalidOption(
-                        f'{errors.clean(path)} is no regular file.',
+                        f'{errors.clean(path)} is not a regular file.',
                         'Give - and the content on standard input.')
                 yield f
     except OSError as e:

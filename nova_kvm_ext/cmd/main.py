@@ -39,7 +39,7 @@ _THEIRS = (1, 2)
 
 
 class _Commands(commandmanager.CommandManager):
-    """The commands of this package, without a look at all that is there."""
+    """The commands of this package, without a check of all that is there."""
 
     def load_commands(self, namespace: str) -> None:
         for entry in metadata.distribution(_PACKAGE).entry_points.select(

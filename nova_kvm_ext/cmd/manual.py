@@ -48,24 +48,23 @@ _NAME = 'nova-kvm-ext'
 _STATUS = 'nova-kvm-ext-status'
 
 EXIT_STATUS = {
-    ExitCode.PASS: 'Done, and what was looked at is as it should be.',
-    ExitCode.WARN: 'It works, but not as it could.',
-    ExitCode.FAIL: 'What was looked at is not as it should be, or what was '
-                   'asked for is refused.',
-    ExitCode.UNKNOWN: 'Nothing was looked at, or the answer is not known: the '
+    ExitCode.PASS: 'Done, and no problem was found.',
+    ExitCode.WARN: 'Done, and something needs attention. Nothing fails.',
+    ExitCode.FAIL: 'A check failed, or the request was refused.',
+    ExitCode.UNKNOWN: 'Nothing was checked, or the answer is not known: the '
                       'command line or nova.conf is wrong, or this host lacks '
                       'something. Standard error says what.',
-    ExitCode.NO_BOOT: '**guest boot** alone: the image or the guest was '
+    ExitCode.NO_BOOT: 'Only **guest boot**: the image or the guest was '
                       'refused, or the guest was not up in time.',
-    ExitCode.LEFTOVERS: '**guest boot** alone: all is well, but something '
-                        'could not be taken away.',
+    ExitCode.LEFTOVERS: 'Only **guest boot**: no problem was found, but '
+                        'something could not be removed.',
 }
 """What each exit code means, as reStructuredText."""
 
 STATUS_EXIT = (
     (0, 'There is nothing to do.'),
-    (1, 'There is something to look into.'),
-    (2, 'Something stops the change.'),
+    (1, 'Something needs attention.'),
+    (2, 'Something prevents the change.'),
     (255, 'The check itself failed.'))
 """Those of oslo.upgradecheck, which nova-kvm-ext-status has."""
 
@@ -247,12 +246,12 @@ def _status_page(parser: argparse.ArgumentParser, found: Commands) -> str:
     for words, command in found.items():
         name = ' '.join([*words, *(action.dest for action in _words(command))])
         listed += [f'**{name}**', _indented(_options(command) or '-'), '']
-    return _page(_STATUS, 'Say what to mend before this host changes', [
+    return _page(_STATUS, 'Find what to correct before a host changes', [
         ('SYNOPSIS', f'**{_STATUS}** [*option*...] *command* [*argument*...]'),
-        ('DESCRIPTION', '**upgrade check** looks at a host before an upgrade: '
+        ('DESCRIPTION', '**upgrade check** checks a host before an upgrade: '
          'run it with the new release installed and before its nova-compute '
          'is started, as **nova-status upgrade check**. **rollback check** '
-         'looks at what is to be done on the way back to LibvirtDriver.'),
+         'finds what has to be done on the way back to LibvirtDriver.'),
         ('COMMANDS', '\n'.join(listed)), ('OPTIONS', _options(parser)),
         ('EXIT STATUS', '\n'.join(_defined(
             (str(code), meaning) for code, meaning in STATUS_EXIT))),

@@ -57,7 +57,7 @@ class Metrics(base.HostCommand):
 
     No guest is asked anything: one that hangs is a metric, not a time-out.
     Where libvirt does not answer, nova_kvm_ext_libvirt_up is 0 and the rest
-    is printed all the same.
+    is printed anyway.
 
     Exit codes: 0 printed, or written; 3 wrong command line or configuration,
     or the file cannot be written.

@@ -12,7 +12,7 @@
 
 """``nova-kvm-ext guest repair-migration``: bring a guest back.
 
-Parses, reads facts, asks before each step, does it and prints what became of
+Parses, reads facts, asks before each step, does it and prints what happened to
 it. What is to be done is decided in :mod:`nova_kvm_ext.migration.repair`.
 """
 
@@ -143,7 +143,7 @@ def _uuid(text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{errors.clean(text, 80)} is no UUID') from None
+            f'{errors.clean(text, 80)} is not a UUID') from None
 
 
 class _Work:
@@ -220,7 +220,7 @@ class _Work:
         return self._take(step, delete)
 
     def _take(self, step: Any, do: Callable[[], None]) -> Result:
-        """Take a step that is needed, if the operator agrees."""
+        """Do a step that is needed, if the operator agrees."""
         if not step.needed:
             return Result(step, _NOTHING if step.needed is False else _LEFT)
         _say(f'{step.name.value}: {step.why}.')

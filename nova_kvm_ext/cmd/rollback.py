@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext-status rollback check``: what to mend on the way back.
+"""``nova-kvm-ext-status rollback check``: what to repair on the way back.
 
 Run it on a compute host before ``compute_driver`` is LibvirtDriver again, and
-once more after. What is left in the cloud is looked at with ``--os-cloud``
+once more after. What is left in the cloud is checked with ``--os-cloud``
 alone. Frame, table and exit codes are those of ``upgrade check``.
 """
 
@@ -45,7 +45,7 @@ _FILTER = 'KVMExtCPUFilter'
 _STATE_FILES = 'kvm-ext-'
 _LEDGER = 'kvm-ext-frozen'
 _NAMED = 10
-_NO_CLOUD = ('Not looked at: name the cloud with --os-cloud, a cloud of '
+_NO_CLOUD = ('Not checked: name the cloud with --os-cloud, a cloud of '
              'clouds.yaml with the credentials of an administrator.')
 
 
@@ -56,7 +56,7 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def __init__(self) -> None:
         self.commands: list[str] = []
-        """What takes away what was found, a line for a shell each."""
+        """What removes what was found, a line for a shell each."""
         self._connection: Any = None
         self._nova = nova_conf.CONF
         # Where the ledger cannot be read, one may be frozen.
@@ -111,7 +111,7 @@ class Checks(upgradecheck.UpgradeCommands):
         lines = []
         if settings.virt_type == 'auto':
             lines.append(
-                'virt_type (auto is no value of LibvirtDriver: kvm where '
+                'virt_type (auto is not a value of LibvirtDriver: kvm where '
                 'nova-kvm-ext host check passes KVM508, else qemu)')
         elif settings.virt_type != nova.libvirt.virt_type:
             lines.append(f'virt_type = {settings.virt_type}')
@@ -163,8 +163,8 @@ class Checks(upgradecheck.UpgradeCommands):
         return self._left(
             (traces.Trace(name, command)
              for name, command in commands.items()),
-            Code.WARNING, f'They lie in {path}; remove them once nova-compute '
-                          f'runs LibvirtDriver and no guest is frozen.')
+            Code.WARNING, f'They are in {path}; remove them once nova-compute '
+                          'runs LibvirtDriver and no guest is frozen.')
 
     def _of_cloud(self, read: Callable[[Any], Iterable[traces.Trace]],
                   code: Code, then: str) -> Result:
@@ -177,7 +177,7 @@ class Checks(upgradecheck.UpgradeCommands):
             return Result(Code.WARNING, f'Not known: {e}')
 
     def _traits(self) -> Result:
-        """Traits in Placement, which only this driver takes away."""
+        """Traits in Placement, which only this driver removes."""
         def read(cloud: Any) -> Iterable[traces.Trace]:
             with base.progress('resource providers') as progress:
                 return traces.of_providers(reader.providers(cloud, progress))
@@ -228,7 +228,7 @@ class Checks(upgradecheck.UpgradeCommands):
         """As ``upgrade check``, and after the table the commands."""
         code = super().check()
         if self.commands and not self._nova.command.json:
-            print('\nWhat takes them away:\n')
+            print('\nWhat removes them:\n')
             for command in self.commands:
                 print(command)
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@
 
 """``nova-kvm-ext-status``: ``upgrade check`` and ``rollback check``.
 
-What to mend before an upgrade, and before the way back to LibvirtDriver.
+What to repair before an upgrade, and before the way back to LibvirtDriver.
 
 Run it with the new release installed and before its nova-compute is started,
 as ``nova-status upgrade check``. The frame, its table, its ``--json`` and its
@@ -159,7 +159,7 @@ class Checks(upgradecheck.UpgradeCommands):
         if not files:
             return Result(
                 Code.WARNING, 'No configuration of nova-compute was found, so '
-                'no option was looked at. Name its nova.conf with '
+                'no option was checked. Name its nova.conf with '
                 '--config-file.')
         known = {name for option in conf.list_opts()[0][1]
                  for name in (option.dest, option.name)}
@@ -168,10 +168,10 @@ class Checks(upgradecheck.UpgradeCommands):
         if strange:
             return Result(
                 Code.WARNING, f'[{conf.GROUP.name}] has options that this '
-                f'release does not know, and so does not heed: '
-                f'{errors.clean(", ".join(strange))}. Correct their names, '
-                f'or remove them; the release notes name those that were '
-                f'given up.')
+                'release does not know, and so ignores: '
+                f'{errors.clean(", ".join(strange))}. Correct their names, or '
+                'remove them; the release notes name those that were '
+                'removed.')
         return Result(Code.SUCCESS)
 
     def _versions(self) -> Result:
@@ -236,9 +236,9 @@ class Checks(upgradecheck.UpgradeCommands):
                 missed.append(file)
         if missed:
             return Result(
-                Code.WARNING, f'Masakari\'s introspective instance monitor '
-                f'passes over guests whose agent socket has libvirt\'s own '
-                f'path, as those of this driver have: set {remedy} in '
+                Code.WARNING, 'Masakari\'s introspective instance monitor '
+                'ignores guests whose agent socket has libvirt\'s own path, '
+                f'as those of this driver have: set {remedy} in '
                 f'{errors.clean(", ".join(missed))}.')
         return Result(Code.SUCCESS, None if seen else (
             f'Only if Masakari\'s introspective instance monitor runs for '
@@ -302,7 +302,7 @@ def _add_parsers(upgrades: Checks, rollbacks: rollback.Checks,
         if name == 'rollback':
             parser.add_argument(
                 '--os-cloud', metavar='NAME',
-                help='look at this cloud of clouds.yaml too: traits, flavors '
+                help='check this cloud of clouds.yaml too: traits, flavors '
                      'and images that only this driver understands')
 
 

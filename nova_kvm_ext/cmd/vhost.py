@@ -54,7 +54,7 @@ class List(base.HostCommand, lister.Lister):
     interfaces of which not all have theirs, some stay unknown.
 
     Exit codes: 0 each interface whose XML names the vhost driver uses it or
-    may not be looked at, 2 one of them does not use it, 3 wrong command line
+    may not be checked, 2 one of them does not use it, 3 wrong command line
     or configuration, or libvirt cannot be reached or fails.
     """
 

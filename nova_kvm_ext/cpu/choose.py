@@ -115,7 +115,7 @@ class CPUChoice:
 class Feature:
     """A feature of a guest's CPU and where it comes from.
 
-    :ivar policy: ``require``, or ``disable`` for one that was taken away
+    :ivar policy: ``require``, or ``disable`` for one that was removed
     :ivar origin: what brought it: ``model NAME``, ``level NAME``, ``host
         expansion`` or ``extra flag``
     :ivar asked_by: who asked for that: an option of nova.conf, ``flavor`` or
@@ -294,8 +294,8 @@ def _warnings(settings: Settings, features: tuple[tuple[str, str], ...],
         refused = usable.check_model(model, host, features)
         if refused is not None:
             yield (f'{settings.cpu_models_option} = {model}: '
-                   f'{refused.problem}. libvirt starts emulated guests all '
-                   f'the same, without what is missing. {refused.remedy}')
+                   f'{refused.problem}. libvirt starts emulated guests '
+                   f'anyway, without what is missing. {refused.remedy}')
         said = usable.doubt(model, host, features)
         if said is not None:
             yield f'{settings.cpu_models_option} = {model}: {said}'
@@ -442,7 +442,7 @@ class _GuestChooser:
             mode = wish.value.strip().lower()
         if mode not in MODES:
             raise errors.InvalidRequest(
-                f'{wish.said} is no CPU mode.',
+                f'{wish.said} is not a CPU mode.',
                 usable.meant(mode, MODES) + f'There are {", ".join(MODES)}.')
         if model_wish is not None and mode != 'custom':
             raise errors.InvalidRequest(

@@ -16,7 +16,7 @@ The arithmetic of libvirt's own virConnectCompareHypervisorCPU over data that
 can be kept, sent and tested: domain capabilities and libvirt's CPU map. Where
 libvirt can be asked, as before a live migration, its answer is the one that
 counts (:func:`judge`), except for features that libvirt misses in its
-host-model and QEMU gives all the same: a start with check='full' and a
+host-model and QEMU gives anyway: a start with check='full' and a
 migration, where QEMU has the last word, succeed with them. Pure.
 
 libvirt src/cpu/cpu_x86.c (x86Compute): the vendor must be the same where the
@@ -49,7 +49,7 @@ class Comparison:
     :ivar reason: a clause
     :ivar missing: features that the host lacks, or the host has and must not
     :ivar unshown: features that host-model does not show here and QEMU gives
-        all the same; libvirt's own comparison may miss them
+        anyway; libvirt's own comparison may miss them
     :ivar warnings: sentences about what works and will hurt
     :ivar stands: whether libvirt's yes would not change it: its comparison
         does not look at what this answer is about
@@ -277,9 +277,9 @@ def _features(cpu: definition.CPU, host: capabilities.DomainCapabilities,
 
 def _blockers(cpu: definition.CPU, host: capabilities.DomainCapabilities,
               known: cpu_map.CPUMap) -> frozenset[str] | None:
-    """What QEMU says that the model lacks here, where libvirt goes by that.
+    """What QEMU says that the model lacks here, where libvirt uses that.
 
-    :returns: None where libvirt goes by its CPU map
+    :returns: None where libvirt uses its CPU map
     """
     assert cpu.model is not None
     found = host.model(cpu.model)

@@ -95,7 +95,7 @@ class CPUMap:
 def parse(documents: Iterable[bytes]) -> CPUMap:
     """Parse the XML files of libvirt's cpu_map directory, in any order.
 
-    What cannot be understood is left out: a file that is no XML, a feature
+    What cannot be understood is left out: a file that is not XML, a feature
     with a mask that is no number.
     """
     features: dict[str, tuple[Bits, ...]] = {}

@@ -39,13 +39,13 @@ def parse(text: str | bytes, what: str) -> etree._Element:
     """The root element.
 
     :param what: what the text is, for the error
-    :raises errors.HostError: it is no XML, too long, or has a document type
+    :raises errors.HostError: it is not XML, too long, or has a document type
     """
     raw = text.encode(errors='replace') if isinstance(text, str) else text
     if len(raw) > MAX_BYTES:
         raise errors.HostError(
             f'{what} is longer than {MAX_BYTES >> 20} MiB.',
-            'That is no XML about a CPU.')
+            'That is not XML about a CPU.')
     # Text of Python's has been decoded already, whatever it says of itself.
     parser = etree.XMLParser(
         encoding='utf-8' if isinstance(text, str) else None,
@@ -55,12 +55,12 @@ def parse(text: str | bytes, what: str) -> etree._Element:
         root = etree.fromstring(raw, parser)
     except (etree.XMLSyntaxError, ValueError, LookupError) as e:
         raise errors.HostError(
-            f'{what} is no XML: {errors.clean(e)}.',
+            f'{what} is not XML: {errors.clean(e)}.',
             'See whether it is complete and is what it should be.') from e
     if root is None or root.getroottree().docinfo.internalDTD is not None:
         raise errors.HostError(
             f'{what} has a document type, which XML of libvirt never has.',
-            'Take the XML as libvirt gave it.')
+            'Use the XML as libvirt gave it.')
     return root
 
 

@@ -17,7 +17,7 @@ Facts go to the pure rooms of cpu/, their decisions to the designer, and a
 "no" becomes the exception of Nova's that its user gets to read.
 
 What a guest's CPU is, once it runs, is kept in ``instance.vcpu_model``, where
-Nova keeps what it configured. The two are told apart by the topology: Nova
+Nova keeps what it configured. The two are distinguished by the topology: Nova
 always writes one, and a CPU to compare with needs none. So plain
 LibvirtDriver, which may have the guest next, compares the same CPU.
 """
@@ -417,7 +417,7 @@ class CPUHooks:
                 instance).get_xml_desc())
 
     def _kept(self, instance: Any) -> definition.CPU | None:
-        """The CPU to go on with, or None for a new one."""
+        """The CPU to continue with, or None for a new one."""
         had = stored.cpu_of(instance)
         assert self._settings is not None
         if not self._settings.keep_guest_cpu or had is None:

@@ -104,7 +104,7 @@ def read_host(connection: Any, virt_type: str, arch: str,
 
 def _supported(connection: Any, question: tuple[str | None, ...]
                ) -> frozenset[str]:
-    """Features that host-model leaves out and guests can have all the same.
+    """Features that host-model leaves out and guests can have anyway.
 
     QEMU 10.1 and later do not show arch-capabilities with -cpu host on AMD,
     for example, and give it to a guest that asks.
@@ -140,7 +140,7 @@ def ask(connection: Any, host: usable.Host, cpu: definition.CPU,
         found: compare.Comparison) -> Answer:
     """libvirt's own answer about exactly this CPU.
 
-    Where it misses features that QEMU gives all the same, it is asked once
+    Where it misses features that QEMU gives anyway, it is asked once
     more without them. A host's CPU is no guest's, so libvirt is not asked
     about it.
 

@@ -127,8 +127,8 @@ def check_mode(mode: str, host: Host) -> Refusal | None:
     return Refusal(
         f'this host has no such CPU mode for guests with virt_type = '
         f'{host.virt_type}',
-        f'Take {" or ".join(better[:2])}.' if better else
-        'Take the mode none.')
+        f'Use {" or ".join(better[:2])}.' if better else
+        'Use the mode none.')
 
 
 def canonical(model: str, host: Host) -> str:
@@ -179,7 +179,7 @@ def check_model(model: str, host: Host, flags: Flags = ()) -> Refusal | None:
     """A named model or a level.
 
     QEMU calls a model unusable that it can give except for a few features;
-    libvirt, which starts the guest, goes by its own CPU map for most models,
+    libvirt, which starts the guest, uses its own CPU map for most models,
     and such a guest runs. So libvirt's answer counts, then what libvirt would
     work out; :func:`doubt` has a word about what is then accepted.
 
@@ -210,7 +210,7 @@ def starts_with_less(model: str, host: Host) -> bool:
 
     libvirt compares no CPU of a guest that is emulated
     (src/qemu/qemu_domain.c: check='none' is the default under TCG); the guest
-    does without what QEMU's emulation lacks.
+    lacks what QEMU's emulation lacks.
     """
     return (host.virt_type == 'qemu' and levels.find(model) is None and
             host.caps.model(model) is not None)
@@ -244,7 +244,7 @@ def doubt(model: str, host: Host, flags: Flags = ()) -> str | None:
              'QEMU calls this model unusable here')
     if verdict:
         return (f'{lacks}, says QEMU, and libvirt starts guests with this '
-                f'model all the same.{_less(missing)}')
+                f'model anyway.{_less(missing)}')
     return (f'{lacks}, and whether libvirt starts guests with this model is '
             f'not known.{_less(missing)}')
 
@@ -363,7 +363,7 @@ def _instead(model: capabilities.Model, host: Host,
     available = host.available
     level = None if available is None else levels.highest(available)
     choices = [*near, *([level.name] if level else [])]
-    return (f'Take {", ".join(choices[:-1])} or {choices[-1]}.'
+    return (f'Use {", ".join(choices[:-1])} or {choices[-1]}.'
             if len(choices) > 1 else
             'nova-kvm-ext cpu model list has what is usable.'
             ) + _less(missing)
@@ -406,7 +406,7 @@ def _check_level(level: levels.Level, host: Host,
         f'{host.virt_type}: it lacks {some(missing)}' +
         (f', which {level.name} of the psABI does not ask for and this '
          f'driver adds' if ours else ''),
-        (f'Take {highest.name}.' if highest else
+        (f'Use {highest.name}.' if highest else
          'nova-kvm-ext cpu model list has what is usable.') +
         (_less(missing) if ours else ''), missing)
 

@@ -133,7 +133,7 @@ def lack(guests: Collection[frozenset[str]], available: frozenset[str],
     :param guests: the features of each CPU that guests here may have
     :param available: every feature that a guest of the host can have
     :param vendor: of the host's CPU, which KVM shows to each guest
-    :param left_out: features that an operator has taken away on purpose
+    :param left_out: features that an operator has removed on purpose
     """
     table = of_vendor(vendor) or ()
     useless = {name for m in table if m.name in available

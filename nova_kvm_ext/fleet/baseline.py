@@ -12,10 +12,10 @@
 
 """One CPU for all hosts of a fleet.
 
-Within one vendor that is a model of the vendor with features added and taken
-away, across vendors a level of the x86-64 ABI: libvirt makes no baseline
-across vendors. The features are what all hosts have; which model they are
-said by is a matter of the shortest way to write them. Pure.
+Within one vendor that is a model of the vendor with features added and
+removed, across vendors a level of the x86-64 ABI: libvirt makes no baseline
+across vendors. The features are what all hosts have; which model they are said
+by is a matter of the shortest way to write them. Pure.
 """
 
 from collections.abc import Collection
@@ -42,7 +42,7 @@ class NothingInCommon(errors.HostError):
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What guests of a kind do without on the baseline.
+    """What guests of a kind lack on the baseline.
 
     :ivar kind: the kind
     :ivar features: what its host-model has and the baseline has not
@@ -232,7 +232,7 @@ def _of_model(found: Sequence[kinds.Kind], shared: frozenset[str],
               notes: list[str]) -> _Named | None:
     """A model of the vendor, plus and minus features; None where none is.
 
-    Only models that every host's libvirt knows, and only features taken away
+    Only models that every host's libvirt knows, and only features removed
     by a name that each of them knows.
     """
     if known is None:

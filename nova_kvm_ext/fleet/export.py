@@ -290,7 +290,7 @@ class Parser:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise _wrong(what, f'it is no JSON: {errors.clean(e, 80)}') from e
+            raise _wrong(what, f'it is not JSON: {errors.clean(e, 80)}') from e
         return from_dict(value, what)
 
 
@@ -324,7 +324,7 @@ def _read(value: Mapping[str, Any], cpu: HostCPU, what: str) -> Export:
 
 def _wrong(what: str, why: str) -> errors.HostError:
     return errors.HostError(
-        f'{what} is no export of a host: {why}.',
+        f'{what} is not an export of a host: {why}.',
         'Make one with: nova-kvm-ext cpu export')
 
 

@@ -140,7 +140,7 @@ def read_file(path: str) -> bytes:
         with open(descriptor, 'rb') as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise errors.InvalidRequest(
-                    f'{errors.clean(path, 200)} is no regular file.',
+                    f'{errors.clean(path, 200)} is not a regular file.',
                     'Name files, or a directory with files in it.')
             return file.read(document.MAX_BYTES + 1)
     except OSError as e:

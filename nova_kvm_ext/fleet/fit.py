@@ -173,7 +173,7 @@ class Reach:
                    if answer.possible is possible)
 
     def keeping(self) -> dict[str, int]:
-        """Features that keep hosts from running the CPU, with their counts.
+        """Features that hosts lack to run the CPU, with their counts.
 
         Most hosts first; names that a libvirt does not know are among them.
         """

@@ -26,9 +26,9 @@ What libvirt does, as seen with 9.0 and read in its ``qemu_agent.c``:
   dropped meanwhile. The wait for it is not part of a command's own time-out:
   it is 5 s, or virDomainAgentSetResponseTimeout() where that is shorter, and
   with libvirt 11.3 the command's own where that is.
-* After a reply that is no JSON, has an object with two members of the same
+* After a reply that is not JSON, has an object with two members of the same
   name, or is longer than 10 MiB, libvirt gives the channel up until something
-  in the guest opens it anew, or libvirt is restarted.
+  in the guest opens it again, or libvirt is restarted.
 * virDomainQemuAgentCommand() marks the domain as tainted, "custom-ga-command",
   once. It means that libvirt did not choose the command; nothing else.
 """
@@ -218,7 +218,7 @@ class Agent:
         """Freeze the guest's filesystems. The caller must thaw them.
 
         Where the freeze fails, or this is interrupted, and the guest may be
-        frozen all the same, it is thawed before this ends. A guest that is
+        frozen anyway, it is thawed before this ends. A guest that is
         frozen already, for another's snapshot perhaps, is left as it is.
 
         :param patience: seconds in which that thaw is tried again
@@ -293,7 +293,7 @@ class Agent:
         if self.says_frozen():
             raise errors.AgentError(
                 'The guest agent answered the thaw, and says that the guest '
-                'is frozen still.', 'Thaw it again.',
+                'is still frozen.', 'Thaw it again.',
                 fault=errors.AgentFault.REFUSED)
         return count
 
@@ -435,7 +435,7 @@ def _failure(error: Exception, name: str, seconds: float
         return errors.AgentError(
             f'The guest agent\'s answer to {name} cannot be read '
             f'({type(error).__name__}).',
-            'Look at the guest: its agent is broken, or lies.',
+            'Check the guest: its agent is broken, or sends false answers.',
             fault=fault.NONSENSE)
     if get_domain is not None and get_domain() == _FROM_RPC:
         return errors.AgentError(
@@ -448,7 +448,7 @@ def _failure(error: Exception, name: str, seconds: float
         return errors.AgentError(
             'The guest has no agent channel.',
             'Give its image hw_qemu_guest_agent=yes and build the instance '
-            'anew.', fault=fault.NO_CHANNEL)
+            'again.', fault=fault.NO_CHANNEL)
     if code == _OPERATION_TIMEOUT:
         return errors.AgentError(
             f'libvirt did not send {name}: another command to the same agent '
@@ -462,7 +462,7 @@ def _failure(error: Exception, name: str, seconds: float
             words):
         return errors.AgentError(
             'libvirt has given up the channel, because something in the guest '
-            'wrote nonsense to it.',
+            'wrote invalid data to it.',
             'Restart the agent in the guest, or libvirt.',
             fault=fault.GIVEN_UP)
     if code in NO_ANSWER:
@@ -488,7 +488,7 @@ def _failure(error: Exception, name: str, seconds: float
         return errors.AgentError(
             f'libvirt could not read the guest agent\'s answer to {name}: '
             f'{errors.clean(words, 120)}',
-            'Look at the guest: its agent is broken, or lies.',
+            'Check the guest: its agent is broken, or sends false answers.',
             fault=fault.NONSENSE)
     return errors.AgentError(
         f'libvirt failed at {name}: {errors.clean(words)}',

@@ -13,7 +13,7 @@
 """What the driver does about guest agents: the part that knows Nova.
 
 :class:`GuestAgents` is made by the driver and called from its overrides. It
-sees to it that Nova goes by the channel that a guest really has, that agents
+sees to it that Nova uses the channel that a guest really has, that agents
 are asked to shut guests down and to set clocks and passwords, and that what
 they tell is seen. Freezing and thawing is in
 :mod:`nova_kvm_ext.guest_agent.freezes`.
@@ -104,7 +104,7 @@ class GuestAgents:
     # What is there.
 
     def see(self, instance: Any) -> Seen:
-        """Look at a guest's channel, by its live XML."""
+        """Check a guest's channel, by its live XML."""
         try:
             xml = self._host.get_guest(instance).get_xml_desc()
             return Seen(True, channel.connected(xml),

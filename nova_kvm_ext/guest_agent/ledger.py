@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which guests may be frozen: written down before a freeze is sent.
+"""Which guests may be frozen: recorded before a freeze is sent.
 
 One file for each guest. Its name, the domain's UUID, is all that counts; what
 is in it is for people to read. So a file that was cut short, or that a person
@@ -59,7 +59,7 @@ class Entry:
         self._path = path
 
     def remove(self) -> None:
-        """The guest is not frozen, for certain.
+        """The guest is not frozen, certainly.
 
         :raises OSError: the file cannot be removed; it is not locked any more
         """
@@ -100,7 +100,7 @@ class Ledger:
 
         :param why: what is going to be done with the frozen guest
         :raises Held: another program freezes or thaws it
-        :raises OSError: it cannot be written down
+        :raises OSError: it cannot be recorded
         """
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         entry = self._open(uuid, os.O_CREAT)
@@ -156,7 +156,7 @@ class Ledger:
         return None
 
     def written(self) -> dict[str, tuple[float, str]]:
-        """What is written down, without a lock and so in nobody's way.
+        """What is recorded, without a lock and so in nobody's way.
 
         :returns: when, in seconds since 1970, and what, by UUID. What cannot
             be read is left out
@@ -175,7 +175,7 @@ class Ledger:
         return found
 
     def left_behind(self) -> list[str]:
-        """UUIDs that are written down, locked ones among them.
+        """UUIDs that are recorded, locked ones among them.
 
         :raises OSError: the ledger cannot be read
         """
@@ -186,9 +186,9 @@ class Ledger:
         return sorted(name for name in names if _UUID.fullmatch(name))
 
     def take(self, uuid: str) -> Entry | None:
-        """Lock a guest that is written down.
+        """Lock a guest that is recorded.
 
-        :returns: None where it is not written down (any more)
+        :returns: None where it is not recorded (any more)
         :raises Held: another program freezes or thaws it
         :raises OSError: what lies there is no file of ours
         """
@@ -205,7 +205,7 @@ class Ledger:
             descriptor = os.open(path, _FLAGS | create, 0o600)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(0, 'is no ordinary file', path)
+                    raise OSError(0, 'is not a regular file', path)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -22,7 +22,7 @@ linear time. Pure: never asks an agent anything.
 Lists of interfaces, addresses, filesystems and disks that are longer than what
 is kept are cut, and say by how much.
 
-Members that are not known are passed over, as the protocol wants it. A known
+Members that are not known are ignored, as the protocol wants it. A known
 one that is wrong makes the whole reply nonsense: half the word of a liar is
 worth nothing.
 
@@ -185,7 +185,7 @@ def returned(reply: Any, command: str) -> Any:
     """
     value = _load(reply, command)
     if not isinstance(value, dict):
-        raise _nonsense(command, 'it is no object')
+        raise _nonsense(command, 'it is not an object')
     if 'error' in value:
         raise _refusal(value['error'], command)
     if 'return' not in value:
@@ -328,13 +328,13 @@ def _nonsense(command: str, why: str) -> errors.AgentError:
     # Never with a word of the reply: `why` is ours.
     return errors.AgentError(
         f'The guest agent answered {command} with what is no answer: {why}.',
-        'Look at the guest: its agent is broken, or lies.',
+        'Check the guest: its agent is broken, or sends false answers.',
         fault=errors.AgentFault.NONSENSE)
 
 
 def _refusal(error: Any, command: str) -> errors.AgentError:
     if not isinstance(error, dict):
-        return _nonsense(command, 'its error is no object')
+        return _nonsense(command, 'its error is not an object')
     kind, said = error.get('class'), error.get('desc')
     if not isinstance(kind, str) or not isinstance(said, str):
         return _nonsense(command, 'its error has no class or description')
@@ -373,7 +373,7 @@ def _load(reply: Any, command: str) -> Any:
     try:
         text = reply if isinstance(reply, str) else reply.decode('utf-8')
     except UnicodeDecodeError:
-        raise _nonsense(command, 'it is no UTF-8') from None
+        raise _nonsense(command, 'it is not UTF-8') from None
     _check_structure(text, command)
     try:
         return json.loads(
@@ -384,7 +384,7 @@ def _load(reply: Any, command: str) -> Any:
     except (ValueError, RecursionError):
         # The structure was checked, so that recursion cannot run deep unless
         # the caller is there already.
-        raise _nonsense(command, 'it is no JSON') from None
+        raise _nonsense(command, 'it is not JSON') from None
 
 
 class _Wrong(Exception):
@@ -434,7 +434,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(value: Any, command: str, name: str, most: int) -> int:
     # True is an int to Python.
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _nonsense(command, f'{name} is no whole number')
+        raise _nonsense(command, f'{name} is not an integer')
     if not 0 <= value <= most:
         raise _nonsense(command, f'{name} is out of range')
     return value

@@ -97,7 +97,7 @@ class Thaws:
             left = self.book.left_behind()
         except OSError as e:
             LOG.error('KVML410 Guests that were left frozen cannot be found: '
-                      '%s. Look at the directory and its permissions.',
+                      '%s. Check the directory and its permissions.',
                       errors.clean(e))
             return
         for uuid in self._failures.keys() - set(left):
@@ -108,7 +108,7 @@ class Thaws:
                 self._failures.get(uuid, nothing))):
             if time.monotonic() - started > SETTLE_TIME:
                 LOG.warning('KVML411 More guests may have been left frozen; '
-                            'the rest is seen to the next time.')
+                            'the rest follows in the next update.')
                 break
             failure = self._failures.get(uuid, nothing)
             if busy(uuid) or failure.due > started:
@@ -128,8 +128,7 @@ class Thaws:
             return
         except OSError as e:
             LOG.error('KVML412 Instance %s may have been left frozen, but '
-                      'what was written down of it cannot be read: %s. Remove '
-                      'it.',
+                      'what was recorded of it cannot be read: %s. Remove it.',
                       uuid, errors.clean(e))
             return
         if entry is None:
@@ -198,7 +197,7 @@ class Thaws:
             entry.remove()
         except OSError as e:
             LOG.warning('KVML414 Instance %s is thawed, and it cannot be '
-                        'written down: %s. It will be thawed once more, which '
+                        'recorded: %s. It will be thawed once more, which '
                         'does no harm.', entry.uuid, errors.clean(e))
 
     def needless(self, uuid: str, error: errors.AgentError) -> bool:
@@ -224,7 +223,7 @@ class Thaws:
         :param domain: the guest's, where it is known: a guest that waits is
             not to wait until it has been looked up
         :returns: how many file systems were thawed
-        :raises errors.AgentError: it may be frozen still
+        :raises errors.AgentError: it may still be frozen
         """
         if domain is not None:
             try:

@@ -82,7 +82,7 @@ class Watchdog:
             raise errors.HostError(
                 'The process that thaws the guests if this one is killed did '
                 'not start, so nothing is frozen.',
-                'Look at the errors before this one.')
+                'Check the errors before this one.')
         return self
 
     def watch(self, uuid: str, seconds: float) -> None:
@@ -182,7 +182,7 @@ def main(uri: str, state_path: str, service: str) -> int:
     for uuid, problem in zip(left, problems):
         # The terminal may be gone.
         with contextlib.suppress(OSError):
-            print(f'error: guest {uuid} may be frozen still: {problem}'
+            print(f'error: guest {uuid} may still be frozen: {problem}'
                   if problem else f'The guest {uuid} is thawed.',
                   file=sys.stderr, flush=True)
     return 1 if any(problems) else 0

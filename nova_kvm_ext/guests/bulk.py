@@ -142,7 +142,7 @@ class VCPUs:
         LOG.warning(
             'KVML510 libvirt has not told about all running guests within '
             '%(seconds)d s. It waits for QEMU of these: %(guests)s. The '
-            'service goes on without that answer and asks about each guest '
+            'service continues without that answer and asks about each guest '
             'by itself.', {'seconds': PATIENCE,
                            'guests': ', '.join(busy) or 'not known'})
 

@@ -39,7 +39,7 @@ guests have in common."""
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """What becomes of a guest's CPU.
+    """What happens to a guest's CPU.
 
     :ivar drift: whether nova.conf gives another CPU than it has; None where
         that is not known

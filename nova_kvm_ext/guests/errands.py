@@ -15,8 +15,8 @@
 With hundreds of guests that takes seconds, most of them in Nova's database. So
 the start of the driver leaves it to Nova's periodic work, the first round of
 which comes before the service takes requests. A round has a second; the next
-round goes on. What must not wait for that does it itself: a hard reboot keeps
-the CPU of a guest that nobody has looked at yet.
+round continues. What must not wait for that does it itself: a hard reboot
+keeps the CPU of a guest that nobody has checked yet.
 """
 
 import collections
@@ -79,7 +79,7 @@ class Errands:
                 errand()
                 if time.monotonic() >= deadline:
                     LOG.info('What is done once for each guest that ran when '
-                             'the service started goes on in the next round '
+                             'the service started continues in the next round '
                              'of the periodic work.')
                     return
             self._kinds.popleft()

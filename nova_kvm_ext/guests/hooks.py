@@ -68,7 +68,7 @@ _NO_SPACE = 'enospc'
 virConnectDomainEventIOErrorReasonCallback)."""
 
 _MOST_EVENTS = 1000
-"""I/O errors that are kept until they are looked at. A guest has one for each
+"""I/O errors that are kept until they are checked. A guest has one for each
 request that was under way."""
 
 _RUNS = (vm_states.ACTIVE, vm_states.RESCUED, vm_states.RESIZED)
@@ -238,8 +238,8 @@ class IOPauses:
     def step(self) -> None:
         """Hear of the last round, and start another if there is reason to.
 
-        :raises Exception: never of libvirt or Nova: the periodic update goes
-            on
+        :raises Exception: never of libvirt or Nova: the periodic update
+            continues
         """
         # Another update is at it.
         if not self._stepping.acquire(blocking=False):
@@ -255,7 +255,7 @@ class IOPauses:
             if errors.libvirt_error(e) is None and not isinstance(
                     e, (exception.NovaException, OSError)):
                 raise
-            LOG.debug('Guests that are paused by an I/O error are looked at '
+            LOG.debug('Guests that are paused by an I/O error are checked '
                       'later: %s', errors.clean(e))
         finally:
             self._stepping.release()
@@ -293,8 +293,8 @@ class IOPauses:
             guest.told = True
             LOG.warning(
                 'KVML813 The guest was paused again by an I/O error each time '
-                'that it was resumed. It is tried ever more seldom, at last '
-                'every %d minutes.', resume.LONGEST_BACK_OFF // 60,
+                'that it was resumed. It is tried less and less often, at '
+                'most every %d minutes.', resume.LONGEST_BACK_OFF // 60,
                 instance_uuid=outcome.uuid)
 
     def _io_paused(self) -> dict[str, Any]:
@@ -326,7 +326,7 @@ class IOPauses:
                     self._events.remove(event)
 
     def _start(self, paused: dict[str, Any]) -> None:
-        """Have the guests looked at, and those resumed that may be."""
+        """Have the guests checked, and those resumed that may be."""
         with self._lock:
             self._barred = set(self._pausing)
         meant_to_run = self._meant_to_run(paused)

@@ -93,7 +93,7 @@ class Control:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A guest that is written down as frozen.
+    """A guest that is recorded as frozen.
 
     :ivar since: when, in seconds since 1970
     :ivar text: when and why, as it was written

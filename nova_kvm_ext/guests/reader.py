@@ -74,7 +74,7 @@ def read_guests(connection: Any, frozen: Mapping[str, model.Frozen],
     """Every running guest.
 
     :param connection: libvirt.virConnect, or Nova's proxy of one
-    :param frozen: guests that are written down as frozen, by UUID
+    :param frozen: guests that are recorded as frozen, by UUID
     :param files: directory below which libvirt's own files are seen; None
         for ``root``
     :param only: the UUID of the one guest that is wanted

@@ -18,8 +18,8 @@ go in, a verdict with its reason comes out.
 Resuming does no harm where there is no space after all: QEMU repeats the
 write that failed, which fails again, and the guest is paused again
 (https://www.qemu.org/docs/master/system/qemu-manpage.html, ``werror``). So
-where the space cannot be looked at, QEMU is asked by a resume, ever more
-seldom.
+where the space cannot be checked, QEMU is asked by a resume, less and less
+often.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from nova_kvm_ext.guests import reasons
 MIB = 1 << 20
 
 MOST_NEEDED = 64 * MIB
-"""Free bytes of a file system that are always enough to go on. A guest that
+"""Free bytes of a file system that are always enough to continue. A guest that
 fills them is paused again, and stays so until others are freed."""
 
 LEAST_NEEDED = MIB
@@ -89,7 +89,7 @@ def decide(pause: reasons.Pause, spaces: Mapping[str, Space | None]
     """Whether what paused a guest is over.
 
     :param spaces: by target of a disk; None, or left out, where the place of
-        the disk cannot be looked at
+        the disk cannot be checked
     """
     if pause.reason is not reasons.Reason.IO_ERROR:
         return Verdict(False, f'it is {pause.words()}')
@@ -111,7 +111,7 @@ def decide(pause: reasons.Pause, spaces: Mapping[str, Space | None]
     if unseen:
         return Verdict(
             None, f'how much space there is for disk {", ".join(unseen)} '
-            f'cannot be looked at from this host')
+            'cannot be checked from this host')
     return Verdict(True, 'there is space again')
 
 

@@ -45,7 +45,7 @@ LIFETIME = 45
 and never a second one."""
 
 AT_ONCE = 5
-"""Guests that are looked at at the same time, through a connection each."""
+"""Guests that are checked at the same time, through a connection each."""
 
 MOST_STUCK = 10
 """Guests whose QEMU does not answer, from which on no other is asked. Each may
@@ -56,7 +56,7 @@ MOST_GUESTS = 500
 """Guests of one round. Those of a host with more come with the next."""
 
 _TRIES = 3
-"""How often, a second apart, a QEMU is looked at that is busy: Nova and
+"""How often, a second apart, a QEMU is checked that is busy: Nova and
 monitoring ask for statistics, which takes milliseconds."""
 
 _CONTROL_OCCUPIED = 2
@@ -170,7 +170,7 @@ class Round:
 def space_for(disk: reasons.Disk | None) -> resume.Space | None:
     """The space of a disk's file system.
 
-    :returns: None where it cannot be looked at: a block device and a network
+    :returns: None where it cannot be checked: a block device and a network
         disk have none, and the file of a libvirt elsewhere is not here
     """
     if disk is None or disk.place is not reasons.Place.FILE or (
@@ -187,7 +187,7 @@ def space_for(disk: reasons.Disk | None) -> resume.Space | None:
 
 
 def look(domain: Any, job: Job) -> Outcome:
-    """Look at one guest, and resume it if it may run again."""
+    """Check one guest, and resume it if it may run again."""
     pause = pauses.read(domain)
     for _ in range(_TRIES - 1):
         if pause is None or not pause.unknown:
@@ -245,7 +245,7 @@ def _stuck(connection: Any, jobs: Iterable[Job]) -> int:
 
 
 def run(uri: str, jobs: list[Job]) -> None:
-    """Look at all guests."""
+    """Check all guests."""
     mine = threading.local()
 
     def one(job: Job) -> None:

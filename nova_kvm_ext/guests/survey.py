@@ -67,7 +67,7 @@ def machine_type(nova: Any, arch: str) -> str | None:
 
 def look(connection: Any, nova: Any, uri: str, only: str | None = None,
          root: str = '/') -> Survey:
-    """Look at every running guest.
+    """Check every running guest.
 
     :param connection: libvirt.virConnect; one that may read and write, for
         libvirt gives domain capabilities to no other

@@ -99,7 +99,7 @@ class Health:
                 ) -> None:
         """The host check has run.
 
-        :param fault: what keeps guests from running, a sentence, or ''
+        :param fault: what prevents guests from running, a sentence, or ''
         """
         self._tell('host_check', at=probe.clock(),
                    fault=errors.clean(fault, _LONGEST),

@@ -14,7 +14,7 @@
 
 Light like :mod:`nova_kvm_ext.health.verdict`, and never asks libvirt: a probe
 must not hang with what it looks at. The file is read as something that
-anybody could have written: bounded, and every member is looked at.
+anybody could have written: bounded, and every member is checked.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def read(state_path: str = STATE_PATH, host: str | None = None
                              os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, 'rb') as f:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise NotKnown(f'{clean(file)} is no regular file.')
+                raise NotKnown(f'{clean(file)} is not a regular file.')
             text = f.read(_LARGEST + 1)
     except OSError as e:
         if e.errno == errno.ENOENT:
@@ -185,8 +185,8 @@ def read(state_path: str = STATE_PATH, host: str | None = None
             state['version'] > verdict.VERSION):
         raise NotKnown(f'{clean(file)} is of a newer nova-kvm-ext.')
     if not _fits(state, _SHAPE):
-        raise NotKnown(f'{clean(file)} is no state of nova-compute. Restart '
-                       f'nova-compute, which writes it anew.')
+        raise NotKnown(f'{clean(file)} is not a state of nova-compute. '
+                       'Restart nova-compute, which writes it again.')
     return state  # type: ignore[return-value]
 
 

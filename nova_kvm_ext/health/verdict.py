@@ -49,7 +49,7 @@ START_LIMIT = 300
 """Seconds that nova-compute may take to start. Longer is a FAIL."""
 
 LOOK_WARN, LOOK_LIMIT = 60, 120
-"""Seconds that a look at this host may take: a WARN, a FAIL."""
+"""Seconds that a check of this host may take: a WARN, a FAIL."""
 
 SPARE = 60
 """Seconds that an update may be late."""

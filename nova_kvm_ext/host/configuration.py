@@ -250,7 +250,7 @@ def _files_elsewhere(found: service_reader.Service,
                      proc: str) -> tuple[str, ...]:
     """The same in the file system of another process, seen from here.
 
-    A child changes its root, so that oslo.config and symbolic links go by
+    A child changes its root, so that oslo.config and symbolic links use
     that file system.
 
     :raises OSError: this user may not do that

@@ -67,7 +67,7 @@ class Distribution:
 
     @property
     def reinstall(self) -> str:
-        """Command that installs packages anew."""
+        """Command that installs packages again."""
         return {'apt-get install': 'apt-get install --reinstall',
                 'dnf install': 'dnf reinstall',
                 'zypper install': 'zypper install --force',

@@ -70,7 +70,7 @@ _KINDS = ((stat.S_ISREG, 'a plain file'), (stat.S_ISDIR, 'a directory'),
 
 
 def read_device(path: str, root: str = '/') -> model.DeviceFacts:
-    """Look at a character device and try to open it.
+    """Check a character device and try to open it.
 
     Opening is the only honest test: a node can exist whose module cannot be
     loaded, and opening the node of a module that is not loaded loads it.
@@ -439,7 +439,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
 
 
 def read_again(known: model.HostFacts, root: str = '/') -> model.HostFacts:
-    """The facts of a host whose files have been looked at again.
+    """The facts of a host whose files have been checked again.
 
     Some hundredths of a second. Neither libvirt nor QEMU is asked: theirs
     and all else are as they were.

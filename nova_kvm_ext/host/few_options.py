@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The few options of Nova's that a look at guests needs, by themselves.
+"""The few options of Nova's that a check of guests needs, by themselves.
 
 ``nova.conf`` is all of Nova's options and what these need, which takes most
-of a second of a processor to import. That is more than a look at 200 guests
+of a second of a processor to import. That is more than a check of 200 guests
 takes, and ``nova-kvm-ext metrics`` runs each minute. A unit test holds these
 against Nova's own.
 """

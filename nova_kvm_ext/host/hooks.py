@@ -19,7 +19,7 @@
 * :func:`process_ends_unless_started` lets nova-compute end where it refuses.
 
 Facts are read in :mod:`nova_kvm_ext.host.facts` and judged in
-:mod:`nova_kvm_ext.host.checks`; nothing is decided here but what becomes of
+:mod:`nova_kvm_ext.host.checks`; nothing is decided here but what happens to
 the service.
 """
 
@@ -189,11 +189,11 @@ may run, and who else is to stop, delete or move away those that are here?"""
 
 
 class HostCheck:
-    """Whether this host can run guests, looked at again and again.
+    """Whether this host can run guests, checked again and again.
 
     :param driver: nova.virt.libvirt.driver.LibvirtDriver; its service is
         disabled while it cannot
-    :param seen: told the results of each look, and what keeps guests from
+    :param seen: told the results of each look, and what prevents guests from
         running, a sentence or ''
     """
 
@@ -209,7 +209,7 @@ class HostCheck:
         self._may_be_disabled = True
 
     def at_start(self) -> None:
-        """Look at everything, say it, and refuse to start on a FAIL.
+        """Check everything, say it, and refuse to start on a FAIL.
 
         Comes after Nova's own options have been told what this driver's
         mean.
@@ -278,7 +278,7 @@ class HostCheck:
             if fault:
                 LOG.error('%s', fault)
             else:
-                LOG.info('Host check: mended: %s', self._fault)
+                LOG.info('Host check: repaired: %s', self._fault)
             self._fault = fault
         enforced = CONF.kvm_ext.host_check == 'enforce'
         if fault and enforced:
@@ -293,7 +293,7 @@ class HostCheck:
             self._enable()
 
     def _look(self) -> str:
-        """What keeps guests from running now, or ''."""
+        """What prevents guests from running now, or ''."""
         assert self._facts is not None
         results = [result for result in
                    self._results(facts.read_again(self._facts))
@@ -329,7 +329,7 @@ class HostCheck:
 
 
 def _first_fault(results: list[verdict.CheckResult]) -> str:
-    """What keeps guests from running, or ''."""
+    """What prevents guests from running, or ''."""
     return next((_sentence(result) for result in results
                  if result.result == verdict.FAIL and
                  not result.code.startswith(_CEPH)), '')

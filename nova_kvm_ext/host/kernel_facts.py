@@ -179,7 +179,7 @@ def _module_files(file: str, pattern: str, release: str,
 
 
 def _read_blocked(root: str) -> dict[str, str]:
-    """By module, the line that keeps modprobe from loading it.
+    """By module, the line that prevents modprobe from loading it.
 
     modprobe.d(5). ``blacklist`` only stops loading by alias, that is at
     boot; ``install NAME /bin/false`` stops all of it.

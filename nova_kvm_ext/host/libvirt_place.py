@@ -223,8 +223,7 @@ def _compare(pid: int, root: str) -> model.LibvirtPlace:
                 None, f'only root can look at the files of {who}')
         except OSError as e:
             return model.LibvirtPlace(
-                None, f'the files of {who} cannot be looked at: '
-                f'{e.strerror}')
+                None, f'the files of {who} cannot be checked: {e.strerror}')
         if path == '/' and theirs is None:
             return model.LibvirtPlace(None, f'{who} is not seen from here')
         if ours != theirs:

@@ -63,8 +63,8 @@ class VhostFacts:
     :ivar threads: how many threads of the kernel serve it, one for each
         descriptor; None where kernel threads are not seen (in a PID
         namespace)
-    :ivar fall_backs: how often QEMU has said since its start that it does
-        without vhost-net all the same; None where its log cannot be read
+    :ivar fall_backs: how often QEMU has said since its start that it does not
+        use vhost-net; None where its log cannot be read
     :ivar switches: how often these threads have waited for work, which
         grows with the packets; None where that is not seen
     """
@@ -227,7 +227,7 @@ class UseFacts:
 class PostCopyFacts:
     """What the kernel lets QEMU's user have for post-copy.
 
-    :ivar looked: whether it was looked at: only where nova.conf permits
+    :ivar looked: whether it was checked: only where nova.conf permits
         post-copy
     :ivar call: what the system call userfaultfd said to that user: errno's
         name, '' for success; None where it was not tried
@@ -361,11 +361,11 @@ class LibvirtPlace:
     :ivar here: whether it sees the same files as the process that asks;
         None where that is not known
     :ivar reason: how that is known, or why it is not
-    :ivar remote: whether its URI goes by a network
+    :ivar remote: whether its URI uses a network
     """
 
     here: bool | None = None
-    reason: str = 'it was not looked at'
+    reason: str = 'it was not checked'
     remote: bool = False
 
 
@@ -374,7 +374,7 @@ class LibvirtFacts:
     """What libvirt answered.
 
     Asking costs minutes where QEMU's user may not open /dev/kvm, because
-    libvirt 9 looks at QEMU anew for each question and QEMU hangs for a while
+    libvirt 9 looks at QEMU again for each question and QEMU hangs for a while
     each time. So some of it may be left out.
 
     :ivar uri: the libvirt that was asked

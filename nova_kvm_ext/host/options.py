@@ -37,7 +37,7 @@ class HostOptions:
     :ivar how: why it is these, for people, or ''
     :ivar settings: the resolved ``[kvm_ext]``, None where it is refused
     :ivar problem: why it, or another option here, is refused, or ''
-    :ivar remedy: what mends that
+    :ivar remedy: what repairs that
     :ivar compute_driver: ``[DEFAULT] compute_driver``, None if unset
     :ivar compute_driver_source: the file that set it, or what else did
     :ivar instances_path: ``[DEFAULT] instances_path``

@@ -497,10 +497,10 @@ def cached_run(conn: Any, *, cache_file: str,
 
     Kept are successes, time-outs of a guest that had the CPU, and failures
     beside a guest in software that ran. What libvirt or QEMU refused is quick
-    to try again, so that what has been mended is noticed at the next start.
+    to try again, so that what has been repaired is noticed at the next start.
     A kept answer stands for as long as all that it depends on is the same,
     the boot of the host among it. Where nothing is known now, the last
-    answer of this host is given all the same, and said to be that.
+    answer of this host is given anyway, and said to be that.
 
     A cache file that cannot be read or written, or holds nonsense, means
     probing again and nothing worse. Of two processes that write it at once
@@ -581,7 +581,7 @@ def _load(cache_file: str) -> dict[str | None, _Kept]:
     try:
         # Opening a named pipe in the file's place would block.
         if not stat.S_ISREG(os.stat(cache_file).st_mode):
-            raise ValueError(f'{cache_file} is no regular file')
+            raise ValueError(f'{cache_file} is not a regular file')
         with open(cache_file, 'rb') as file:
             answers = json.loads(file.read(_CACHE_BYTES))
         if not isinstance(answers, dict):

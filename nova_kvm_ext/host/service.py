@@ -111,7 +111,7 @@ def find(proc: str = '/proc', root: str = '/') -> Service:
             notes.append(
                 f'{found.how} has the words of nova-compute and belongs to '
                 f'the user {_name(found)}, who is not known to run '
-                f'nova-compute: it is not heeded.')
+                'nova-compute: it is ignored.')
     here = [found for found in trusted if not found.elsewhere] or trusted
     if len({found.identity for found in here}) == 1:
         return dataclasses.replace(here[0], notes=tuple(notes))

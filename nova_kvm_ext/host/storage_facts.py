@@ -118,7 +118,7 @@ os._exit(0)
 def read(wanted: options.HostOptions, connection: Any,
          python: nova_python.Python, emulator: str | None,
          unasked: str = '') -> model.StorageFacts:
-    """Look at what disks in Ceph need. Nothing, where nova.conf has no use.
+    """Check what disks in Ceph need. Nothing, where nova.conf has no use.
 
     :param connection: libvirt.virConnect, a proxy of one, or None
     :param python: of nova-compute

@@ -205,7 +205,7 @@ def corrected(user: model.UserFacts, label: tuple[int, int] | None,
 def read_permissions(path: str) -> access.Permissions:
     """Owner, group, mode and ACL of a file.
 
-    :raises OSError: there is none, or it cannot be looked at
+    :raises OSError: there is none, or it cannot be checked
     """
     status = os.stat(path)
     try:
@@ -262,7 +262,7 @@ def read_use(path: str, user: model.UserFacts, root: str = '/', *,
 def _lets_in(path: str, user: model.UserFacts) -> bool:
     """Whether mode and ACL let a user read and write.
 
-    :raises OSError: there is no such file, or it cannot be looked at
+    :raises OSError: there is no such file, or it cannot be checked
     """
     assert user.uid is not None
     return access.may(access.READ | access.WRITE, read_permissions(path),

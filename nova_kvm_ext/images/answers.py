@@ -12,7 +12,7 @@
 
 """Remembers what ``qemu-img info`` said of an image that is still the same.
 
-The same is told by the image's bytes, read anew each time, never by a time
+The same is told by the image's bytes, read again each time, never by a time
 stamp: Nova touches the images of its cache at every boot, and a touch could
 hide a write. Decides nothing, and does not start qemu-img.
 """

@@ -13,7 +13,7 @@
 """Converts an image that was accepted, once and bounded.
 
 Writes beside the destination and puts the result in place when it is whole
-and has been looked at. Whatever happens before that, nothing is left: a
+and has been checked. Whatever happens before that, nothing is left: a
 conversion that fails or is interrupted takes its process and its file along.
 Never changes its source.
 """
@@ -43,7 +43,7 @@ def convert(source: BinaryIO, accepted: verdict.Verdict, destination: str,
     :param accepted: what was decided about it: what it is, so that QEMU is
         never asked to guess, its size, and the format of the result
     :param destination: path of the result
-    :param limits: those of a look at an image
+    :param limits: those of a check of an image
     :param temporary: path to write to at first, in the same directory; what
         a killed process has left there is removed. By default one of its own
     :param overwrite: whether the destination may exist; never the source
@@ -118,7 +118,7 @@ def _read_through(source: BinaryIO) -> None:
     except OSError as e:
         raise qemu_img.QemuImgFailure(
             f'The image cannot be read from this host\'s disk: '
-            f'{e.strerror}.', 'Look at the kernel\'s log.') from e
+            f'{e.strerror}.', 'Check the kernel\'s log.') from e
 
 
 def _verify(result: BinaryIO, accepted: verdict.Verdict,

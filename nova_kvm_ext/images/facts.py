@@ -40,7 +40,7 @@ _CONTENT = 1 << 20
 
 def read(f: BinaryIO, declared: str, limits: qemu_img.Limits
          ) -> verdict.Facts:
-    """Look at an image.
+    """Check an image.
 
     :param f: the file, opened for reading; where it stands does not matter
     :param declared: disk_format as Glance has it

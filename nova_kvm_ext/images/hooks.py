@@ -174,7 +174,7 @@ class ImageFetch:
                 LOG.error('KVML602 %s', errors.clean(e, 1000))
                 raise qemu_img.QemuImgFailure(
                     'qemu-img was killed while Nova asked it about an image.',
-                    'Look at the load and the memory of this host, and at '
+                    'Check the load and the memory of this host, and '
                     '[libvirt] images_cpu_time_limit and '
                     'images_address_space_limit.') from e
             reason = str(e.kwargs.get('reason', ''))

@@ -27,7 +27,7 @@ import dataclasses
 import struct
 
 HEAD = 4096
-"""Bytes at the beginning of a file that are looked at. What QEMU writes there,
+"""Bytes at the beginning of a file that are checked. What QEMU writes there,
 a backing file's name of the greatest length included, takes 1.5 KiB."""
 
 # QEMU takes no shorter file for a qcow2 image (sizeof(QCowHeader)), and reads
@@ -75,9 +75,9 @@ class Header:
     :ivar backing_file: its name, as it is written; None for none
     :ivar backing_format: what the backing file is; None where it is not said
     :ivar version: 2 or 3
-    :ivar dirty: reference counts are not all written down
+    :ivar dirty: reference counts are not all recorded
     :ivar corrupt: QEMU has found the image damaged
-    :ivar lazy_refcounts: reference counts may be written down later
+    :ivar lazy_refcounts: reference counts may be recorded later
     :ivar extended_l2: clusters are divided
     :ivar compression: zlib or zstd
     :ivar refcount_bits: bits of one reference count

@@ -60,7 +60,7 @@ _CHUNK = 1 << 20
 class QEDError(Exception):
     """The file is no QED image that can be used.
 
-    :param check: a word for what was looked at
+    :param check: a word for what was checked
     :param problem: what is wrong with it, as the end of a sentence
     """
 

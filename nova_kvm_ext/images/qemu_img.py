@@ -67,25 +67,25 @@ _HOST_ERRORS = {
     'Disk quota exceeded':
         'Make room on the filesystem that is written to, or raise its quota.',
     'Read-only file system':
-        'Look at the kernel\'s log: the filesystem that is written to is '
+        'Check the kernel\'s log: the filesystem that is written to is '
         'read-only.',
     'Cannot allocate memory':
         'Free memory on this host, or raise [libvirt] '
         'images_address_space_limit.',
     'Resource temporarily unavailable':
-        'Look at the limits of processes and memory of the user that runs '
-        'this, and at those of its systemd unit (TasksMax).',
+        'Check the limits of processes and memory of the user that runs this, '
+        'and those of its systemd unit (TasksMax).',
     'Too many open files':
         'Raise the limit of open files of the user that runs this.',
     'Permission denied':
         'Let the user that runs this write there; look at SELinux or AppArmor '
         'too.',
     'Operation not permitted':
-        'Look at SELinux or AppArmor, and at the attributes of the file.',
+        'Check SELinux or AppArmor, and the attributes of the file.',
     'Stale file handle':
-        'Look at the shared filesystem that is written to.',
+        'Check the shared filesystem that is written to.',
     'error while loading shared libraries':
-        'Mend the installation of qemu-img.',
+        'Repair the installation of qemu-img.',
 }
 
 # On writing, for an image can cause it on reading: QEMU says it of damaged
@@ -94,7 +94,7 @@ _WRITE_ERRORS = {
     'File too large':
         'The filesystem that is written to takes no file of this size.',
     'Input/output error':
-        'Look at the kernel\'s log: the disk that is written to has failed.',
+        'Check the kernel\'s log: the disk that is written to has failed.',
 }
 
 
@@ -202,7 +202,7 @@ def run(arguments: Sequence[str], limits: Limits, *,
         except subprocess.TimeoutExpired as e:
             raise QemuImgFailure(
                 f'qemu-img has not ended within {e.timeout:g} s.',
-                'Look at the load of this host and at its disks.') from e
+                'Check the load of this host and its disks.') from e
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -244,8 +244,8 @@ def _signal(number: int, said: str, limits: Limits) -> QemuImgFailure:
     if number in (signal.SIGKILL, signal.SIGXCPU):
         return QemuImgFailure(
             problem, f'It needed more than {limits.cpu_time} s of CPU time '
-            f'([libvirt] images_cpu_time_limit), or the kernel ended it for '
-            f'want of memory (see the kernel\'s log).')
+            '([libvirt] images_cpu_time_limit), or the kernel ended it for '
+            'lack of memory (see the kernel\'s log).')
     if number in (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV,
                   signal.SIGBUS):
         return QemuImgFailure(
@@ -266,7 +266,7 @@ def info(f: BinaryIO, limits: Limits, disk_format: str | None = None
 
     :param disk_format: None has QEMU guess. Only for the question whether it
         guesses what oslo.utils found before, as Nova asks.
-    :raises QemuImgError: no answer, or one that makes no sense
+    :raises QemuImgError: no answer, or one that is invalid
     :raises QemuImgFailure: it could not do its work
     """
     arguments = ['info', '--output=json', '--force-share', name(f)]
@@ -283,7 +283,7 @@ def info(f: BinaryIO, limits: Limits, disk_format: str | None = None
             data_file=specific.get('data-file') is not None,
             create_type=specific.get('create-type'))
     except (ValueError, TypeError, AttributeError) as e:
-        raise QemuImgError(f'its answer makes no sense: '
+        raise QemuImgError('its answer is invalid: '
                            f'{errors.clean(e, 80)}') from e
 
 

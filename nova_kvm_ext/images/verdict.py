@@ -112,7 +112,7 @@ class Facts:
     :ivar failed_checks: safety checks of oslo.utils that it fails
     :ivar unreadable: oslo.utils' inspector cannot make sense of it
     :ivar qed_image: what our own reader found in a QED image
-    :ivar qed_error: or why it is not a sound one: what was looked at, and
+    :ivar qed_error: or why it is not a sound one: what was checked, and
         what is wrong
     :ivar info: what qemu-img says of any other image
     :ivar info_error: or why it says nothing
@@ -141,7 +141,7 @@ class Facts:
 
     @property
     def format(self) -> str | None:
-        """The one format that Nova would go by; None for a polyglot."""
+        """The one format that Nova would use; None for a polyglot."""
         if set(self.formats) == {'iso', 'gpt'}:
             # A bootable ISO may begin with a partition table.
             return 'iso'
@@ -283,8 +283,8 @@ _VMDK_REMEDIES: Mapping[vmdk.Problem, str] = {
 # QED's checks that its owner can do something about, and the remedy.
 _QED_REMEDIES: Mapping[str, str] = {
     'backing_file': _convert('qed', 'Flatten it'),
-    'need_check': 'Mend it: qemu-img check -f qed -r all OLD',
-    'tables': 'Mend it: qemu-img check -f qed -r all OLD',
+    'need_check': 'Repair it: qemu-img check -f qed -r all OLD',
+    'tables': 'Repair it: qemu-img check -f qed -r all OLD',
     'file size': 'It is cut short: upload it again.',
 }
 
@@ -348,7 +348,7 @@ def _judge_content(facts: Facts, declared: str, policy: Policy, kernel: bool
         return _refuse('descriptor', facts.vmdk_problem.value,
                        _VMDK_REMEDIES[facts.vmdk_problem])
     if facts.unreadable:
-        return _refuse('content', 'Its header makes no sense.', _UPLOAD_WHOLE)
+        return _refuse('content', 'Its header is invalid.', _UPLOAD_WHOLE)
     if found is None:
         disk_format = next((name for name in facts.formats
                             if name not in ('gpt', 'iso')), 'raw')
@@ -507,7 +507,7 @@ def _judge_size(facts: Facts, policy: Policy, limit: int | None
     if limit is not None and size > limit:
         return _refuse(
             'flavor', f'Its virtual size, {_gib(size)} GiB, is over the '
-            f'flavor\'s disk of {_gib(limit)} GiB.', 'Take a larger flavor.')
+            f'flavor\'s disk of {_gib(limit)} GiB.', 'Use a larger flavor.')
     return None
 
 

@@ -53,7 +53,7 @@ _SPARSE_HEADER = struct.Struct('<4sIIQQQQ')
 def problem(head: bytes) -> Problem | None:
     """Why QEMU may not be shown a file; None for what is no VMDK, too.
 
-    QEMU goes by a descriptor's list of files with a text file, and with a
+    QEMU uses a descriptor's list of files with a text file, and with a
     sparse one whose header gives no size. An extent of a split VMDK has no
     descriptor; VMware gives it no place, QEMU leaves the place empty.
 

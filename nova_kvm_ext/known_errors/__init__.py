@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The libvirt errors that we know: what they mean and what mends them.
+"""The libvirt errors that we know: what they mean and what repairs them.
 
 One table and nothing else. :func:`nova_kvm_ext.errors.explain` looks a text
 up in it. Pure.

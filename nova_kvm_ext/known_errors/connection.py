@@ -160,7 +160,7 @@ ROWS: tuple[KnownError, ...] = (
         'The other host\'s ssh cannot be reached, or closes the connection '
         'at once.',
         'Start sshd there and open its port (22, or the one of the address); '
-        'where it closes, look at MaxStartups and at its log.',
+        'where it closes, check MaxStartups and its log.',
         'libvirt 9.0, with what OpenSSH says',
         ('Cannot recv data: ssh: connect to host 127.0.0.1 port 22: '
          'Connection refused: Connection reset by peer',
@@ -170,7 +170,7 @@ ROWS: tuple[KnownError, ...] = (
         'ssh-netcat',
         r'Cannot recv data: (Ncat: |.*\bnc: (unix connect failed|command not '
         r'found|not found)|.*\bvirt-ssh-helper: (command )?not found)',
-        'ssh reached the other host, and the program that goes on to '
+        'ssh reached the other host, and the program that connects to '
         'libvirt\'s socket there, nc or virt-ssh-helper, is missing or finds '
         'no libvirt.',
         'On that host start libvirt, and install it (it brings '
@@ -234,7 +234,7 @@ ROWS: tuple[KnownError, ...] = (
         'A certificate of this host is no good for libvirt: it has expired, '
         'is of another CA than this host\'s CA certificate, or is not made '
         'for this use.',
-        'Make it anew with the CA of all hosts (openssl verify -CAfile shows '
+        'Make it again with the CA of all hosts (openssl verify -CAfile shows '
         'why it fails), and see that the clock is right.',
         'libvirt 9.0; the last from the source of 9.0 (src/rpc/'
         'virnettlscontext.c)',

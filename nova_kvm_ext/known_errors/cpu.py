@@ -81,7 +81,7 @@ ROWS: tuple[KnownError, ...] = (
         'This host gives the guest features that its CPU must not have: '
         'policy forbid, match strict, or a running guest that is compared '
         'with all that it had. No feature is missing here.',
-        'Take policy forbid or match strict out of the XML. Where a guest '
+        'Remove policy forbid or match strict from the XML. Where a guest '
         'migrates, bring QEMU, libvirt and microcode of both hosts to one '
         'version, or hard reboot the guest there.',
         'libvirt 9.0',
@@ -99,7 +99,7 @@ ROWS: tuple[KnownError, ...] = (
         'The guest\'s CPU names a vendor, and this host\'s CPU is of another '
         'one.',
         'Move the guest between hosts of one vendor only (a trait or an '
-        'aggregate for each), or start it anew here, without the vendor.',
+        'aggregate for each), or start it again here, without the vendor.',
         'libvirt 9.0',
         ('the CPU is incompatible with host CPU: host CPU vendor does not '
          'match required CPU vendor Intel',)),
@@ -132,7 +132,7 @@ ROWS: tuple[KnownError, ...] = (
         r'|non-migratable CPU device \(invtsc flag\)',
         'The guest has the CPU feature invtsc, a clock that must not change '
         'its rate, and so QEMU lets it neither migrate nor be saved.',
-        'Take invtsc out of [libvirt] cpu_model_extra_flags (or of the '
+        'Remove invtsc from [libvirt] cpu_model_extra_flags (or of the '
         'guest\'s cpu_mode host-passthrough) and hard reboot the guest; or '
         'migrate it cold.',
         'libvirt 9.0; the second from the source of 9.0 (src/qemu/'
@@ -146,7 +146,7 @@ ROWS: tuple[KnownError, ...] = (
         r"host doesn't support invariant TSC",
         'The guest\'s CPU asks for invtsc, and this host\'s clock, or '
         'virt_type = qemu, has none.',
-        'Take invtsc out of [libvirt] cpu_model_extra_flags.',
+        'Remove invtsc from [libvirt] cpu_model_extra_flags.',
         'libvirt 9.0',
         ("unsupported configuration: host doesn't support invariant TSC",)),
     KnownError(
@@ -157,7 +157,7 @@ ROWS: tuple[KnownError, ...] = (
         'The guest\'s clock has a fixed frequency that is not this host\'s, '
         'and this CPU cannot scale it.',
         'Move the guest between hosts whose CPUs have one frequency, or take '
-        'the tsc timer out of its XML and start it anew.',
+        'the tsc timer out of its XML and start it again.',
         'libvirt 9.0; the second reported on qemu-devel (QEMU 10)',
         ('unsupported configuration: Requested TSC frequency 999000000 Hz is '
          'outside tolerance range ([2595484967, 2596783033] Hz) around host '

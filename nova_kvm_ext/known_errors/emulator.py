@@ -70,9 +70,9 @@ ROWS: tuple[KnownError, ...] = (
         'QEMU\'s user may not run the QEMU program that the guest names, or '
         'not read a part of it: the mode of a file or directory, a mount '
         'with noexec, AppArmor or SELinux.',
-        'Look at the path with namei -l, and for DENIED in dmesg; give '
-        'programs in unusual places to AppArmor (/etc/apparmor.d/local/'
-        'usr.sbin.libvirtd) or SELinux (restorecon).',
+        'Check the path with namei -l, and look for DENIED in dmesg; give '
+        'programs in unusual places to AppArmor '
+        '(/etc/apparmor.d/local/usr.sbin.libvirtd) or SELinux (restorecon).',
         'libvirt 9.0',
         ('internal error: Failed to start QEMU binary /var/lib/libvirt/emu '
          'for probing: libvirt:  error : cannot execute binary '
@@ -129,7 +129,7 @@ ROWS: tuple[KnownError, ...] = (
         'device-model',
         r'is not a valid device model name',
         'QEMU on this host does not have a device that the guest asks for.',
-        'Look at the image properties that name models (hw_vif_model, '
+        'Check the image properties that name models (hw_vif_model, '
         'hw_video_model, hw_scsi_model ...), or install what brings the '
         'device (Debian: qemu-system-gui, qemu-system-modules-*).',
         'libvirt 9.0',
@@ -167,7 +167,7 @@ ROWS: tuple[KnownError, ...] = (
         r"\bSEV(-\w+)?'? launch security is not supported",
         'The guest asks for memory encryption, and this host\'s CPU, kernel '
         'or QEMU has no SEV.',
-        'Take hw_mem_encryption off flavor and image, or load kvm_amd with '
+        'Remove hw_mem_encryption from flavor and image, or load kvm_amd with '
         'sev=1 on a host that has it.',
         'libvirt 9.0',
         ('unsupported configuration: SEV launch security is not supported '

@@ -20,9 +20,9 @@ ROWS: tuple[KnownError, ...] = (
         r'cannot acquire state change lock',
         'Another call holds this guest, often because its QEMU or its '
         'storage hangs.',
-        'Look at the holder that is named and at the guest\'s storage '
-        '(dmesg, processes in state D); restarting libvirt frees the lock '
-        'and leaves the guest running.',
+        'Check the holder that is named and the guest\'s storage (dmesg, '
+        'processes in state D); restarting libvirt frees the lock and leaves '
+        'the guest running.',
         'reported (github.com/digitalocean/go-libvirt/issues/90)',
         ('Timed out during operation: cannot acquire state change lock (held '
          'by monitor=remoteDispatchDomainBlockStats)',)),
@@ -40,7 +40,7 @@ ROWS: tuple[KnownError, ...] = (
         'apparmor',
         r'cannot load AppArmor profile',
         'AppArmor refused the profile that libvirt wrote for this guest.',
-        'Look at dmesg for DENIED, and see that /etc/apparmor.d/libvirt and '
+        'Check dmesg for DENIED, and see that /etc/apparmor.d/libvirt and '
         'abstractions/libvirt-qemu are those of the installed libvirt '
         '(apparmor_parser -r).',
         'reported (libvirt 7.5: '

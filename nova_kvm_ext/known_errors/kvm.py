@@ -75,7 +75,7 @@ ROWS: tuple[KnownError, ...] = (
         r'kvm version too old'
         r'|failed to initialize kvm: Inappropriate ioctl for device',
         'What is at /dev/kvm is not the device of KVM.',
-        'Make it anew: rm /dev/kvm && mknod --mode=0660 /dev/kvm c 10 232 && '
+        'Make it again: rm /dev/kvm && mknod --mode=0660 /dev/kvm c 10 232 && '
         'chgrp kvm /dev/kvm.',
         'libvirt 9.0',
         (DIED + 'kvm version too old\n2026-11-23T03:34:30.704574Z '

@@ -29,7 +29,7 @@ ROWS: tuple[KnownError, ...] = (
         'memory',
         r'cannot set up guest memory',
         'The host has too little free memory for this guest.',
-        'Look at free -m; raise [DEFAULT] reserved_host_memory_mb or lower '
+        'Check free -m; raise [DEFAULT] reserved_host_memory_mb or lower '
         'ram_allocation_ratio so that the scheduler knows.',
         'libvirt 9.0',
         (CLOSED + '2026-11-23T03:31:50.778220Z qemu-system-x86_64: cannot '
@@ -39,8 +39,8 @@ ROWS: tuple[KnownError, ...] = (
         r'locking memory failed',
         'The guest\'s memory is to be locked, and that is more than its '
         'limit or than the host has.',
-        'Look at the flavor\'s and image\'s hw:locked_memory, and at the '
-        'host\'s free memory.',
+        'Check the flavor\'s and image\'s hw:locked_memory, and the host\'s '
+        'free memory.',
         'libvirt 9.0',
         (CLOSED + '2026-11-23T03:31:51.113297Z qemu-system-x86_64: mlockall: '
          'Cannot allocate memory\n2026-11-23T03:31:51.113392Z '

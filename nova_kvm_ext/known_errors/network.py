@@ -104,11 +104,10 @@ ROWS: tuple[KnownError, ...] = (
         r'Invalid argument',
         'The guest\'s tap device was made with queues and its network card '
         'has one queue, or the other way round.',
-        'Hard reboot the guest, which makes the tap device anew. Where that '
-        'does not help, take multiqueue off (hw:vif_multiqueue_enabled of '
-        'the flavor, hw_vif_multiqueue_enabled of the image, also of a '
-        'rescue image): only virtio cards under virt_type = kvm have '
-        'queues.',
+        'Hard reboot the guest, which makes the tap device again. Where that '
+        'does not help, take multiqueue off (hw:vif_multiqueue_enabled of the '
+        'flavor, hw_vif_multiqueue_enabled of the image, also of a rescue '
+        'image): only virtio cards under virt_type = kvm have queues.',
         'libvirt 9.0',
         ('Unable to create tap device tap0a1b2c3d-4e: Invalid argument',)),
 )

@@ -120,8 +120,8 @@ AGENTS = Metric(
     'it open.', {'state': ('no_channel', 'disconnected', 'connected')})
 FROZEN = Metric(
     f'{PREFIX}guests_frozen', Kind.GAUGE,
-    'Guests that are written down as frozen, those of snapshots that are '
-    'made now among them.')
+    'Guests that are recorded as frozen, those of snapshots that are made now '
+    'among them.')
 OLD_QEMU = Metric(
     f'{PREFIX}guests_qemu_outdated', Kind.GAUGE,
     'Guests by whether they run another QEMU than they would get today.',
@@ -152,7 +152,7 @@ PROBLEM = Metric(
         'machine_outdated', 'cpu_drift', 'not_read')})
 FROZEN_SECONDS = Metric(
     f'{PREFIX}guest_frozen_seconds', Kind.GAUGE,
-    'How long a guest has been written down as frozen.', {'uuid': _UUID})
+    'How long a guest has been recorded as frozen.', {'uuid': _UUID})
 
 # -- what nova-compute wrote down ---------------------------------------------
 
@@ -203,7 +203,7 @@ FREEZES = Metric(
 MIGRATIONS = Metric(
     f'{PREFIX}migrations_total', Kind.COUNTER,
     'Live migrations from this host by the last verdict on whether they '
-    'converge, and what became of them.',
+    'converge, and what happened to them.',
     {'verdict': ('converges', 'stalls', 'unknown'),
      'result': ('completed', 'failed')})
 DOWNTIME = Metric(
@@ -231,7 +231,7 @@ COUNTED = types.MappingProxyType({metric.name: metric for metric in (
 
 COUNTED_SINCE = Metric(
     f'{PREFIX}counters_created_timestamp_seconds', Kind.GAUGE,
-    'Since when nova-compute has counted what it counts; it goes on over '
+    'Since when nova-compute has counted what it counts; it continues over '
     'restarts.')
 
 ALL = (

@@ -236,5 +236,5 @@ def remove(path: str, uuid: str) -> None:
     :raises OSError: not all of it is gone
     """
     if os.path.basename(path) != uuid or os.path.islink(path):
-        raise OSError(f'{path} is no directory of an instance')
+        raise OSError(f'{path} is not a directory of an instance')
     shutil.rmtree(path)

@@ -15,7 +15,7 @@
 libvirt completes a live migration whether or not the nova-compute lives that
 asked for it. A new one asks its driver to abort what it finds under way. Where
 there is no guest to abort it for, Nova (31 to 34) logs a traceback and has the
-instance on this host from then on, ACTIVE. Nothing is moved or mended here:
+instance on this host from then on, ACTIVE. Nothing is moved or repaired here:
 what a migration's end takes, volumes and ports among it, died with the
 nova-compute that knew.
 """
@@ -78,8 +78,8 @@ class Departures:
                 LOG.error(
                     'KVML701 The guest is not on this host: nova-compute '
                     'ended while it was being moved to %(destination)s, and '
-                    'libvirt will have completed that. Nova has it here all '
-                    'the same. Do not delete the server. Run "nova-kvm-ext '
+                    'libvirt will have completed that. Nova has it here '
+                    'anyway. Do not delete the server. Run "nova-kvm-ext '
                     'guest repair-migration %(uuid)s" on %(destination)s, '
                     'which brings the guest back.',
                     {'destination': _destination(instance),

@@ -44,7 +44,7 @@ _UNSEEN = 1.5 * _SAMPLE
 class Measured:
     """How much memory a guest changes.
 
-    :ivar seconds: for which it was looked at
+    :ivar seconds: for which it was checked
     :ivar rate: bytes a second; what it changes twice counts once
     """
 
@@ -71,8 +71,8 @@ class Forecast:
         most; None where the bandwidth is not known
     :ivar left: bytes that iterations leave in the end
     :ivar downtime: seconds that these take to send
-    :ivar needed: a bandwidth, bytes a second, at which the guest arrives for
-        certain
+    :ivar needed: a bandwidth, bytes a second, at which the guest arrives
+        certainly
     """
 
     outcome: verdict.Outcome
@@ -86,12 +86,12 @@ class Forecast:
 def forecast(long: Measured, short: Measured, memory: float,
              bandwidth: float, allowed: float, paused: bool = False
              ) -> Forecast:
-    """What a migration of a guest would be like, if it goes on as it does.
+    """What a migration of a guest would be like, if it continues as it does.
 
     :param memory: bytes
     :param bandwidth: bytes a second; 0 for not known
     :param allowed: downtime that is allowed, seconds
-    :param paused: whether the guest stands still, so that nothing was to see
+    :param paused: whether the guest is paused, so that nothing was to see
     """
     if paused:
         return Forecast(

@@ -386,7 +386,7 @@ class Migrations:
         :param guest: nova.virt.libvirt.guest.Guest
         :param post_method: what Nova calls when it is completed
         :param recover_method: what Nova calls to roll it back
-        :returns: the three for Nova to go on with
+        :returns: the three for Nova to continue with
         """
         watch = Watch(driver, context, instance, migrate_data.migration,
                       migrate_data.block_migration)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a cloud has written down of a migration: reads it, and puts it right.
+"""What a cloud has recorded of a migration: reads it, and puts it right.
 
 Nova and Placement are asked as an administrator of clouds.yaml, Neutron as
 the service that nova.conf's ``[neutron]`` names, because Neutron shows and
@@ -110,7 +110,7 @@ class Records:
                          f'/allocations/{consumer}', _PLACEMENT)
 
     def move_allocations(self, server: repair.Server) -> None:
-        """Give a server what its migration has, at one stroke.
+        """Give a server what its migration has, in one request.
 
         As Nova does when a migration is reverted. Should either have changed
         meanwhile, Placement refuses.

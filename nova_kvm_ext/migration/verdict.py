@@ -69,7 +69,7 @@ _FULL_THROTTLE = 99
 
 
 class Outcome(enum.Enum):
-    """What will become of a live migration if the guest goes on as it does."""
+    """What will become of a live migration if the guest continues so."""
 
     CONVERGES = 'will converge'
     STALLS = 'will not converge'
@@ -240,7 +240,7 @@ class Course:
 class Limits:
     """What a migration is allowed.
 
-    :ivar downtime: seconds for which the guest may stand still in the end:
+    :ivar downtime: seconds for which the guest may be paused in the end:
         ``[libvirt] live_migration_downtime``, to which Nova goes up in steps
     :ivar auto_converge: whether QEMU slows the guest's virtual CPUs
     """
@@ -273,7 +273,7 @@ class Verdict:
 
     @property
     def downtime(self) -> float | None:
-        """Seconds for which the guest would stand still now, or None."""
+        """Seconds for which the guest would be paused now, or None."""
         if self.changed is None or not self.bandwidth:
             return None
         return self.left / self.bandwidth

@@ -12,7 +12,7 @@
 
 """What this driver leaves in a cloud that Nova's own driver does not know.
 
-Names it, and the command that takes it away. Pure.
+Names it, and the command that removes it. Pure.
 """
 
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ class Trace:
     """One thing that is left.
 
     :ivar what: a clause, fit for one line
-    :ivar command: that takes it away, fit for a shell; '' where none does
+    :ivar command: that removes it, fit for a shell; '' where none does
     """
 
     what: str
@@ -72,7 +72,7 @@ class Trace:
 
 
 def of_providers(found: Iterable[Provider]) -> tuple[Trace, ...]:
-    """Traits of this driver: its nova-compute alone takes them away.
+    """Traits of this driver: its nova-compute alone removes them.
 
     A provider's traits can only be set as a whole.
     """

@@ -21,7 +21,7 @@ def snapshot(of: str, known: consistency.Consistency, made: bool = True
              ) -> None:
     """Count a snapshot that has been made, or has failed.
 
-    :param of: ``image`` or ``volume``: what becomes of it
+    :param of: ``image`` or ``volume``: what happens to it
     """
     counters.COUNTERS.add(
         names.SNAPSHOTS, of, known.answer, known.reason.name.lower(),

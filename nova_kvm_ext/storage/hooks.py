@@ -192,7 +192,7 @@ class Snapshots:
 
 def consistency_of(operation: operations.Operation
                    ) -> consistency.Consistency:
-    """What is known of a snapshot by what became of its freeze."""
+    """What is known of a snapshot by what happened to its freeze."""
     if not operation.asked:
         reason = consistency.Reason.NOT_ASKED
     elif not operation.listens:

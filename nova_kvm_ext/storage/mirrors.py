@@ -20,7 +20,7 @@ class MirroredGuest:
     """Nova's Guest, which tells when the mirror of a disk has been stopped.
 
     From then on the copy does not change. Nova has the guest frozen for
-    longer: until it has changed the copy's owner and defined the domain anew.
+    longer: until it has changed the copy's owner and defined the domain again.
 
     :param guest: nova.virt.libvirt.guest.Guest
     :param stopped: is called after each end of a job

@@ -13,7 +13,7 @@
 """Direct snapshots in Ceph, of a quiesced guest.
 
 Nova has RBD snapshot the guest's disk and clone the snapshot into the pool of
-images, without a word to the guest.
+images, silently to the guest.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ LOG = log.getLogger(__name__)
 _THAWED = consistency.Reason.THAWED.value
 
 Learn = Callable[[operations.Operation | None], None]
-"""Is told what became of the freeze; None where the guest does not run."""
+"""Is told what happened to the freeze; None where the guest does not run."""
 
 
 def quiesce_direct_snapshots(driver: Any, guests: freezes.Freezes,

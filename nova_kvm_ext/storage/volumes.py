@@ -115,7 +115,7 @@ class _Guest:
                 False: consistency.Reason.THAWED}[stood])
         if stood is False:
             LOG.error('KVML404 The guest did not stay frozen until the '
-                      'snapshot of its volume was made. Do not count on that '
+                      'snapshot of its volume was made. Do not rely on that '
                       'snapshot.', instance=self._instance)
 
     def _failed(self, reason: consistency.Reason, goes_on: bool = True

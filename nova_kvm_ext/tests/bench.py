@@ -12,12 +12,12 @@
 
 """KVMDriver side by side with LibvirtDriver: a benchmark, not a test.
 
-``tools/bench`` runs it. Both drivers do the same things in one process, in
-turns, on the same libvirt: Nova's fake one (init_host, guest configuration to
-XML, the periodic update) and, as root, a real private one (spawn and destroy
-of a guest that is never waited for). Printed are times, the ratio of ours to
-Nova's with its spread, and, exactly, the libvirt calls and the runs of
-qemu-img of each.
+``tools/bench`` runs it. Both drivers do the same things in one process,
+alternately, on the same libvirt: Nova's fake one (init_host, guest
+configuration to XML, the periodic update) and, as root, a real private one
+(spawn and destroy of a guest that is never waited for). Printed are times, the
+ratio of ours to Nova's with its spread, and, exactly, the libvirt calls and
+the runs of qemu-img of each.
 
 The fake has nobody wait, so there the time is that of the CPU, which hardly
 depends on what else the machine does. On the real one it is the clock's.

@@ -15,8 +15,8 @@
 ``tools/bench --guests 100 400`` runs it, as root: guests with a qcow2 overlay
 each are defined on a real private libvirt, some of them run (paused, so that
 they take no CPU time), and each is in Nova's database (SQLite). Both drivers
-do the minute's work, their start and what else loops over guests, in turns in
-one process. Counted are the processes that are started and the calls of
+do the minute's work, their start and what else loops over guests, alternately
+in one process. Counted are the processes that are started and the calls of
 libvirt; measured are the clock's time, and the CPU time of nova-compute with
 its processes. libvirtd's and QEMU's own CPU time is left out.
 """

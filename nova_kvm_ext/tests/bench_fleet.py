@@ -13,7 +13,7 @@
 """Times of what is asked of a fleet, on a synthetic one.
 
 Its kinds are real domain capabilities (tests/data) of which some features are
-taken away at random, the same ones for the same seed. Run it by
+removed at random, the same ones for the same seed. Run it by
 tools/bench-fleet. It is no test: a busy machine has other times, so those of
 the CPU are printed.
 """

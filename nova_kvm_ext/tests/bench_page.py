@@ -133,7 +133,7 @@ def draw(found: dict[str, Any], curves: dict[str, list[tuple[int, float]]],
 
 
 def write(place: str = PLACE) -> None:
-    """Make all of it anew.
+    """Make all of it again.
 
     :raises FileNotFoundError: there are no results
     """

@@ -16,7 +16,7 @@
 Novas, then ``compare`` on what they wrote. One line for each change, so that
 a maintainer knows the work that a new release brings before running anything
 else: a changed body of a method that we override or call is to be read again,
-a changed signature or a missing name is to be mended. Annotations, comments,
+a changed signature or a missing name is to be repaired. Annotations, comments,
 docstrings and layout are no change.
 """
 
@@ -124,7 +124,7 @@ def compare(old: Description, new: Description) -> list[str]:
             lines.append(f'new     {path}')
             continue
         before, now = old[path], new[path]
-        for word, what in (('mend', 'takes'), ('look at', 'is')):
+        for word, what in (('repair', 'takes'), ('look at', 'is')):
             change = _both_ways(before.get(what, ()), now.get(what, ()))
             if change:
                 lines.append(f'{word:<7} {path} {change}')

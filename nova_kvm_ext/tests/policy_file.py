@@ -12,7 +12,7 @@
 
 """Has the policy file of Nova's tests parsed once, not for each test.
 
-Nova's test cases write the same file anew and parse it twice, in YAML, which
+Nova's test cases write the same file again and parse it twice, in YAML, which
 is the larger part of what a test of a driver costs. What is parsed, and what
 comes of it, stay the same.
 """

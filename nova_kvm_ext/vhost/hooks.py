@@ -98,8 +98,7 @@ class VhostNet:
                             'virt_type = %s.', virt_type)
             return
         if settings.vhost_net == policy.OFF:
-            LOG.info('Guests do without vhost-net: [kvm_ext] vhost_net = '
-                     'off.')
+            LOG.info('Guests do not use vhost-net: [kvm_ext] vhost_net = off.')
             return
         state = self._look(load=settings.load_vhost_net)
         if state.can:
@@ -110,7 +109,7 @@ class VhostNet:
                 f'[kvm_ext] vhost_net = require, and this host cannot do '
                 f'vhost-net: {state.reason}.',
                 'Or set [kvm_ext] vhost_net = prefer.')
-        LOG.warning('KVML302 Guests do without vhost-net, on slower userspace '
+        LOG.warning('KVML302 Guests do not use vhost-net, on slower userspace '
                     'virtio: %s.', state.reason)
 
     def _look(self, load: bool = False) -> policy.HostState:
@@ -202,7 +201,7 @@ class VhostNet:
 
         :param image_meta: what the interface is made of otherwise
         :returns: ``image_meta``, or a copy with the multiqueue of the
-            instance's own image where the tap device is made beforehand
+            instance's own image where the tap device is made in advance
         """
         if self._settings is None or not queues.made_before(
                 vif['type'], vif.get('details') or {}):
@@ -310,7 +309,7 @@ class VhostNet:
             raise exception.ComputeResourcesUnavailable(
                 reason=f'interface {interface.mac_addr} would lose vhost-net, '
                 f'and [kvm_ext] vhost_net = require: {decision.reason}')
-        LOG.warning('KVML303 Interface %(mac)s does without vhost-net, on '
+        LOG.warning('KVML303 Interface %(mac)s does not use vhost-net, on '
                     'slower userspace virtio: %(reason)s.',
                     {'mac': interface.mac_addr, 'reason': decision.reason},
                     instance=instance, subject=interface.mac_addr)

@@ -51,7 +51,7 @@ _WORKER = re.compile('vhost-([0-9]+)')
 def read_vhost(guests: Iterable[proof.Running], root: str = '/',
                log_of: Callable[[str], bytes | None] | None = None
                ) -> dict[str, model.VhostFacts]:
-    """Look at what running guests have of vhost-net.
+    """Check what running guests have of vhost-net.
 
     libvirt has no call that tells the process of a domain. Its file with the
     PID is read, and the process is believed if it was started with the
@@ -79,7 +79,7 @@ def read_vhost(guests: Iterable[proof.Running], root: str = '/',
 
 
 def read_fall_backs(name: str, root: str = '/') -> int | None:
-    """How often QEMU has said that it does without vhost-net after all.
+    """How often QEMU has said that it does not use vhost-net after all.
 
     A guest's driver starts vhost-net, long after QEMU has opened it. Where
     that fails QEMU moves the packets itself, keeps descriptor and thread, and

@@ -66,7 +66,7 @@ def decide(asked: request.GuestRequest, vcpus: int, multiqueue: bool,
     :param vcpus: of the flavor
     :param multiqueue: whether flavor or image enable it
     :param max_queues: ``[kvm_ext] max_vhost_queues``
-    :raises errors.InvalidRequest: a value is no number of queues, more than
+    :raises errors.InvalidRequest: a value is not a number of queues, more than
         the kernel or the flavor can have, or set without multiqueue
     """
     limits = [QueueLimit(KERNEL_LIMIT, 'the most that a tap device has'),
@@ -87,9 +87,9 @@ def _limit(wish: request.Wish, vcpus: int, multiqueue: bool) -> QueueLimit:
     # Nobody means a number of more digits, and int() is slow with them.
     if not re.fullmatch('0*[1-9][0-9]{0,8}', wish.value.strip()):
         raise errors.InvalidRequest(
-            f'{wish.said} is no number of queues.',
-            f'Give a whole number from 1 to {min(vcpus, KERNEL_LIMIT)}: an '
-            f'interface has at most one queue for each of the flavor\'s '
+            f'{wish.said} is not a number of queues.',
+            f'Give an integer from 1 to {min(vcpus, KERNEL_LIMIT)}: an '
+            'interface has at most one queue for each of the flavor\'s '
             f'{vcpus} vCPUs.')
     value = int(wish.value)
     if value > KERNEL_LIMIT:

@@ -29,7 +29,7 @@ NUMBERS = {'/dev/kvm': '10:232', '/dev/vhost-net': '10:238'}
 def no_kvm(facts: model.HostFacts, details: str, remedy: str = '',
            fix: tuple[str, ...] = (), slow: bool = False,
            files: bool = False) -> verdict.Said:
-    """Something that keeps guests from KVM, as grave as nova.conf makes it.
+    """Something that prevents guests from KVM, as grave as nova.conf makes it.
 
     :param slow: whether it also makes libvirt wait over each look at QEMU,
         so that guests in software have to do with it too
@@ -51,8 +51,8 @@ def no_kvm(facts: model.HostFacts, details: str, remedy: str = '',
                             f'libvirt takes a minute over each look at QEMU',
                             remedy, fix)
     if wanted == 'qemu':
-        return verdict.skip(f'{details}; of no importance, because '
-                            f'virt_type = qemu needs no KVM')
+        return verdict.skip(f'{details}; not relevant, because virt_type = '
+                            'qemu needs no KVM')
     said = verdict.fail(details, remedy, fix)
     if files or facts.place.remote:
         return weigh(facts, said)

@@ -47,7 +47,7 @@ def _post_copy(facts: model.HostFacts) -> verdict.Said:
         return verdict.skip(f'{_PERMIT} = false')
     found, user = facts.post_copy, facts.qemu_user
     if not found.looked:
-        return verdict.skip('it was not looked at')
+        return verdict.skip('it was not checked')
     who = f'QEMU\'s user {user.user}'
     if found.call == '':
         return verdict.passed(f'{who} gets a userfaultfd from the kernel')

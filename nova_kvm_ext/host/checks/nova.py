@@ -171,7 +171,7 @@ def _instances(facts: model.HostFacts) -> verdict.Said:
                                 f'the first guest if it may', remedy)
         return verdict.fail(f'{said} does not exist', remedy)
     if directory.error:
-        return judge(f'{said} cannot be looked at: {directory.error}',
+        return judge(f'{said} cannot be checked: {directory.error}',
                      f'ls -ld {path}')
     if directory.read_only:
         return verdict.fail(
@@ -243,7 +243,7 @@ def _channels_here(facts: model.HostFacts) -> verdict.Said:
             directory.error is None and not directory.writable)):
         return verdict.skip(f'{directory.path}: only root can look into it')
     if directory.error:
-        return verdict.warn(f'{said} cannot be looked at: {directory.error}',
+        return verdict.warn(f'{said} cannot be checked: {directory.error}',
                             f'ls -ld {path}')
     if directory.free < _NO_CHANNEL_SPACE:
         return verdict.warn(f'{directory.path}: its file system is full',

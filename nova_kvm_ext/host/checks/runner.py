@@ -15,7 +15,7 @@
 Pure: takes :class:`~nova_kvm_ext.host.model.HostFacts`, gives results. No
 check prints, none raises, none looks at the host. Cheap facts and causes come
 first, what follows from them later, so that the first FAIL is the one to
-mend.
+repair.
 
 A code never changes its meaning, and one that is given up is not given again.
 Every code is in doc/source/admin/troubleshooting.rst and

@@ -13,8 +13,7 @@
 """Disks in Ceph: what Nova, QEMU and libvirt need for them.
 
 Codes KVM6xx. Pure. A FAIL of these says that no guest whose disk Nova makes
-runs. Guests that boot from a volume may, so that the service starts all the
-same.
+runs. Guests that boot from a volume may, so that the service starts anyway.
 """
 
 import errno as errno_
@@ -223,11 +222,11 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
                 f'Compare the keyring of this host with ceph auth get '
                 f'{client}, or correct [libvirt] rbd_user.')
         return verdict.warn(
-            f'no monitor of Ceph lets {client} in: {ceph.error}',
+            f'no monitor of Ceph accepts {client}: {ceph.error}',
             'See that the addresses of mon_host in ceph.conf are right and '
             'can be reached from this host, and that ceph -s says '
             'HEALTH_OK.')
-    return verdict.passed(f'Ceph lets {client} in')
+    return verdict.passed(f'Ceph accepts {client}')
 
 
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(

@@ -28,14 +28,14 @@ class CheckResult:
     """What a check says.
 
     :ivar code: ``KVM101`` ...
-    :ivar title: what was looked at, a few words
+    :ivar title: what was checked, a few words
     :ivar result: ``PASS``; ``WARN``, guests run but not as they could;
-        ``FAIL``, no guest runs as nova.conf asks; ``SKIP``, not looked at or
-        of no importance here, ``details`` says why
+        ``FAIL``, no guest runs as nova.conf asks; ``SKIP``, not checked or
+        not relevant here, ``details`` says why
     :ivar details: the fact found, one clean line
-    :ivar remedy: the exact command that mends it, or where no command does,
-        a sentence; '' where there is nothing to mend
-    :ivar fix: commands that mend it, or a part of it, and can do no harm:
+    :ivar remedy: the exact command that repairs it, or where no command does,
+        a sentence; '' where there is nothing to repair
+    :ivar fix: commands that repair it, or a part of it, and can do no harm:
         each one line of shell words without pipes or variables; they need
         root
     """

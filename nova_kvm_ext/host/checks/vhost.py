@@ -28,18 +28,18 @@ _REQUIRED = ('[kvm_ext] vhost_net = require is set: this driver refuses every '
 def _no_vhost(facts: model.HostFacts, details: str, remedy: str,
               fix: tuple[str, ...] = ()) -> verdict.Said:
     if facts.virt_type == 'qemu':
-        return verdict.skip(f'{details}; of no importance, because '
-                            f'virt_type = qemu uses no vhost-net')
+        return verdict.skip(f'{details}; not relevant, because virt_type = '
+                            'qemu uses no vhost-net')
     settings = facts.options.settings
     wanted = settings.vhost_net if settings else 'prefer'
     if wanted == 'off':
-        return verdict.skip(f'{details}; of no importance, because '
-                            f'[kvm_ext] vhost_net = off uses none')
+        return verdict.skip(f'{details}; not relevant, because [kvm_ext] '
+                            'vhost_net = off uses none')
     if wanted == 'require':
         return verdict.fail(f'{details}, and [kvm_ext] vhost_net = require',
                             remedy, fix)
     return causes.weigh(facts, verdict.warn(
-        f'{details}: network cards go without vhost-net, slower', remedy,
+        f'{details}: network cards do not use vhost-net, slower', remedy,
         fix))
 
 

@@ -191,8 +191,8 @@ class Sandbox:
             return
         if names and _LOCK not in names:
             raise SandboxError(
-                f'{self.state} is no directory of a cloud, so nothing in it '
-                f'is removed; name another with --state.')
+                f'{self.state} is not a directory of a cloud, so nothing in '
+                'it is removed; name another with --state.')
         # The lock says whose directory it is, so it goes last.
         for name in names - ({_LOCK, 'logs'} if logs else {_LOCK}):
             path = self.state / name

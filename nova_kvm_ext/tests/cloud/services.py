@@ -13,7 +13,7 @@
 """The cloud's services: one table, and how they start, end and are ready.
 
 For code that runs inside the cloud's namespaces (:mod:`sandbox`): the command
-that brings the cloud up, and checks that break a service and mend it. What a
+that brings the cloud up, and checks that break a service and repair it. What a
 service says goes to a log of its own. It configures nothing and must not
 register anything in the cloud.
 """

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Servers that find no space on their host, and go on when there is some.
+"""Servers that find no space on their host, and continue when there is some.
 
 The instances of one compute are on a small file system. Servers fill it, are
 paused by QEMU, and are to finish what they wrote once there is space. The

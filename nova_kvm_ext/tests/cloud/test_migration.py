@@ -32,7 +32,7 @@ class Migrating(base.CloudTestCase):
         self.first, self.second = hosts[:2]
 
     def migrate(self, server, host):
-        """Ask for a live migration; returns what became of it."""
+        """Ask for a live migration; returns what happened to it."""
         self.cloud.compute.live_migrate_server(
             server, host=host, block_migration='auto')
         return self.wait('end of the migration', lambda: self.ended(server))

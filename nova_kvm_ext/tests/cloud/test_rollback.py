@@ -57,7 +57,7 @@ class HostRollbackTestCase(base.HostTestCase):
         return result.returncode, result.stdout
 
     def commands(self, said):
-        return said.partition('What takes them away:\n\n')[2].splitlines()
+        return said.partition('What removes them:\n\n')[2].splitlines()
 
     def test_there_and_back_with_running_guests(self):
         host = self.hosts()[0]

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Faults of storage: what becomes of guests, and what is said.
+"""Faults of storage: what happens to guests, and what is said.
 
 On the hosts of the cloud of tools/run-cloud-tests alone. After each fault no
 guest is frozen, Nova's state is sane, and the error names its cause. What was
@@ -42,7 +42,7 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
 
     @contextlib.contextmanager
     def stopped(self, name):
-        """Have a service stand still, as one whose host hangs."""
+        """Stop a service, as if its host hangs."""
         pid = self.services.pid(name)
         os.kill(pid, signal.SIGSTOP)
         try:

@@ -226,7 +226,7 @@ class HostVolumeTestCase(VolumeTestCase, base.HostTestCase):
             cls.filesystem = cls.make_image(disk.name)
 
     def sh(self, server: Any, script: str) -> None:
-        """Have the guest begin with a script, which it goes on with."""
+        """Have the guest begin with a script, which it continues with."""
         self.tell_agent(server, 'guest-exec', path='/bin/sh',
                         arg=['-c', script])
 

@@ -352,7 +352,7 @@ class RealAgentTestCase(AgentTestCase):
                           'guest that writes again')
 
     def test_freeze_for_and_killed(self):
-        """SIGKILL: the guest is thawed all the same."""
+        """SIGKILL: the guest is thawed anyway."""
         self.start_writing()
         for number in (signal.SIGKILL, signal.SIGTERM):
             process = subprocess.Popen(
@@ -416,7 +416,7 @@ class RealAgentTestCase(AgentTestCase):
             libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_DEFAULT)
         libvirtd.wait_for(
             lambda: not isinstance(self.timed('x', agent.ping), Exception),
-            'agent that goes on')
+            'agent that continues')
         print('SIGSTOP, seconds blocked:', self.times, file=sys.stderr)
 
 

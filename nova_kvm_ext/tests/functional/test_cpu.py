@@ -265,7 +265,7 @@ class CommandTest(PrivateLibvirtTestCase):
     def test_compare_what_is_none(self) -> None:
         self.assertIn('no such domain', self.refused(
             ExitCode.USAGE, 'cpu', 'compare', 'nosuch'))
-        self.assertIn('no regular file', self.refused(
+        self.assertIn('not a regular file', self.refused(
             ExitCode.USAGE, 'cpu', 'compare', '/dev/zero'))
         for text in ('', '<cpu', '<a/>', '<cpu><model>\x07</model></cpu>',
                      '<!DOCTYPE a [<!ENTITY b "c">]><cpu/>',

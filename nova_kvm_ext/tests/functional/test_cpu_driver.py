@@ -52,7 +52,7 @@ class BootTestCase(test_guest_boot.GuestBootTestCase):
                            '--set', 'kvm_ext.cpu_model=x86-64-v4')
         self.assertIn('[kvm_ext] cpu_model = x86-64-v4', error)
         self.assertIn('avx512f', error)
-        self.assertIn('Take x86-64-v3', error)
+        self.assertIn('Use x86-64-v3', error)
 
     def test_level_that_a_flavor_asks_for(self):
         self.level('--set', 'kvm_ext.cpu_mode=host-model',

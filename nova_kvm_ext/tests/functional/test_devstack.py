@@ -61,4 +61,4 @@ class AgentImageTest(test_devstack.PluginTestCase):
         words = self.refused('stack test-config')
         self.assertIn(f'cannot be built in {self.dir}/data/nova-kvm-ext: '
                       f'File exists', words)
-        self.assertIn('KVM_EXT_AGENT_IMAGE=False does without', words)
+        self.assertIn('KVM_EXT_AGENT_IMAGE=False', words)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Sizes of disks by their headers, held against qemu-img byte by byte.
+"""Sizes of disks by their headers, compared with qemu-img byte by byte.
 
 Needs qemu-img, and neither root nor libvirtd.
 """
@@ -94,7 +94,7 @@ class DiskSizesTestCase(base.BaseTestCase):
         same()
 
     def test_what_the_header_does_not_settle(self):
-        """It is left to qemu-img, and the two agree all the same."""
+        """It is left to qemu-img, and the two agree anyway."""
         raw = disks.Disk(1 << 20, raw=True).make(self.directory)
         encrypted = str(self.directory / 'encrypted')
         subprocess.run(

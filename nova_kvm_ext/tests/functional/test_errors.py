@@ -671,7 +671,7 @@ class KVMTestCase(FaultTestCase):
     def setUp(self) -> None:
         super().setUp()
         if not os.path.exists('/dev/kvm'):
-            self.skipTest('this host has no /dev/kvm to take away')
+            self.skipTest('this host has no /dev/kvm to remove')
         # libvirt looks now, and finds KVM.
         self.start(domain(type='kvm'))
 

@@ -371,7 +371,7 @@ class GuestTestCase(GuestBootTestCase):
 
     def test_keep_says_how_to_take_it_away(self):
         self.boot('--keep')
-        commands = re.search('To take it away: (.*)', self.said)[1]
+        commands = re.search('To remove it: (.*)', self.said)[1]
         for command in commands.split('; '):
             subprocess.run(command.split(), check=True)
         self.nothing_is_left()

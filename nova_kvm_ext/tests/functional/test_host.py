@@ -14,7 +14,7 @@
 """``nova-kvm-ext host check`` on hosts that are broken for real.
 
 The command runs inside the private libvirt's mount namespace, where /dev/kvm,
-/etc/libvirt and the rest can be broken and mended without touching this
+/etc/libvirt and the rest can be broken and repaired without touching this
 host's. With the name of a file in NOVA_KVM_EXT_FAULT_TABLE, each fault state
 is also given to a boot, and a row about it is appended to the file, as a line
 of JSON.
@@ -344,7 +344,7 @@ class SoftwareTestCase(HostCheckTestCase):
 
 
 class KVMTestCase(HostCheckTestCase):
-    """/dev/kvm broken and mended. The guest's own verdict is not our matter.
+    """/dev/kvm broken and repaired. The guest's own verdict is not our matter.
 
     Whether a guest runs under KVM depends on the machine that tests.
     """
@@ -356,7 +356,7 @@ class KVMTestCase(HostCheckTestCase):
         self.need_kvm()
 
     def mended(self) -> None:
-        """--fix has mended /dev/kvm."""
+        """--fix has repaired /dev/kvm."""
         results = self.check('--fix')
         for code in ('KVM202', 'KVM204', 'KVM205'):
             self.assertEqual('PASS', results[code]['result'],
@@ -396,7 +396,7 @@ class KVMTestCase(HostCheckTestCase):
         for code in ('KVM505', 'KVM506', 'KVM507', 'KVM508'):
             self.assertEqual('SKIP', results[code]['result'])
         # libvirt takes a minute over each question then.
-        self.assertLess(self.seconds, 20, 'did it ask libvirt all the same?')
+        self.assertLess(self.seconds, 20, 'did it ask libvirt anyway?')
         self.mended()
 
     def test_wrong_group(self):

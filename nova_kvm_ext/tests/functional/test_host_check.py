@@ -107,7 +107,7 @@ class HostCheckTestCase(testtools.TestCase):
         super().setUp()
         self.private = self.useFixture(libvirtd.PrivateLibvirt())
         if not os.path.exists('/dev/kvm'):
-            self.skipTest('this host has no /dev/kvm to take away')
+            self.skipTest('this host has no /dev/kvm to remove')
         self.number = 0
 
     def inside(self, script: str) -> None:
@@ -220,7 +220,7 @@ class AgainTestCase(HostCheckTestCase):
             update('still gone', driver)
             os.chown('/dev/kvm', 0, {group})
             os.chmod('/dev/kvm', 0o660)
-            update('mended', driver)
+            update('repaired', driver)
 
             os.chmod('/dev/kvm', 0)
             for reason in ('new disks', 'AUTO: Connection to libvirt lost'):
@@ -228,7 +228,7 @@ class AgainTestCase(HostCheckTestCase):
                     'disabled': True, 'disabled_reason': reason}})
                 update(reason + ', gone', driver)
                 os.chmod('/dev/kvm', 0o660)
-                update(reason + ', mended', driver)
+                update(reason + ', repaired', driver)
                 os.chmod('/dev/kvm', 0)
             ''')
         self.assertNotIn('refused', said)
@@ -239,9 +239,9 @@ class AgainTestCase(HostCheckTestCase):
             self.assertThat(reason, testtools.matchers.StartsWith(
                 'AUTO: nova-kvm-ext: Host check KVM20'))
         self.assertEqual([False, ''], said['libvirt is back'])
-        self.assertEqual([False, ''], said['mended'])
+        self.assertEqual([False, ''], said['repaired'])
         for reason in ('new disks', 'AUTO: Connection to libvirt lost'):
-            for when in ('gone', 'mended'):
+            for when in ('gone', 'repaired'):
                 self.assertEqual([True, reason], said[f'{reason}, {when}'])
 
     def test_nova_starts_again_after_it_is_mended(self) -> None:
@@ -250,9 +250,9 @@ class AgainTestCase(HostCheckTestCase):
             db.service_update(cloudless.context(), 1, {
                 'disabled': True, 'disabled_reason':
                 'AUTO: nova-kvm-ext: Host check KVM205 Use of /dev/kvm'})
-            update('mended', start())
+            update('repaired', start())
             ''')
-        self.assertEqual([False, ''], said['mended'])
+        self.assertEqual([False, ''], said['repaired'])
 
 
 class FaultTestCase(HostCheckTestCase):

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images that are refused, and what becomes of them who follow the remedy.
+"""Images that are refused, and what happens to them who follow the remedy.
 
 Each is made by the program that makes such images, or byte by byte where none
 is at hand. The remedy's command is run as it is printed.

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""Verdicts about real live migrations, held against what became of them.
+"""Verdicts about real live migrations, compared with what happened to them.
 
 A guest is moved between two private libvirts with a bandwidth of some MiB/s:
 idle, writing slowly, writing faster than the link, and writing until half

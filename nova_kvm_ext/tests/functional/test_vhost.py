@@ -76,7 +76,7 @@ class VhostTestCase(test_guest_boot.GuestBootTestCase):
 
     def take_away(self) -> None:
         """End a boot of --keep, by the commands that it says."""
-        commands = re.search('To take it away: (.*)', self.said)[1]
+        commands = re.search('To remove it: (.*)', self.said)[1]
         for command in commands.split('; '):
             subprocess.run(command.split(), check=True)
         self.nothing_is_left()
@@ -140,7 +140,7 @@ class EmulatedTestCase(VhostTestCase):
     def test_nonsense_of_flavor_and_image(self):
         for arguments, words in (
                 (('--extra-spec', 'kvm_ext:vhost_queues=0'),
-                 'kvm_ext:vhost_queues = 0 is no number of queues'),
+                 'kvm_ext:vhost_queues = 0 is not a number of queues'),
                 (('--property', 'kvm_ext_vhost_queues=2', '--vcpus', '2'),
                  'without multiqueue')):
             self.assertIn(words, self.fails(
@@ -183,8 +183,8 @@ class WithoutVhostNetTestCase(VhostTestCase):
             virt_type='kvm')
         self.assertIn(code, (ExitCode.PASS, ExitCode.NO_BOOT), self.said)
         self.assertIn('spawn', [s['name'] for s in result['steps']])
-        self.assertIn('Guests do without vhost-net', self.said)
-        self.assertIn('does without vhost-net, on slower', self.said)
+        self.assertIn('Guests do not use vhost-net', self.said)
+        self.assertIn('does not use vhost-net, on slower', self.said)
         interface, = result['domain']['interfaces']
         self.assertIsNone(interface['driver'])
         self.nothing_is_left()

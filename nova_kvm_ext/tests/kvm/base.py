@@ -89,7 +89,7 @@ class Child:
     """A forked process that calls a function.
 
     :param function: its result is pickled; what it prints is a log. That of
-        a generator is given step by step, and it goes on when the next one
+        a generator is given step by step, and it continues when the next one
         is asked for
     """
 

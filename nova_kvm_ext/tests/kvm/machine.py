@@ -20,8 +20,8 @@ kvm_amd loads and real guests of type kvm run, everywhere. It is made of:
   systemd, udev, libvirt, QEMU
 * the Python environment that runs this module, as it is, read only
 * a state: the machine as it is when it has booted and imported Nova, which
-  takes it two minutes; each run goes on from there
-* this package, packed anew for each run
+  takes it two minutes; each run continues from there
+* this package, packed again for each run
 
 All but the last are kept in a cache directory and named by a hash of what
 they are made of; what a run writes is thrown away. What the machine says
@@ -125,9 +125,9 @@ def _pack(path: pathlib.Path, guest: str, told: dict[str, object]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of machine. All of one kind go on from the same state.
+    """A kind of machine. All of one kind continue from the same state.
 
-    It has one CPU and the host's clock. One that goes by instructions (QEMU's
+    It has one CPU and the host's clock. One that uses instructions (QEMU's
     ``-icount``) would suit a busy host, but with it guests hang: QEMU leaves
     the interrupt that it gives a guest in ``exception_index``, and gives it
     again, whatever the guest does then, when its loop ends for a timer before

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""The driver's service on a host that breaks and is mended.
+"""The driver's service on a host that breaks and is repaired.
 
 It runs as its own user, as distributions have it, with libvirt's polkit rule
 and sudo for its privileged daemon.
@@ -60,7 +60,7 @@ def _record() -> tuple[bool, str]:
 
 
 def service(directory: str) -> Iterator[Any]:
-    """nova-compute's driver, step by step; each says what became of it."""
+    """nova-compute's driver, step by step; each says what happened to it."""
     settings = os.path.join(directory, 'nova.conf')
     with open(settings, 'w') as f:
         f.write(_SETTINGS)
@@ -91,9 +91,9 @@ class DriverTestCase(base.KVMHostTestCase):
     breaks_host = True
 
     def test_service(self) -> None:
-        """Refused while the host is broken, started once it is mended."""
-        mend = 'udevadm trigger --action=add --name-match=kvm --settle'
-        self.addCleanup(self.shell, f'{mend}; modprobe vhost_net')
+        """Refused while the host is broken, started once it is repaired."""
+        repair = 'udevadm trigger --action=add --name-match=kvm --settle'
+        self.addCleanup(self.shell, f'{repair}; modprobe vhost_net')
         take = 'chown root:root /dev/kvm; chmod 0600 /dev/kvm'
         self.shell(f'modprobe vhost_net; {take}')
         nova = self.child(service, self.directory)
@@ -102,7 +102,7 @@ class DriverTestCase(base.KVMHostTestCase):
         self.assertIn('KVM204 Permissions of /dev/kvm', text)
 
         # With the node goes what would load the module by itself.
-        self.shell(f'{mend}; modprobe -r vhost_net; rm -f /dev/vhost-net')
+        self.shell(f'{repair}; modprobe -r vhost_net; rm -f /dev/vhost-net')
         traits = nova.result()
         self.assertIn('CUSTOM_KVM_EXT_VHOST_NET', traits)
         self.assertTrue(os.path.exists('/sys/module/vhost_net'))
@@ -113,5 +113,5 @@ class DriverTestCase(base.KVMHostTestCase):
         disabled, reason = nova.result()
         self.assertTrue(disabled)
         self.assertIn('AUTO: nova-kvm-ext: Host check KVM20', reason)
-        self.shell(mend)
+        self.shell(repair)
         self.assertEqual((False, ''), nova.result())

@@ -91,14 +91,14 @@ class HostCheckTestCase(base.KVMHostTestCase):
     def look(self, state: str, *, libvirts: str | None, devices: str = '',
              code: str | None = None, level: str = 'FAIL',
              fixed: bool = True) -> dict[str, Any]:
-        """Look at a state of the host from all sides, and mend it.
+        """Check a state of the host from all sides, and repair it.
 
         :param libvirts: name of the known error that libvirt must give to a
             guest with these devices, or None where it must start it
         :param code: of the first check that must complain, or None where none
             may
         :param level: how that check complains
-        :param fixed: whether ``--fix`` mends it
+        :param fixed: whether ``--fix`` repairs it
         :returns: what that check said
         """
         # libvirt first: to look at a device loads its module.
@@ -110,11 +110,11 @@ class HostCheckTestCase(base.KVMHostTestCase):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
         bad = _bad(self.check())
         found = bad[0] if bad else _NOTHING
-        fixes = 'nothing to mend'
+        fixes = 'nothing to repair'
         if bad:
             self.assertTrue(found['remedy'])
             left = _bad(self.check('--fix'))
-            fixes = f'left {left[0]["code"]}' if left else 'mended'
+            fixes = f'left {left[0]["code"]}' if left else 'repaired'
             self.assertEqual(fixed, not left, self.said)
         base.say(
             'fault', state=state,

@@ -50,7 +50,7 @@ class GuestTestCase(base.KVMHostTestCase):
              ) -> dict[str, Any]:
         """A guest that runs, and has booted where no other code may be."""
         code, result = self.boot('--keep', *arguments)
-        removal = re.search('To take it away: (.*)', self.said)
+        removal = re.search('To remove it: (.*)', self.said)
         if removal is not None:
             self.addCleanup(self.shell, removal[1])
         self.assertIn(code, codes, self.said)
@@ -174,7 +174,7 @@ class WithoutVhostTestCase(GuestTestCase):
         result = self.kept('--set', 'kvm_ext.cpu_mode=custom',
                            '--set', 'kvm_ext.cpu_model=qemu64')
         self.assertIn('PASS', self.verdict(result, 'cpu flags'))
-        self.assertIn('does without vhost-net, on slower', self.said)
+        self.assertIn('does not use vhost-net, on slower', self.said)
         self.assertEqual((None, 1, 0, 0, 'no'), self.vhost())
         self.traffic()
 

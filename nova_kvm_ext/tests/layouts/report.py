@@ -24,7 +24,7 @@ YES, NO, LEFT_OUT = 'yes', 'NO', '-'
 
 @dataclasses.dataclass
 class Step:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     :ivar result: :data:`YES`, :data:`NO`, or :data:`LEFT_OUT` where the
         layout has no such thing; ``said`` says why

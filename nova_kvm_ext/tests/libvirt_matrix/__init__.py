@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Our verdicts about CPUs, held against those of libvirt itself.
+"""Our verdicts about CPUs, compared with those of libvirt itself.
 
 ``tools/run-libvirt-matrix`` runs it. There are two beds: the documents of
 libvirt's own source package with the results that libvirt's tests expect

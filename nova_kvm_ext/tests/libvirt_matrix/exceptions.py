@@ -35,7 +35,7 @@ ALL: tuple[verdicts.Exception_, ...] = (
       for what in ('model', 'level')),
     *(verdicts.Exception_(
         f'start {what}, gets less (kvm)', '',
-        'At a start libvirt goes by the host\'s own CPUID, which has what KVM '
+        'At a start libvirt uses the host\'s own CPUID, which has what KVM '
         'hides on a machine without nested virtualization; '
         'virConnectCompareHypervisorCPU says no, and with it Nova\'s own '
         'check at start-up.') for what in ('model', 'level')),

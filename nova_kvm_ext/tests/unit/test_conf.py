@@ -19,7 +19,7 @@ from oslotest import base
 class SampleTestCase(base.BaseTestCase):
 
     def test_sample_is_what_the_generator_makes(self):
-        """Mend a failure with ``tox -e genconfig``."""
+        """Repair a failure with ``tox -e genconfig``."""
         top = os.path.join(os.path.dirname(__file__), *3 * [os.pardir])
         config_file = 'etc/nova-kvm-ext/config-generator.conf'
         if not os.path.exists(os.path.join(top, config_file)):

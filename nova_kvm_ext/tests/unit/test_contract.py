@@ -355,7 +355,7 @@ class ContractTestCase(base.BaseTestCase):
             'has Nova learnt maximum? Then cpu/choose.py can forget it')
 
     def test_what_keeps_a_guest_s_cpu(self):
-        """Plain LibvirtDriver must go on reading what cpu/hooks writes."""
+        """Plain LibvirtDriver must continue reading what cpu/hooks writes."""
         objects.register_all()
         self.assertEqual(
             {'arch', 'vendor', 'topology', 'features', 'mode', 'model',

@@ -13,7 +13,7 @@
 """The plugin of devstack, in bash, through every phase that devstack has.
 
 What devstack promises its plugins (functions, variables, services) is put in
-by stand-ins that do what it says and write down their calls. Nothing is
+by stand-ins that do what it says and record their calls. Nothing is
 installed and no service is asked; all files are in a temporary directory.
 """
 
@@ -287,7 +287,7 @@ class PhasesTest(PluginTestCase):
         words = self.refused(
             'stack test-config', BUILD_ERROR='install busybox-static')
         self.assertIn('install busybox-static', words)
-        self.assertIn('KVM_EXT_AGENT_IMAGE=False', words)
+        self.assertIn('KVM_EXT_AGENT_IMAGE=False makes no image', words)
 
     def test_other_virt_driver(self):
         words = self.refused('stack pre-install', VIRT_DRIVER='ironic')

@@ -278,7 +278,7 @@ class VhostTestCase(driver_base.DriverTestCase):
 
     def test_host_without(self):
         self.assertIsNone(self.driver_name(self.started()))
-        self.assertIn('does without vhost-net', self.stdlog.logger.output)
+        self.assertIn('does not use vhost-net', self.stdlog.logger.output)
         self.assertIn('modprobe vhost_net', self.stdlog.logger.output)
 
     def test_qemu_guests_are_as_nova_has_them(self):

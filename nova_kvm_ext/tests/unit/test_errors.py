@@ -289,6 +289,6 @@ class AgentErrorTestCase(base.BaseTestCase):
 class KVMExtErrorTestCase(base.BaseTestCase):
 
     def test_text(self):
-        error = errors.InvalidOption('It is wrong.', 'Mend it.')
-        self.assertEqual('It is wrong. Mend it.', str(error))
+        error = errors.InvalidOption('It is wrong.', 'Repair it.')
+        self.assertEqual('It is wrong. Repair it.', str(error))
         self.assertEqual('It is wrong.', str(errors.HostError('It is wrong.')))

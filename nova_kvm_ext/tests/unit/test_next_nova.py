@@ -51,14 +51,14 @@ class CompareTestCase(base.BaseTestCase):
 
     def test_a_changed_function(self):
         self.assertEqual(
-            ['mend    a adds three=3; drops one',
+            ['repair  a adds three=3; drops one',
              'read    a: +1 -2 of 2 lines; file.py:1'],
             self.compare({'a': self.described(plain)},
                          {'a': self.described(other)}))
 
     def test_another_order(self):
         self.assertEqual(
-            ['mend    a has another order: b, a'],
+            ['repair  a has another order: b, a'],
             self.compare({'a': {'takes': ['a', 'b']}},
                          {'a': {'takes': ['b', 'a']}}))
 

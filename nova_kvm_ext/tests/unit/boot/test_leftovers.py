@@ -241,7 +241,7 @@ class RecordTestCase(LeftoversTestCase):
     def test_only_what_is_there_is_described(self):
         record = self.made(spawning=False, tap='nosuchtap', keep=True)
         self.assertEqual(
-            f'Kept. To take it away: rm -r {record.directory}',
+            f'Kept. To remove it: rm -r {record.directory}',
             record.describe_removal())
 
 

@@ -86,11 +86,11 @@ class AsStopTestCase(base.BaseTestCase):
         self.assertIs(stop, worker._as_stop(stop, ExitCode.HOST))
 
     def test_usage(self):
-        for error in (errors.InvalidOption('Wrong.', 'Mend it.'),
-                      exception.InvalidConfiguration('Wrong. Mend it.'),
-                      exception.InvalidCPUInfo(reason='Wrong. Mend it.')):
+        for error in (errors.InvalidOption('Wrong.', 'Repair it.'),
+                      exception.InvalidConfiguration('Wrong. Repair it.'),
+                      exception.InvalidCPUInfo(reason='Wrong. Repair it.')):
             for otherwise in (ExitCode.HOST, ExitCode.NO_BOOT):
-                self.assertStop(ExitCode.USAGE, error, 'Wrong. Mend it.',
+                self.assertStop(ExitCode.USAGE, error, 'Wrong. Repair it.',
                                 otherwise=otherwise)
 
     def test_host(self):

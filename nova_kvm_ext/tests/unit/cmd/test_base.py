@@ -44,8 +44,8 @@ class HostCommandTestCase(base.BaseTestCase):
 
     def test_wrong_configuration(self):
         self.assertEqual(
-            (3, 'error: It is wrong. Mend it.\n'),
-            self.end(errors.InvalidOption('It is wrong.', 'Mend it.')))
+            (3, 'error: It is wrong. Repair it.\n'),
+            self.end(errors.InvalidOption('It is wrong.', 'Repair it.')))
 
     def test_host(self):
         self.assertEqual((3, 'error: No.\n'),

@@ -371,9 +371,9 @@ class CompareTestCase(CPUCommandTestCase):
     def test_no_file(self):
         self.assertIn('no such domain', self.refused('two'))
         self.assertIn('cannot be read', self.refused('/no/such/file'))
-        self.assertIn('no regular file', self.refused('/dev/null'))
+        self.assertIn('not a regular file', self.refused('/dev/null'))
         with tempfile.TemporaryDirectory() as directory:
             pipe = os.path.join(directory, 'pipe')
             os.mkfifo(pipe)
-            self.assertIn('no regular file', self.refused(pipe))
+            self.assertIn('not a regular file', self.refused(pipe))
             self.refused(directory)

@@ -245,7 +245,7 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
             row['frozen_until_the_end'] for row in found])
 
     def test_one_that_cannot_be_thawed(self):
-        """The others are, and the watchdog goes on with that one."""
+        """The others are, and the watchdog continues with that one."""
         def hang(*args: Any) -> None:
             self.domains[0].replies['guest-fsfreeze-thaw'] = (
                 test_agent.libvirt_error(*test_client.TIMED_OUT))
@@ -277,7 +277,7 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
                                side_effect=PermissionError(13, 'no')):
             code = self.run_command(freeze.Freeze, self.NAMES[0], '--for', '1')
         self.assertEqual(0, code)
-        self.assertIn('is not written down', self.said)
+        self.assertIn('is not recorded', self.said)
 
     def test_formats(self):
         self.assertEqual(3, self.run_command(

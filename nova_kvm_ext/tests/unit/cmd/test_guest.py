@@ -220,7 +220,7 @@ class OutputTestCase(GuestBootTestCase):
         self.happens('domain', **DOMAIN)
         self.happens('vulnerabilities', found={'mds': 'Vulnerable'})
         self.happens('check', **CHECK)
-        self.happens('kept', text='Kept. To take it away: x')
+        self.happens('kept', text='Kept. To remove it: x')
 
     def test_json(self):
         self.everything()
@@ -268,7 +268,7 @@ class OutputTestCase(GuestBootTestCase):
              'nova        1.2 s  release 34',
              'warning  libvirt is old',
              'PASS     vcpus: 1 promised, 1 seen',
-             'kept     Kept. To take it away: x'],
+             'kept     Kept. To remove it: x'],
             self.stderr.getvalue().splitlines())
 
     def test_xml_only(self):

@@ -124,7 +124,7 @@ class HostCheckTestCase(base.BaseTestCase):
             {'code': 'KVM204', 'title': 'Permissions of /dev/kvm',
              'result': 'FAIL', 'remedy': _TRIGGER, 'fix': [_TRIGGER],
              'details': results['KVM204']['details']}, results['KVM204'])
-        self.assertEqual([], self.commands, 'nothing is mended unasked')
+        self.assertEqual([], self.commands, 'nothing is repaired unasked')
 
     def test_text(self):
         self.close()

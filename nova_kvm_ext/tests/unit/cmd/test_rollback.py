@@ -131,7 +131,7 @@ class RollbackTestCase(base.BaseTestCase):
         for ours, wanted in (
                 ('cpu_mode = host-model', ['cpu_mode = host-model']),
                 ('virt_type = qemu', ['virt_type = qemu']),
-                ('virt_type = auto', ['virt_type (auto is no value']),
+                ('virt_type = auto', ['virt_type (auto is not a value']),
                 ('cpu_mode = maximum', [
                     'cpu_mode = host-passthrough',
                     'does not know cpu_mode = maximum']),
@@ -189,7 +189,7 @@ class RollbackTestCase(base.BaseTestCase):
             name for name, (result, _) in found.items() if result})
         self.assertIn(' and 2 more. ', found['Flavors'][1])
         code, said = self.run_check('--os-cloud', 'admin')
-        commands = said.partition('What takes them away:\n\n')[2].splitlines()
+        commands = said.partition('What removes them:\n\n')[2].splitlines()
         self.assertEqual(14, len(commands))
         self.assertEqual(
             'openstack flavor unset --property kvm_ext:cpu_mode f11',
@@ -197,10 +197,10 @@ class RollbackTestCase(base.BaseTestCase):
 
     def test_cloud_that_does_not_answer(self):
         self.read['flavors'].side_effect = errors.InvalidRequest(
-            'compute does not answer.', 'Mend it.')
+            'compute does not answer.', 'Repair it.')
         result, details = self.one('Flavors')
         self.assertEqual(1, result)
-        self.assertEqual('Not known: compute does not answer. Mend it.',
+        self.assertEqual('Not known: compute does not answer. Repair it.',
                          details)
 
     def test_state_directory_that_is_not_there(self):

@@ -102,7 +102,7 @@ class StatusTestCase(base.BaseTestCase):
         """Give a check another result."""
         self.results = [
             verdict.CheckResult(code, found.title, result, 'it is so',
-                                'mend it') if found.code == code else found
+                                'repair it') if found.code == code else found
             for found in self.results]
 
     def check(self) -> tuple[int, dict[str, tuple[int, str]]]:
@@ -164,7 +164,7 @@ class StatusTestCase(base.BaseTestCase):
     def test_driver_not_beside_nova(self):
         self.become('KVM401', verdict.FAIL)
         self.assertEqual(
-            (2, 'KVM401 Driver found by Nova: it is so (remedy: mend it)'),
+            (2, 'KVM401 Driver found by Nova: it is so (remedy: repair it)'),
             self.one('Driver found by Nova'))
 
     def test_refused_options(self):

@@ -13,7 +13,7 @@
 """Our verdicts about CPUs beside what three libvirts have said and done.
 
 tests/data has what tools/run-libvirt-matrix captured (--fixtures): domain
-capabilities, the CPU map, and what became of a guest of each CPU that was
+capabilities, the CPU map, and what happened to a guest of each CPU that was
 started, of type qemu and kvm. It was a virtual machine on an AMD EPYC whose
 KVM hides much of the CPU from guests.
 """

@@ -13,7 +13,7 @@
 """LibvirtDriver and KVMDriver side by side: nothing else is refused.
 
 A table of hosts, options, flavors and guests is given to both drivers on the
-same fake libvirt, whose answers about CPUs are written down in each row, as
+same fake libvirt, whose answers about CPUs are recorded in each row, as
 libvirt gives them. What LibvirtDriver allows and KVMDriver refuses must be in
 :data:`REFUSED`, with the reason why it cannot work; a row of it that no longer
 differs fails, so that the list cannot rot.

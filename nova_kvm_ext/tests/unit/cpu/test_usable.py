@@ -29,9 +29,9 @@ class ModeTestCase(base.BaseTestCase):
     def test_not_supported(self):
         found = usable.check_mode('host-passthrough', host(documents.TCG))
         self.assertIn('virt_type = qemu', found.problem)
-        self.assertEqual('Take maximum or host-model.', found.remedy)
+        self.assertEqual('Use maximum or host-model.', found.remedy)
         found = usable.check_mode('host-model', host(documents.ARM))
-        self.assertEqual('Take host-passthrough or maximum.', found.remedy)
+        self.assertEqual('Use host-passthrough or maximum.', found.remedy)
 
     def test_libvirt_tells_nothing(self):
         self.assertIsNone(
@@ -104,7 +104,7 @@ class ModelTestCase(base.BaseTestCase):
         found = self.check('x86-64-v4')
         self.assertEqual(('avx512bw', 'avx512cd', 'avx512dq', 'avx512f',
                           'avx512vl'), found.missing)
-        self.assertEqual('Take x86-64-v3.', found.remedy)
+        self.assertEqual('Use x86-64-v3.', found.remedy)
         self.assertIsNone(self.check('x86-64-v4', disabled=found.missing))
         self.assertIsNone(self.check('x86-64-v4', documents.AMD))
 

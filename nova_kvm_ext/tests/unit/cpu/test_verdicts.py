@@ -335,7 +335,7 @@ class LevelTestCase(base.BaseTestCase):
         refused = usable.check_model('x86-64-v3', self.on)
         self.assertEqual(('aes',), refused.missing)
         self.assertIn('the psABI does not ask for', refused.problem)
-        self.assertIn('Take x86-64-v2.', refused.remedy)
+        self.assertIn('Use x86-64-v2.', refused.remedy)
         self.assertIn('cpu_model_extra_flags = -aes', refused.remedy)
         self.assertIsNone(usable.check_model(
             'x86-64-v3', self.on, [('aes', 'disable')]))

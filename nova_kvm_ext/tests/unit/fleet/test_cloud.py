@@ -138,7 +138,7 @@ class GuestsTestCase(base.BaseTestCase):
             {stored.DIAGNOSTICS_KEY: '<cpu'}, None,
             keystone.ConnectFailure('gone'))
         for guest, words in zip(found, (
-                'has not kept', 'has not kept', 'is no XML', '403',
+                'has not kept', 'has not kept', 'is not XML', '403',
                 'gone')):
             self.assertIsNone(guest.cpu)
             self.assertTrue(guest.runs)

@@ -246,7 +246,7 @@ class HooksTestCase(driver_base.DriverTestCase):
 
 
 class ChannelTestCase(HooksTestCase):
-    """Nova goes by the guest's channel, not by its image."""
+    """Nova uses the guest's channel, not by its image."""
 
     def test_channel_without_a_word_of_the_image(self):
         image = objects.ImageMeta.from_dict({'properties': {}})

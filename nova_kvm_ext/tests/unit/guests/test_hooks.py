@@ -164,7 +164,7 @@ class StepTestCase(HooksTestCase):
             self.now += 60
         # At 0, 1, 3, 7, 14, 28, 43 and 58 minutes.
         self.assertEqual(8, resumes)
-        self.assertEqual(1, len(self.said('ever more seldom')))
+        self.assertEqual(1, len(self.said('less and less often')))
 
     def test_a_round_that_hangs_is_the_only_one(self):
         self.guest()

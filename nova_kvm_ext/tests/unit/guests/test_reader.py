@@ -129,7 +129,7 @@ class ReadGuestsTestCase(base.BaseTestCase):
         self.assertIn('/usr/bin/qemu (deleted) was replaced', found.why)
 
     def test_the_program_is_another_file(self):
-        """As in a container that was made anew while guests ran."""
+        """As in a container that was made again while guests ran."""
         self.write('old/usr/bin/qemu', 'old')
         self.runs(self.path('old/usr/bin/qemu'))
         files = self.path('new')

@@ -152,7 +152,7 @@ class ProgramTestCase(base.BaseTestCase):
 class HostTestCase(base.BaseTestCase):
 
     def test_this_host(self):
-        """Whatever this host is, it can be looked at."""
+        """Whatever this host is, it can be checked."""
         settings = options.HostOptions(
             files=(), settings=None, helper=('no-such-program',))
         found = facts.read_host(settings)

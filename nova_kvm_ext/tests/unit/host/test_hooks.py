@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What becomes of Nova's service, its errors and its records."""
+"""What happens to Nova's service, its errors and its records."""
 
 import contextlib
 import queue
@@ -526,7 +526,7 @@ class AgainTestCase(HostCheckTestCase):
         self.assertEqual(2, self.status.call_count)
 
     def test_ceph_is_not_looked_at_again(self):
-        """So it cannot be known to be mended."""
+        """So it cannot be known to be repaired."""
         self.assertTrue(self.update(CEPH))
         self.assertFalse(self.record['disabled'])
 
@@ -534,7 +534,7 @@ class AgainTestCase(HostCheckTestCase):
         for results in ((FAILED,), (FAILED,), (), ()):
             self.update(*results)
         self.assertEqual(2, self.stdlog.logger.output.count('KVM205'))
-        self.assertIn('Host check: mended', self.stdlog.logger.output)
+        self.assertIn('Host check: repaired', self.stdlog.logger.output)
 
     def test_disabled_before_libvirt_is_asked(self):
         """A libvirt whose QEMU may not open /dev/kvm takes minutes."""
@@ -613,7 +613,7 @@ class AgainTestCase(HostCheckTestCase):
         self.assertFalse(self.record['disabled'])
         self.assertIn('KVM205', self.stdlog.logger.output)
         self.update()
-        self.assertIn('mended', self.stdlog.logger.output)
+        self.assertIn('repaired', self.stdlog.logger.output)
 
     def test_off(self):
         self.read_again.reset_mock()

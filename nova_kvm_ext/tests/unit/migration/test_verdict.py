@@ -78,7 +78,7 @@ def by(found: dict[int, verdict.Verdict], iteration: int
 
 
 class Guest:
-    """A guest that is copied as QEMU does it, looked at twice a second.
+    """A guest that is copied as QEMU does it, checked twice a second.
 
     :param writer: what it changes in a time, from a time on
     :param memory: bytes to be sent at first

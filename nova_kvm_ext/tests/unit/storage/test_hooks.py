@@ -538,7 +538,7 @@ class RbdSnapshotTestCase(RbdTestCase):
         self.ceph.clone.assert_not_called()
 
     def stall(self) -> None:
-        """Ceph does not answer, and the periodic work goes on."""
+        """Ceph does not answer, and the periodic work continues."""
         self.driver._guest_agents.freezes.settle()
         self.assertTrue(self.domain.frozen)
         self.expire()

@@ -120,7 +120,7 @@ class StartTestCase(VhostTestCase):
 
     def test_a_host_that_cannot(self):
         self.started()
-        self.assertEqual(1, self.log().count('Guests do without vhost-net'))
+        self.assertEqual(1, self.log().count('Guests do not use vhost-net'))
         self.assertIn('there is no /dev/vhost-net, and modprobe vhost_net '
                       'fails (Module vhost_net not found.)', self.log())
         self.modprobe.assert_called_once_with('vhost_net')
@@ -157,7 +157,7 @@ class StartTestCase(VhostTestCase):
             self.flags(group='kvm_ext', vhost_net='prefer')
         self.vhost_net.assert_not_called()
         self.modprobe.assert_not_called()
-        self.assertNotIn('Guests do without vhost-net, on', self.log())
+        self.assertNotIn('Guests do not use vhost-net, on', self.log())
 
     def test_require_says_that_it_has_no_effect_on_qemu(self):
         self.started(virt_type='qemu', vhost_net='require')
@@ -225,7 +225,7 @@ class BootTestCase(VhostTestCase):
         self.guest_xml(drvr, network_info=[
             port(), port(address='52:54:00:00:00:02', devname='tap1')])
         for mac in (MAC, '52:54:00:00:00:02'):
-            self.assertIn(f'Interface {mac} does without vhost-net',
+            self.assertIn(f'Interface {mac} does not use vhost-net',
                           self.log())
 
     def test_prefer_without_keeps_what_needs_a_driver(self):
@@ -260,7 +260,7 @@ class BootTestCase(VhostTestCase):
     def test_off_on_a_host_without(self):
         self.assertEqual('qemu', self.driver_name(
             self.started(vhost_net='off')))
-        self.assertNotIn('does without vhost-net, on', self.log())
+        self.assertNotIn('does not use vhost-net, on', self.log())
 
 
 class VIFTypesTestCase(VhostTestCase):
@@ -581,7 +581,7 @@ class QueuesTestCase(VhostTestCase):
             self.assertIn('hw_vif_multiqueue_enabled', error.format_message())
 
     def test_a_guest_from_before_can_lose_its_port(self):
-        """It was started when nobody looked at that value."""
+        """It was started when nobody checked that value."""
         drvr = self.started()
         config = self.config(
             drvr, extra_specs=MULTIQUEUE | {'kvm_ext:vhost_queues': 'all'})
@@ -633,7 +633,7 @@ class PortTestCase(VhostTestCase):
         self.host(False)
         self.assertIsNone(self.attach(self.started()).driver_name)
         self.assertEqual(1, self.log().count(
-            f'Interface {MAC} does without vhost-net'))
+            f'Interface {MAC} does not use vhost-net'))
 
     def test_refused_before_anything_is_plugged(self):
         drvr = self.started(vhost_net='require')

@@ -104,7 +104,7 @@ class JudgeTestCase(base.BaseTestCase):
         self.assertIn('threads not to be seen', verdict.details)
 
     def test_what_qemu_says_of_itself(self):
-        """It keeps descriptor and thread when it goes on without them."""
+        """It keeps descriptor and thread when it continues without them."""
         for fall_backs, switches, wanted in (
                 (0, 0, True), (None, 0, True), (None, None, True),
                 (0, 5000, True), (1, 3, False), (2, 3, False),

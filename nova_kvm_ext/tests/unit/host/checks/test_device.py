@@ -45,7 +45,7 @@ class DeviceTestCase(case.ChecksTestCase):
         self.assertEqual(verdict.FAIL, results['KVM205'].result)
 
     def test_software_and_a_closed_node(self):
-        """libvirt waits for KVM all the same."""
+        """libvirt waits for KVM anyway."""
         host = self.host()
         host.settings['virt_type'] = 'qemu'
         faults.closed(host)
