@@ -21,7 +21,7 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """What became of a command; 128 + N where signal N ended it."""
+    """What happened to a command; 128 + N where signal N ended it."""
 
     PASS = 0        # done, and what was looked at is as it should be
     WARN = 1        # it works, but not as it could

@@ -240,8 +240,8 @@ def _relay(worker: subprocess.Popen[bytes], directory: str, events: BinaryIO,
             if not ready:
                 return give_up(
                     ExitCode.HOST,
-                    f'Nothing happened for {limit:g} s: given up. Does '
-                    f'libvirt answer (virsh list)?')
+                    f'Nothing happened for {limit:g} s, so the boot is ended. '
+                    'Does libvirt answer (virsh list)?')
             data = os.read(events.fileno(), 65536)
             if not data:
                 break

@@ -47,10 +47,10 @@ class Metrics(base.HostCommand):
     """Print this host's metrics in Prometheus' text format.
 
     Of running guests: state, why paused, hung, agent channel, frozen, QEMU
-    and machine type outdated, CPU drift, vhost-net asked and got. Of
-    nova-compute what it wrote down and counted: host check, health,
-    snapshots, migrations, images, log messages. The reference of all metrics
-    is in the documentation.
+    and machine type outdated, CPU drift, vhost-net asked and got. From
+    nova-compute what it recorded and counted: host check, health, snapshots,
+    migrations, images, log messages. The reference of all metrics is in the
+    documentation.
 
     With --textfile the text goes to a file for the textfile collector of
     node_exporter. The file is replaced whole, and can be read by all users.
@@ -117,7 +117,7 @@ class Metrics(base.HostCommand):
 
     @staticmethod
     def _service(nova: Any) -> Iterator[samples.Sample]:
-        """What nova-compute wrote down, where there is such a service."""
+        """What nova-compute recorded, where there is such a service."""
         try:
             state = probe.read(str(nova.state_path), str(nova.host))
         except probe.NoFile:

@@ -50,7 +50,7 @@ _DONE, _NOTHING, _LEFT, _DECLINED, _FAILED = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a step."""
+    """What happened to a step."""
 
     step: Any
     what: str

@@ -96,7 +96,7 @@ def parse(documents: Iterable[bytes]) -> CPUMap:
     """Parse the XML files of libvirt's cpu_map directory, in any order.
 
     What cannot be understood is left out: a file that is not XML, a feature
-    with a mask that is no number.
+    with a mask that is not a number.
     """
     features: dict[str, tuple[Bits, ...]] = {}
     register_features: set[str] = set()

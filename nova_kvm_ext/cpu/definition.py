@@ -46,7 +46,7 @@ def _one_of(value: str | None, known: tuple[str, ...]) -> str | None:
 
 
 def bits(element: etree._Element | None, attribute: str) -> int | None:
-    """A number of address bits in a ``<maxphysaddr>``; None for nonsense."""
+    """The number of address bits in a ``<maxphysaddr>``, None if invalid."""
     value = '' if element is None else element.get(attribute, '')
     return int(value) if re.fullmatch('[0-9]{1,3}', value) else None
 

@@ -137,7 +137,7 @@ class Agent:
 
         :param parse: of :mod:`replies`, for this command
         :param timeout: seconds for this command; whole ones, for libvirt
-        :raises errors.AgentError: no answer, a refusal, or nonsense
+        :raises errors.AgentError: no answer, a refusal, or an invalid answer
         """
         request: dict[str, Any] = {'execute': name}
         if arguments:

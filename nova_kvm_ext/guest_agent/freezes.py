@@ -52,7 +52,7 @@ LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 UNREADABLE = (SystemError, ValueError)
-"""What libvirt-python makes of an error message that is no UTF-8, which a
+"""What libvirt-python makes of an error message that is not UTF-8, which a
 guest can write. Nova does not expect it."""
 
 
@@ -82,9 +82,9 @@ class Freezes:
                 freeze: Callable[[], Any]) -> None:
         """Freeze a guest, or see that it is frozen already.
 
-        In a live snapshot Nova goes on without the freeze, whatever the image
-        says. Where it is required, Nova is told that it froze: it then puts
-        its mirror and its domain in order before it thaws, and
+        In a live snapshot Nova continues without the freeze, whatever the
+        image says. Where it is required, Nova is told that it froze: it then
+        puts its mirror and its domain in order before it thaws, and
         :meth:`unquiesce` raises the error. That is before the copy is
         converted and uploaded.
 
@@ -163,7 +163,7 @@ class Freezes:
         if operation is None:
             if stood is False:
                 LOG.error('KVML404 The guest did not stay frozen until its '
-                          'snapshot was done. Do not count on that snapshot.',
+                          'snapshot was done. Do not rely on that snapshot.',
                           instance=instance)
             return
         operation.seconds = (
@@ -276,11 +276,11 @@ class Freezes:
                 LOG.warning(
                     'KVML408 Instance %s was frozen more than %d s ago for a '
                     'snapshot that has not ended. It was told to thaw. Do not '
-                    'count on that snapshot.', uuid, limit)
+                    'rely on that snapshot.', uuid, limit)
         self._thaws.settle(self._holds.known)
 
     def since(self, uuid: str) -> float | None:
-        """Since when a guest is written down as frozen, in Unix time."""
+        """Since when a guest is recorded as frozen, in Unix time."""
         written = self._thaws.book.written().get(uuid)
         return None if written is None else written[0]
 
@@ -330,10 +330,10 @@ class Freezes:
 
     def _freeze(self, hold: holds.Hold, domain: Any,
                 freeze: Callable[[], Any], version: bool) -> None:
-        """Written down before, undone if it fails.
+        """Recorded before, undone if it fails.
 
         :raises nova.exception.NovaException: the agent does not answer, the
-            guest is frozen already, it cannot be written down, or it is not
+            guest is frozen already, it cannot be recorded, or it is not
             wanted any more
         """
         state = hold.freeze
@@ -415,7 +415,7 @@ class Freezes:
             return None
 
     def _stood(self, hold: holds.Hold) -> bool | None:
-        """Whether the guest is frozen still, None if not known."""
+        """Whether the guest is still frozen, None if not known."""
         try:
             domain = self._host.get_connection().lookupByUUIDString(
                 hold.freeze.uuid)
@@ -571,8 +571,8 @@ class Freezes:
                 reason='it is being frozen or thawed already') from None
         except OSError as e:
             raise exception.InstanceQuiesceFailed(
-                reason=f'a guest is frozen only when that could be written '
-                f'down under [DEFAULT] state_path ({errors.clean(e)})'
+                reason='a guest is frozen only when that could be recorded '
+                f'under [DEFAULT] state_path ({errors.clean(e)})'
             ) from e
 
 

@@ -42,9 +42,9 @@ class State(enum.Enum):
 class Freeze:
     """A guest that is, or may be, frozen.
 
-    :ivar domain: libvirt's, as whoever froze it had it; None where that is not
-        known. It may be of a connection that has broken since.
-    :ivar entry: of the ledger, None before it is written down and where
+    :ivar domain: libvirt's object that was used for the freeze, None if not
+        known. Its connection may be broken.
+    :ivar entry: of the ledger, None before it is recorded and where
         another program froze the guest
     :ivar foreign: whether another program froze the guest, and thaws it
     :ivar asked: when the freeze was sent (time.monotonic)
@@ -193,7 +193,7 @@ class Holds:
     def failed(self, freeze: Freeze, reason: str) -> None:
         """The guest is not frozen, for all who waited for that.
 
-        The caller is to thaw it, in case it is frozen all the same, and to
+        The caller is to thaw it, in case it is frozen anyway, and to
         call :meth:`over`.
         """
         with self._changed:
@@ -237,7 +237,7 @@ class Holds:
             self._changed.notify_all()
 
     def known(self, uuid: str) -> bool:
-        """Whether an operation here sees to this guest."""
+        """Whether an operation here handles this guest."""
         with self._changed:
             return uuid in self._freezes
 

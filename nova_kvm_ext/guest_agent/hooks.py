@@ -13,9 +13,9 @@
 """What the driver does about guest agents: the part that knows Nova.
 
 :class:`GuestAgents` is made by the driver and called from its overrides. It
-sees to it that Nova uses the channel that a guest really has, that agents
-are asked to shut guests down and to set clocks and passwords, and that what
-they tell is seen. Freezing and thawing is in
+makes sure that Nova uses the channel that a guest really has, that agents are
+asked to shut guests down and to set clocks and passwords, and that what they
+tell is seen. Freezing and thawing is in
 :mod:`nova_kvm_ext.guest_agent.freezes`.
 """
 
@@ -148,7 +148,7 @@ class GuestAgents:
     def migrated(self, instance: Any) -> None:
         """A guest has come here by live migration.
 
-        It stood still for a while, and libvirt here has its own idea of how
+        It was stopped for a while, and libvirt here has its own idea of how
         long to wait. Nova sets the clock after a cold migration only.
         """
         with self._not_in_the_way(instance):

@@ -190,7 +190,7 @@ class Ledger:
 
         :returns: None where it is not recorded (any more)
         :raises Held: another program freezes or thaws it
-        :raises OSError: what lies there is no file of ours
+        :raises OSError: there is not a regular file of ours
         """
         try:
             return self._open(uuid, 0)

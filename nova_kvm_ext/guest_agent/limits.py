@@ -42,7 +42,7 @@ libvirt may take 5 s each to find out whether the agent listens."""
 VOLUME_FREEZE_LIMIT = 600
 """Seconds after which a volume-backed instance is thawed, though its snapshot
 was not said to be done. Then the API that was to say so is gone, or the guest
-has stood still so long that nothing in it counts on being saved."""
+was stopped so long that nothing in it counts on being saved."""
 
 SNAPSHOT_FREEZE_LIMIT = 120
 """Seconds after which a guest is thawed, though its snapshot is being made
@@ -51,7 +51,7 @@ a Linux guest reports its tasks as hung (kernel.hung_task_timeout_secs). The
 snapshot does not count as quiesced then."""
 
 STATUS_TIMEOUT = 3
-"""Seconds for the question whether a guest is frozen still. An agent answers
+"""Seconds for the question whether a guest is still frozen. An agent answers
 it from memory, and the guest waits meanwhile."""
 
 WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT

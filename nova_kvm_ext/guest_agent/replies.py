@@ -23,8 +23,7 @@ Lists of interfaces, addresses, filesystems and disks that are longer than what
 is kept are cut, and say by how much.
 
 Members that are not known are ignored, as the protocol wants it. A known
-one that is wrong makes the whole reply nonsense: half the word of a liar is
-worth nothing.
+one that is wrong makes the whole reply invalid.
 
 https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
 """
@@ -443,7 +442,7 @@ def _number(value: Any, command: str, name: str, most: int) -> int:
 class _Object:
     """A JSON object of a reply, its members taken out by type.
 
-    A member that is missing is nonsense unless a default is given; null
+    A member that is missing is an error unless a default is given; null
     counts as missing.
     """
 

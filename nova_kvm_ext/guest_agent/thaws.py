@@ -90,7 +90,7 @@ class Thaws:
     def settle(self, busy: Callable[[str], bool]) -> None:
         """Thaw those whose turn it is, within a few seconds.
 
-        :param busy: whether an operation of this service sees to a guest
+        :param busy: whether an operation of this service handles a guest
         """
         started = time.monotonic()
         try:

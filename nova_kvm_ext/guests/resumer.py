@@ -77,7 +77,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a guest.
+    """What happened to a guest.
 
     :ivar paused: whether an I/O error has it paused, or had; then there is
         more

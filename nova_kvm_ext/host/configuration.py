@@ -236,7 +236,7 @@ def _in_directory(path: str) -> list[str]:
 
 
 def _must_allow(directory: str, mode: int) -> None:
-    """See to it that nothing is taken for absent that is only hidden.
+    """Make sure that nothing is taken for absent that is only hidden.
 
     :raises errors.InvalidOption: this user may not look into a directory
     """

@@ -34,7 +34,7 @@ class Distribution:
         '' for one that is not known
     :ivar qemu_user: the user that libvirt gives QEMU unless qemu.conf says
         otherwise
-    :ivar qemu_group: likewise
+    :ivar qemu_group: the same for the group
     :ivar kvm_rules: the rule file that sets /dev/kvm's group and mode, and
         its package
     :ivar install: command that installs packages

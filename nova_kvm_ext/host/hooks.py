@@ -128,7 +128,7 @@ class _NotStarted(BaseException):
 
 @contextlib.contextmanager
 def process_ends_unless_started(host: Any) -> Iterator[None]:
-    """See to it that nova-compute ends where its driver does not start.
+    """Make sure that nova-compute ends where its driver does not start.
 
     On threads (Nova 33 and later) Nova runs an endless loop in a pool that the
     interpreter waits for at its exit. So nova-compute would log why it does

@@ -130,7 +130,7 @@ class ModuleFacts:
 
     :ivar state: ``loaded``; ``builtin``; ``loadable``, in this kernel's
         modules.dep; ``missing``
-    :ivar blocked: file and line of modprobe.d that keep it from being
+    :ivar blocked: file and line of modprobe.d that prevent it from being
         loaded, or ''
     :ivar nested: its parameter ``nested`` as the kernel shows it, or None
     """
@@ -178,7 +178,7 @@ class UserFacts:
     :ivar uid: None where the user does not exist
     :ivar gid: None where the group does not exist
     :ivar groups: every gid of the process, the primary one among them
-    :ivar error: why qemu.conf could not be read, or is nonsense, or ''
+    :ivar error: why qemu.conf could not be read, or is invalid, or ''
     :ivar unreadable: whether ``error`` is that this process may not read it
     :ivar by_libvirt: whether user and group are the running libvirt's own
         answer
@@ -202,7 +202,7 @@ class UserFacts:
 
 @dataclasses.dataclass(frozen=True)
 class UseFacts:
-    """What became of opening a device as a user.
+    """What happened to opening a device as a user.
 
     :ivar path: of the device
     :ivar tried: True if it was opened as that user; False if the answer is
@@ -345,7 +345,7 @@ class NovaFacts:
     :ivar libvirt: the oldest libvirt that it starts with
     :ivar qemu: the oldest QEMU
     :ivar next_libvirt: the oldest of the next release but one
-    :ivar next_qemu: likewise
+    :ivar next_qemu: the same for QEMU
     """
 
     libvirt: tuple[int, int, int] | None = None
@@ -416,7 +416,7 @@ class LibvirtFacts:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeFacts:
-    """What became of the probe guest (:mod:`nova_kvm_ext.host.probe`).
+    """What happened to the probe guest (:mod:`nova_kvm_ext.host.probe`).
 
     :ivar virt_type: ``kvm`` or ``qemu``
     :ivar runs: whether a 64-bit guest runs; None where that is not known

@@ -139,7 +139,7 @@ _XML_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """What became of the probe guest.
+    """What happened to the probe guest.
 
     :ivar runs: whether a 64-bit guest runs; None where that is not known,
         because libvirt or the host was too busy to tell
@@ -502,7 +502,7 @@ def cached_run(conn: Any, *, cache_file: str,
     the boot of the host among it. Where nothing is known now, the last
     answer of this host is given anyway, and said to be that.
 
-    A cache file that cannot be read or written, or holds nonsense, means
+    A cache file that cannot be read or written, or holds something else, means
     probing again and nothing worse. Of two processes that write it at once
     one loses its answer.
 

@@ -225,7 +225,7 @@ def read_use(path: str, user: model.UserFacts, root: str = '/', *,
 
     :param process: False to start no process where root can open the device
         and its mode and ACL let that user in: what else keeps a process from
-        it, as a control group does, keeps root from it too
+        it, as a control group does, prevents root from it too
     """
     real_path = os.path.join(root, path.lstrip('/'))
     if user.uid is None or user.gid is None:

@@ -30,7 +30,7 @@ class Completed:
     """A live migration that has ended. None is what is not known.
 
     :ivar seconds: that it took
-    :ivar downtime: seconds for which the guest stood still
+    :ivar downtime: seconds for which the guest was stopped
     :ivar iterations: over its memory
     :ivar sent: bytes, of memory and disks
     :ivar throughput: bytes a second, of memory

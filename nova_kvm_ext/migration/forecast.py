@@ -13,7 +13,7 @@
 
 """Whether a guest that was measured would arrive in a live migration. Pure.
 
-Goes by the same arithmetic as :mod:`nova_kvm_ext.migration.verdict`: a time
+Uses the same arithmetic as :mod:`nova_kvm_ext.migration.verdict`: a time
 of measurement is what an iteration is there.
 
 QEMU looks at some pages only, so what it sees is a sample. A guest that writes

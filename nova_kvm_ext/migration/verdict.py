@@ -69,7 +69,7 @@ _FULL_THROTTLE = 99
 
 
 class Outcome(enum.Enum):
-    """What will become of a live migration if the guest continues so."""
+    """What will happen to a live migration if the guest continues so."""
 
     CONVERGES = 'will converge'
     STALLS = 'will not converge'
@@ -251,7 +251,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What will become of a migration, and the numbers that say so.
+    """What will happen to a migration, and the numbers that say so.
 
     :ivar iteration: the one under way; 0 before memory is copied
     :ivar changed: bytes of memory that the guest changed in a second of the
@@ -374,7 +374,7 @@ def in_the_end(writer: Writer, bandwidth: float, left: float,
 
 
 def judge(course: Course, limits: Limits) -> Verdict:
-    """What will become of a migration, by what has been seen of it."""
+    """What will happen to a migration, by what has been seen of it."""
     if course.last is None:
         return Verdict(allowed=limits.downtime,
                        why='memory is not copied yet')

@@ -225,7 +225,7 @@ class VhostNet:
 
     def _queue_limit(self, instance: Any, image_meta: Any,
                      flavor: Any) -> queues.QueueLimit:
-        """:raises errors.InvalidRequest: flavor or image ask for nonsense"""
+        """:raises errors.InvalidRequest: flavor or image are invalid"""
         assert self._settings is not None
         return queues.decide(
             self._asked(instance, flavor), flavor.vcpus,
@@ -269,7 +269,7 @@ class VhostNet:
         """Refuse or log, for each interface of a guest that shall start.
 
         :param guest: nova.virt.libvirt.config.LibvirtConfigGuest
-        :raises nova.exception.InvalidInput: flavor or image ask for nonsense
+        :raises nova.exception.InvalidInput: flavor or image are invalid
         :raises nova.exception.ComputeResourcesUnavailable: an interface would
             lose vhost-net, and it is required; Nova tries another host
         """

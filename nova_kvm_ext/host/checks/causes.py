@@ -140,7 +140,7 @@ def load(facts: model.HostFacts,
                 f'Remove the line {module.blocked.split(": ")[0]}, then '
                 f'{command}', ())
     if module.blocked:
-        return (f'{state(module)}, because a line keeps it from being '
+        return (f'{state(module)}, because a line prevents it from being '
                 f'loaded at boot: {module.blocked}',
                 command, (command,))
     return state(module), command, (command,)

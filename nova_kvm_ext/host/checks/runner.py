@@ -17,8 +17,8 @@ check prints, none raises, none looks at the host. Cheap facts and causes come
 first, what follows from them later, so that the first FAIL is the one to
 repair.
 
-A code never changes its meaning, and one that is given up is not given again.
-Every code is in doc/source/admin/troubleshooting.rst and
+A code never changes its meaning, and a code that is no longer used is not used
+again. Every code is in doc/source/admin/troubleshooting.rst and
 doc/source/cli/host.rst.
 """
 

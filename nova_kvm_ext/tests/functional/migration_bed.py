@@ -69,7 +69,7 @@ POLL = 0.5
 
 @dataclasses.dataclass
 class Move:
-    """What became of a live migration.
+    """What happened to a live migration.
 
     :ivar samples: what virDomainGetJobStats() said each time
     :ivar end: statistics with which libvirt said that it is completed

@@ -326,7 +326,7 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         self.thawed()
         self.assertEqual(3, len(os.listdir(directory)))
         self.assertEqual(1, self.console().count('@nke fsfreeze freeze'))
-        self.assertNotIn('Do not count', self.said())
+        self.assertNotIn('Do not rely', self.said())
         self.report(all=seconds, frozen=self.frozen_seconds())
 
     def test_error_between_freeze_and_thaw(self):

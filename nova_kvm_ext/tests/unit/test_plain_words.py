@@ -42,6 +42,32 @@ _RULES = {
     r'via': 'by, through',
     r'e\.g\.|i\.e\.|etc\.': 'for example, that is, and others',
     r'simply|obviously|of course': 'nothing: leave it out',
+    r'mend(?:s|ed|ing)?': 'repair, correct',
+    r'anew|afresh': 'again',
+    r'beforehand': 'before, in advance',
+    r'for certain': 'certainly',
+    r'at one stroke': 'in one request',
+    r'all the same': 'anyway',
+    r'told apart|tells? (?:them|both|these) apart': 'distinguish',
+    r'(?:writes?|wrote|written|writing) down': 'record, save',
+    r'what (?:becomes|became|will become) of': 'what happens to',
+    r'ever more': 'more and more',
+    r'held against': 'compared with',
+    r'of no importance': 'not relevant',
+    r'st(?:ands?|ood) still': 'is paused, hangs',
+    # On a host, or on and on?
+    r'runs? on(?=[.,;:])': 'keep running',
+    r'heed(?:s|ed|ing)?': 'obey, ignore',
+    r'go(?:es)? by': 'use, follow',
+    r'(?:do|does|go|goes) without': 'lack, not use',
+    r'(?:take|takes|taken|taking|took) away': 'remove',
+    r'for want of': 'for lack of',
+    r'without a word': 'silently',
+    r'nonsense': 'invalid data',
+    r'(?<!there )is no (?:JSON|XML|UTF-8|UUID|(?:regular )?file|object|number|'
+    r'integer|option)': 'is not a',
+    r'keeps? \w+ from': 'prevent',
+    r'let alone|so to speak|as it were|by and large': 'plain words',
 }
 _WORDS = re.compile('|'.join(
     rf'(?P<r{number}>(?<![\w/.-])(?:{rule})(?![\w/-]))'
@@ -64,9 +90,12 @@ class PlainWordsTestCase(base.BaseTestCase):
 
     def test_rules_find(self):
         for text in ('ask that one.', 'Whoever asks', 'it waits for ever,',
-                     'all but for\n  two', 'Utilise it'):
+                     'all but for\n  two', 'Utilise it', 'mend the\n  host',
+                     'It runs on.', 'tried anew', 'It is no JSON: x',
+                     'what becomes of it'):
             self.assertEqual(1, len(list(_found(text))), text)
         for text in ('``that one``', 'ever', 'a forever loop', 'via-x',
+                     'recommended', 'runs on a host', 'take it',
                      'x::\n\n   that one\n\nend'):
             self.assertEqual([], list(_found(text)), text)
 

@@ -302,7 +302,7 @@ class WishTestCase(CPUHooksTestCase):
         self.assertIn('image_cpu_modes', self.no(
             exception.InvalidInput, {},
             {'kvm_ext_cpu_mode': 'host-passthrough'}))
-        self.assertIn('no CPU mode', self.no(
+        self.assertIn('not a CPU mode', self.no(
             exception.InvalidInput, {'kvm_ext:cpu_mode': 'fast'}))
 
     def test_what_another_host_may_do_is_rescheduled(self):

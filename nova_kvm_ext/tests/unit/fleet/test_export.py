@@ -159,7 +159,7 @@ class DocumentTestCase(base.BaseTestCase):
     def test_garbage(self):
         good = export.to_dict(self.host)
         for text, words in (
-                ('', 'no JSON'), ('{', 'no JSON'), ('[' * 60000, 'no JSON'),
+                ('', 'not JSON'), ('{', 'not JSON'), ('[' * 60000, 'not JSON'),
                 ('[]', 'no "kvm_ext"'), ('{}', 'no "kvm_ext"'),
                 ('1' * (export.MAX_BYTES + 1), 'longer than 64 KiB'),
                 ('{"kvm_ext":1}', 'a part is missing'),

@@ -150,7 +150,7 @@ class VolumesTestCase(ConcurrentTestCase):
             self.all_well(started)
             self.assertEqual(1, self.domain.calls.count('fsFreeze'))
             self.settled()
-        self.assertNotIn('Do not count', self.log.output)
+        self.assertNotIn('Do not rely', self.log.output)
 
     def test_at_the_same_time(self):
         """Whoever comes first: forty times, with waits at random."""
@@ -254,7 +254,7 @@ class VolumesTestCase(ConcurrentTestCase):
         for volume in end:
             started[volume].end()
         self.all_well(started)
-        self.assertNotIn('Do not count', self.log.output)
+        self.assertNotIn('Do not rely', self.log.output)
         self.assertEqual([uuids.instance], self.ledger.left_behind())
 
     @ddt.idata(itertools.product(('stops', 'goes'), ORDERS))
@@ -274,7 +274,7 @@ class VolumesTestCase(ConcurrentTestCase):
             self.assertIsNone(started[volume].error)
         self.assertEqual([], self.ledger.left_behind())
         self.assertEqual({}, self.freezes())
-        self.assertEqual(3, self.log.output.count('Do not count'))
+        self.assertEqual(3, self.log.output.count('Do not rely'))
 
     def test_thawed_by_somebody_while_two_need_it(self):
         """The third one freezes again; the first two are told."""
@@ -285,7 +285,7 @@ class VolumesTestCase(ConcurrentTestCase):
         for volume in VOLUMES:
             started[volume].end()
         self.assertEqual([True, True], started['three'].frozen)
-        self.assertEqual(2, self.log.output.count('Do not count'))
+        self.assertEqual(2, self.log.output.count('Do not rely'))
         self.settled()
 
 

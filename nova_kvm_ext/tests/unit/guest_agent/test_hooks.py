@@ -501,10 +501,10 @@ class FreezeTestCase(HooksTestCase):
         self.assertEqual(2, self.domain.calls.count('fsFreeze'))
         self.unquiesce()
         self.assertTrue(self.domain.frozen)
-        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.assertIn('Do not rely on that snapshot', self.log.output)
         self.unquiesce()
         self.settled()
-        self.assertEqual(1, self.log.output.count('Do not count'))
+        self.assertEqual(1, self.log.output.count('Do not rely'))
 
     def test_agent_that_refuses_to_say(self):
         """Windows without its volume shadow copy service, for example."""
@@ -620,7 +620,7 @@ class FreezeTestCase(HooksTestCase):
         self.expire()
         self.driver._guest_agents.freezes.settle()
         self.settled()
-        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.assertIn('Do not rely on that snapshot', self.log.output)
 
     def test_volume_snapshot_of_a_guest_that_is_gone(self):
         self.quiesce()
@@ -632,7 +632,7 @@ class FreezeTestCase(HooksTestCase):
         self.assertEqual({}, self.freezes())
         self.assertEqual([], self.ledger.left_behind())
         self.assertIn('is not frozen any more', self.log.output)
-        self.assertNotIn('Do not count', self.log.output)
+        self.assertNotIn('Do not rely', self.log.output)
 
     def test_thaw_of_what_was_never_frozen(self):
         self.unquiesce()

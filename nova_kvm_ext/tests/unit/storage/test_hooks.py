@@ -281,7 +281,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
 
         self.take(snapshot, os_require_quiesce='yes')
         self.settled()
-        self.assertIn('Do not count on that snapshot', self.log.output)
+        self.assertIn('Do not rely on that snapshot', self.log.output)
         self.assertNotIn('was frozen for', self.log.output)
         self.was_counted(no_thawed_made=1)
         self.assertEqual({}, self.counters.counts().histograms)
@@ -295,7 +295,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertTrue(self.domain.frozen)
         self.assertNotIn('fsFreeze', self.domain.calls)
         self.assertNotIn('guest-fsfreeze-thaw', self.domain.calls)
-        self.assertNotIn('Do not count', self.log.output)
+        self.assertNotIn('Do not rely', self.log.output)
         self.assertEqual({}, self.freezes())
 
     def test_frozen_by_the_api_already(self):
