@@ -14,6 +14,7 @@ import dataclasses
 from typing import Any
 from unittest import mock
 
+import libvirt
 from oslotest import base
 
 from nova_kvm_ext.cpu import choose
@@ -78,6 +79,34 @@ class VerdictTestCase(base.BaseTestCase):
             found = judge(**what)
             self.assertIs(old, found.old_qemu.value, str(what))
             self.assertEqual(bool(old), found.outdated)
+
+    def test_old_qemu_says_both_versions(self):
+        self.assertEqual('runs 7.2.9, today\'s is 7.2.22',
+                         judge(qemu='7.2.9').old_qemu.why)
+        gone = model.Process(70, 'S', replaced=True, why='gone')
+        for what, wanted in (
+                ({}, 'gone; runs 7.2.22, today\'s is 7.2.22'),
+                ({'qemu': None},
+                 'gone; its version is not known, today\'s is 7.2.22'),
+                ({'emulator': '/opt/qemu'}, 'gone; runs 7.2.22')):
+            self.assertEqual(wanted, judge(process=gone,
+                                           **what).old_qemu.why)
+
+    def test_state_is_libvirts(self):
+        for number, name in model.STATES.items():
+            self.assertEqual(number, getattr(libvirt, 'VIR_DOMAIN_' + {
+                'no state': 'NOSTATE', 'shutting down': 'SHUTDOWN',
+                'shut off': 'SHUTOFF', 'suspended': 'PMSUSPENDED'}.get(
+                name, name.upper())))
+            self.assertEqual(name, judge(state=number).state)
+        self.assertEqual('no state', judge(state=None).state)
+        self.assertEqual('no state', judge(state=99).state)
+
+    def test_agent(self):
+        self.assertEqual(
+            ['no channel', 'disconnected', 'connected'],
+            [judge(channel=channel).agent
+             for channel in (None, False, True)])
 
     def test_version_of_one_that_was_not_replaced(self):
         self.assertEqual('7.2.22', judge(qemu=None).qemu)
@@ -240,9 +269,11 @@ class DriftTestCase(base.BaseTestCase):
                            cpu=self.host_model({}))
         self.assertIs(False, found.drift, str(found))
         # What host-model does not tell the truth about.
-        found = self.judge('cpu_mode = host-model', configured=asked,
-                           cpu=self.host_model({'topoext': 'require'}))
-        self.assertIs(False, found.drift, str(found))
+        for name in ('topoext', 'hypervisor', 'arch-capabilities',
+                     'cmp_legacy', 'invtsc'):
+            found = self.judge('cpu_mode = host-model', configured=asked,
+                               cpu=self.host_model({name: 'require'}))
+            self.assertIs(False, found.drift, str(found))
         # A microcode or a QEMU with one feature more.
         found = self.judge('cpu_mode = host-model', configured=asked,
                            cpu=self.host_model({'avx': 'disable'}))

@@ -64,7 +64,12 @@ class VerdictTestCase(base.BaseTestCase):
         self.assertEqual('PASS PASS PASS PASS',
                          self.judge(process=verdict.NOT_SEEN))
         self.assertEqual('PASS PASS PASS PASS', self.judge(boot=''))
-        self.assertIn('10 s ago', self.parts['nova-compute'].details)
+        self.assertEqual(
+            {'nova-compute': 'it runs; last update 10 s ago',
+             'libvirt': 'it answered 10 s ago',
+             'Placement': 'it answered 10 s ago',
+             'host check': '2 checks, no failure 20 s ago'},
+            {name: part.details for name, part in self.parts.items()})
 
     def test_the_process(self):
         for process in verdict.ENDED, verdict.STOPPED:

@@ -107,6 +107,13 @@ class ByQEMUTestCase(base.BaseTestCase):
         self.assertIsNone(signatures.qcow(bytes(head[:103])))
         self.assertIsNone(signatures.qcow(bytes(104)))
 
+    def test_where_a_descriptor_is_looked_for(self):
+        """QEMU guesses by the first 512 bytes."""
+        text = b'version=1'
+        self.assertEqual(vmdk.Problem.OTHER_FILES, vmdk.problem(
+            b'#' * 503 + b'\n' + text))
+        self.assertIsNone(vmdk.problem(b'#' * 504 + b'\n' + text))
+
     def test_extents(self):
         """VMware's have no place for a descriptor, QEMU's an empty one."""
         text = corpus.descriptor()

@@ -139,6 +139,12 @@ class JudgeTestCase(base.BaseTestCase):
         self.assertEqual((False, False, False),
                          (verdict.promised, verdict.uses, verdict.broken))
 
+    def test_several_of_which_none_has_any(self):
+        self.assertEqual([False, False], self.uses(domain(nic(), nic()), 0,
+                                                   0))
+        # Of one nobody can tell whose it is.
+        self.assertEqual([None, None], self.uses(domain(nic(), nic()), 1, 1))
+
     def test_several_interfaces(self):
         xml = domain(nic(queues=2), nic(None), nic('qemu'), nic(None))
         for served, wanted in (

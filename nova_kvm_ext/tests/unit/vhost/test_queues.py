@@ -29,6 +29,17 @@ def decide(flavor: str | None = None, image: str | None = None,
         vcpus, multiqueue, max_queues)
 
 
+class MadeBeforeTestCase(base.BaseTestCase):
+
+    def test_who_makes_the_tap_device(self):
+        for vif_type, details, wanted in (
+                ('tap', {}, True), ('ovs', {'ovs_create_tap': True}, True),
+                ('ovs', {'ovs_create_tap': False}, False), ('ovs', {}, False),
+                ('bridge', {'ovs_create_tap': True}, False),
+                (None, {}, False)):
+            self.assertIs(wanted, queues.made_before(vif_type, details))
+
+
 class QueuesTestCase(base.BaseTestCase):
 
     def refused(self, **kwargs: Any) -> str:
