@@ -13,6 +13,7 @@
 import re
 
 import libvirt
+from oslo_concurrency import processutils
 from oslotest import base
 
 from nova_kvm_ext import errors
@@ -239,6 +240,72 @@ class ExplainTestCase(base.BaseTestCase):
     def test_endless_text(self):
         self.assertIsNone(errors.explain("CPU mode 'x' " * 100000))
         self.assertEqual(300, len(errors.with_explanation('x' * 10**7)))
+
+
+class CausesTestCase(base.BaseTestCase):
+    """An error of libvirt or Ceph among those that Nova makes of it."""
+
+    @staticmethod
+    def raised(inner: Exception, by_from: bool) -> Exception:
+        try:
+            try:
+                raise inner
+            except Exception as e:
+                if by_from:
+                    raise ValueError('outer') from e
+                raise ValueError('outer')
+        except ValueError as e:
+            return e
+
+    def test_libvirts(self):
+        class Error(Exception):
+            def get_error_code(self) -> int:
+                return 38
+
+        error = Error('x')
+        self.assertEqual(38, errors.libvirt_error_code(error))
+        self.assertIsNone(errors.libvirt_error_code(ValueError('x')))
+        for found in (error, self.raised(error, True),
+                      self.raised(error, False)):
+            self.assertIs(error, errors.libvirt_error(found))
+        self.assertIsNone(errors.libvirt_error(ValueError('x')))
+        self.assertIsNone(errors.libvirt_error(None))
+
+    def test_of_cephs_library(self):
+        for module in ('rados', 'rbd'):
+            error = type('Error', (Exception,), {'__module__': module})('x')
+            for found in (error, self.raised(error, True),
+                          self.raised(error, False)):
+                self.assertIs(error, errors.ceph_error(found))
+        missing = RuntimeError('rbd python libraries not found')
+        self.assertIs(missing, errors.ceph_error(missing))
+        for other in (RuntimeError('x'), None,
+                      ValueError('rbd python libraries not found')):
+            self.assertIsNone(errors.ceph_error(other))
+
+    def test_of_cephs_commands(self):
+        for command, ours in (
+                ('ceph df --id nova', True), ('/usr/bin/rbd import', True),
+                ('rbd', True), ('qemu-img info ceph', False),
+                ('cephx', False), (None, False)):
+            error = processutils.ProcessExecutionError(
+                stderr='timed out', cmd=command)
+            self.assertEqual('timed out' if ours else '',
+                             errors.command_said(error))
+            self.assertEqual(error if ours else None,
+                             errors.ceph_error(self.raised(error, True)))
+        self.assertEqual('', errors.command_said(
+            processutils.ProcessExecutionError(cmd='ceph')))
+        other = ValueError()
+        other.cmd, other.stderr = 'ceph', 'x'  # type: ignore[attr-defined]
+        self.assertEqual('', errors.command_said(other))
+
+    def test_paths(self):
+        for text, wanted in (
+                ("'/var/lib/nova/instances/u/disk': full", "'disk': full"),
+                ('rbd:/a/b', 'rbd:/a/b'), ('http://a/b/c', 'http://a/b/c'),
+                ('/a', '/a'), ('a/b/c', 'a/b/c')):
+            self.assertEqual(wanted, errors.without_paths(text))
 
 
 class CleanTestCase(base.BaseTestCase):

@@ -21,6 +21,7 @@ from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import definition
 from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
+from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.guests import verdicts
 from nova_kvm_ext.tests.unit.cpu import documents
 from nova_kvm_ext.tests.unit import test_settings
@@ -101,6 +102,15 @@ class VerdictTestCase(base.BaseTestCase):
             self.assertEqual(name, judge(state=number).state)
         self.assertEqual('no state', judge(state=None).state)
         self.assertEqual('no state', judge(state=99).state)
+
+    def test_reason_of_a_pause_is_libvirts(self):
+        for reason in reasons.Reason:
+            name = {'NOT_KNOWN': 'UNKNOWN', 'IO_ERROR': 'IOERROR'}.get(
+                reason.name, reason.name)
+            self.assertEqual(reason.number,
+                             getattr(libvirt, f'VIR_DOMAIN_PAUSED_{name}'))
+            self.assertIs(reason, reasons.Reason.of(reason.number))
+        self.assertIs(reasons.Reason.NOT_KNOWN, reasons.Reason.of(99))
 
     def test_agent(self):
         self.assertEqual(
