@@ -25,9 +25,12 @@ from collections.abc import Mapping
 import dataclasses
 import enum
 import itertools
+import re
 import types
 
 PREFIX = 'nova_kvm_ext_'
+
+_CODE = re.compile('KVML?[0-9]{3}')
 
 OTHER = 'other'
 """Stands for each value of a label that is not in its table."""
@@ -78,6 +81,9 @@ class Metric:
     def value(self, label: str, given: str) -> str:
         """A label's value, or :data:`OTHER` where it is in no table."""
         known = self.labels[label]
+        if label == 'code':
+            # A file says them, which anything could have written.
+            return given if _CODE.fullmatch(given) else OTHER
         if given in known or known[0].startswith('('):
             return given
         return OTHER

@@ -112,7 +112,8 @@ def of_checks(results: Mapping[str, Any], at: float | None
         if result in tally:
             tally[result] += 1
         if result in names.CHECK.labels['result']:
-            yield Sample(names.CHECK, (code, result), 1)
+            yield Sample(names.CHECK, (
+                names.CHECK.value('code', code), result), 1)
     for result, number in tally.items():
         yield Sample(names.CHECKS, (result,), number)
     if at is not None:

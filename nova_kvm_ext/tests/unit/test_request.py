@@ -17,6 +17,40 @@ from nova_kvm_ext import request
 from nova_kvm_ext.storage import consistency
 
 
+class TraitsTestCase(base.BaseTestCase):
+
+    def test_required(self):
+        self.assertEqual(
+            frozenset({'HW_A', 'CUSTOM_B', 'C'}), request.required_traits({
+                'trait:HW_A': 'required', 'trait1:CUSTOM_B': 'required',
+                'trait_x-Y:C': 'required', 'trait:D': 'forbidden',
+                'traits:E:': 'no', 'hw:trait:F': 'required',
+                'trait' + 'x' * 65 + ':G': 'required', 'trait:': 'required',
+                'trait ' + ':H': 'required'}))
+        self.assertEqual(frozenset(), request.required_traits({}))
+
+
+class LongTestCase(base.BaseTestCase):
+    """A tenant may write what it likes."""
+
+    def test_a_value(self):
+        for by_tenant, where in (
+                (True, 'image property kvm_ext_cpu_mode'),
+                (False, 'flavor extra spec kvm_ext:cpu_mode')):
+            for length, shown in ((80, 'x' * 80), (81, 'x' * 77 + '...')):
+                self.assertEqual(f'{where} = {shown}', request.Wish(
+                    'cpu_mode', 'x' * length, by_tenant).said)
+
+    def test_a_name(self):
+        long = request.GuestRequest({'y' * 81: ''}, {'x' * 81: ''})
+        self.assertEqual(
+            ['flavor extra spec kvm_ext:' + 'y' * 77 + '...',
+             'image property kvm_ext_' + 'x' * 77 + '...'], long.unknown())
+        self.assertEqual(
+            ['image property kvm_ext_' + 'x' * 80],
+            request.GuestRequest({}, {'x' * 80: ''}).unknown())
+
+
 class GuestRequestTestCase(base.BaseTestCase):
 
     def test_only_what_is_ours(self):

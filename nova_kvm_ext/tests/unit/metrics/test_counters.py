@@ -127,6 +127,15 @@ class CountersTestCase(base.BaseTestCase):
         found.flush()
         self.assertEqual({('mbr',): 3}, self.refusals())
 
+    def test_values_that_no_release_has_written(self):
+        os.makedirs(os.path.dirname(self.file))
+        with open(self.file, 'w') as f:
+            json.dump({names.LOGGED.name: [
+                [['KVML403'], 1], [['KVM101'], 2], [['by a tenant'], 3]]}, f)
+        self.assertEqual(
+            {('KVML403',): 1, ('KVM101',): 2, (names.OTHER,): 3},
+            counted.read(self.file).counters[names.LOGGED.name])
+
     def test_a_file_that_is_none_of_ours(self):
         os.makedirs(os.path.dirname(self.file))
         name = names.REFUSALS.name

@@ -146,12 +146,14 @@ class TextTestCase(base.BaseTestCase):
 
     def test_checks(self):
         found = self.parsed(samples.of_checks(
-            {'KVM101': 'FAIL', 'KVM102': 'PASS', 'KVM201': 'nonsense'}, 5.0))
+            {'KVM101': 'FAIL', 'KVM102': 'PASS', 'KVM201': 'nonsense',
+             'by a tenant': 'FAIL'}, 5.0))
         self.assertEqual(
             {('nova_kvm_ext_host_check', 'FAIL', 'KVM101'): 1.0,
+             ('nova_kvm_ext_host_check', 'FAIL', 'other'): 1.0,
              ('nova_kvm_ext_host_checks', 'PASS'): 1.0,
              ('nova_kvm_ext_host_checks', 'WARN'): 0.0,
-             ('nova_kvm_ext_host_checks', 'FAIL'): 1.0,
+             ('nova_kvm_ext_host_checks', 'FAIL'): 2.0,
              ('nova_kvm_ext_host_checks', 'SKIP'): 0.0,
              ('nova_kvm_ext_host_check_timestamp_seconds',): 5.0}, found)
 
