@@ -121,6 +121,10 @@ class Freezes:
             if no_agent:
                 raise
             raise for_tenants(reason) from None
+        if hold.freeze.count == 0:
+            LOG.warning('KVML403 It is not known whether the snapshot is '
+                        'quiesced: %s', consistency.Reason.NOTHING.value,
+                        instance=instance)
         if operation is not None:
             operation.hold = hold
             operation.required = required

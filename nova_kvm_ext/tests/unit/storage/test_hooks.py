@@ -719,6 +719,8 @@ class ConsistencyTestCase(RbdTestCase):
         self.check('unknown', 'the guest agent found no file system to '
                    'freeze', 'some', '7.2')
         self.settled()
+        self.assertIn('not known whether the snapshot is quiesced',
+                      self.log.output)
 
     @ddt.data(False, True)
     def test_agent_that_is_silent_in_the_end(self, file):
