@@ -242,6 +242,8 @@ def _conf(state: pathlib.Path) -> str:
         keyring = {top}/keyring
         osd objectstore = memstore
         memstore device bytes = {_GIB * 2 ** 30}
+        # What is in memory outlives a stop only if it is written down then.
+        osd fast shutdown = false
         osd mon report interval = 1
         osd crush initial weight = 1
         ''')

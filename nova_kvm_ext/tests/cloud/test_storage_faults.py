@@ -19,6 +19,7 @@ said is kept as figures: a table of the faults.
 
 import contextlib
 import os
+import re
 import signal
 
 from testtools import content
@@ -27,6 +28,10 @@ from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import test_faults
 from nova_kvm_ext.tests.cloud import volumes
 
+# Seconds: limits.SNAPSHOT_FREEZE_LIMIT, and [DEFAULT]
+# update_resources_interval.
+_LIMIT = 120 + 60
+
 
 class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
 
@@ -34,6 +39,8 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
         super().setUp()
         if self.storage.kind != 'ceph':
             self.skipTest('Disks of guests are not in Ceph')
+        self.host = self.hosts()[-1]
+        self.nova_compute = f'nova-compute-{self.host}'
 
     def said(self, text):
         """Keep a line for the table of faults."""
@@ -52,8 +59,13 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
                 os.kill(pid, signal.SIGCONT)
 
     @contextlib.contextmanager
-    def frozen_for_ceph(self, server):
-        """Ceph hangs, with a guest that is frozen for its snapshot."""
+    def frozen_for_ceph(self, server, what):
+        """Ceph hangs, with a guest that is frozen for its snapshot.
+
+        :param what: the OSD, for which the guest waits as well, or the
+            monitor, which only the snapshot needs
+        :returns: the image that is to be
+        """
         self.slow_freezes(server)
         image = self.cloud.compute.create_server_image(
             server.id, f'kvm-ext-hangs-{server.id}')
@@ -66,8 +78,8 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
             with self.stopped(self.nova_compute):
                 self.wait('frozen guest',
                           lambda: self.frozen(server) == 'frozen')
-                hanging.enter_context(self.stopped('ceph-osd'))
-            yield
+                hanging.enter_context(self.stopped(what))
+            yield image
 
     def fails_to_boot(self):
         """A new server ends in ERROR; returns what the log says of it.
@@ -95,7 +107,7 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
     def test_nova_compute_killed_between_freeze_and_thaw(self):
         server = self.boot(host=self.host)
         self.wait_for_agent(server)
-        with self.frozen_for_ceph(server):
+        with self.frozen_for_ceph(server, 'ceph-osd'):
             self.kill(self.nova_compute)
             self.assertEqual('frozen', self.frozen(server))
             log = self.log_since(self.host)
@@ -108,6 +120,54 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
                        if 'left frozen' in line).partition('] ')[2])
         self.boots_again(server)
         self.assertIsNotNone(self.snapshot(server))
+
+    def test_ceph_stalls_for_longer_than_the_limit(self):
+        """The guest is told to thaw, and the snapshot does not count.
+
+        The guest's own QEMU holds back what the guest writes until the
+        snapshot is made, and so the thaw ends no sooner.
+        """
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        log = self.log_since(self.host)
+        with self.frozen_for_ceph(server, 'ceph-mon') as image:
+            self.wait('word of the limit', lambda: 'KVML408' in log(),
+                      timeout=volumes.base.TIMEOUT + _LIMIT)
+        self.wait('end of the snapshot', lambda: (
+            found := self.cloud.image.find_image(image.id)) is None or
+            found.status in ('deleted', 'killed'))
+        self.assertIn('did not stay frozen', log())
+        self.said(self.events(server, 'createImage').splitlines()[-1])
+        self.boots_again(server)
+
+    def test_osd_stops_while_a_guest_writes(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        self.write_load(server, '/data')
+        self.services.stop('ceph-osd')
+        self.addCleanup(self.revive, 'ceph-osd')
+        image = self.cloud.compute.create_server_image(
+            server.id, f'kvm-ext-stopped-{server.id}')
+        self.addCleanup(self.cloud.image.delete_image, image.id,
+                        ignore_missing=True)
+        self.wait_for_task(server, 'image_uploading')
+        self.services.start('ceph-osd')
+        self.wait('end of the snapshot', lambda: (
+            found := self.cloud.image.find_image(image.id)) is None or
+            found.status == 'active')
+        self.assertEqual('clean', self.state_of_image(image))
+        self.boots_again(server)
+
+    def test_monitor_gone(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        self.services.stop('ceph-mon')
+        self.addCleanup(self.revive, 'ceph-mon')
+        # What runs goes on.
+        self.sh_wait(server, 'echo x > /data/x; sync')
+        self.assertIn('ceph-no-answer', self.fails_to_boot())
+        self.services.start('ceph-mon')
+        self.boots_again(server)
 
     def test_wrong_key_of_libvirt(self):
         server = self.boot(host=self.host)
@@ -123,4 +183,41 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
         give(ceph.new_key())
         self.assertIn('error connecting', self.fails_to_boot())
         give(right)
+        self.boots_again(server)
+
+    def test_wrong_key_of_nova(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+        keyring = (self.state / self.host / 'ceph-etc' /
+                   'ceph.client.nova.keyring')
+        right = keyring.read_text()
+        self.addCleanup(keyring.write_text, right)
+        keyring.write_text(re.sub('key = .*', f'key = {ceph.new_key()}',
+                                  right))
+        self.assertIn('ceph-key', self.fails_to_boot())
+        keyring.write_text(right)
+        self.boots_again(server)
+
+    def test_pool_full(self):
+        server = self.boot(host=self.host)
+        self.wait_for_agent(server)
+
+        def limit(pool, size):
+            with ceph.Cluster() as cluster:
+                cluster.tell('osd pool set-quota', pool=pool,
+                             field='max_bytes', val=str(size))
+                self.wait('word of it', lambda: any(
+                    one['pool_name'] == pool and
+                    ('full_quota' in one['flags_names']) == bool(size)
+                    for one in cluster.tell('osd dump')['pools']))
+        for pool in (ceph.POOLS['glance'], ceph.POOLS['nova']):
+            self.addCleanup(limit, pool, 0)
+        limit(ceph.POOLS['glance'], 1)
+        self.assertIsNone(self.snapshot(server))
+        self.said(self.events(server, 'createImage'))
+        self.assert_thawed(server)
+        limit(ceph.POOLS['glance'], 0)
+        limit(ceph.POOLS['nova'], 1)
+        self.fails_to_boot()
+        limit(ceph.POOLS['nova'], 0)
         self.boots_again(server)

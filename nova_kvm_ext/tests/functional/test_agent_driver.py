@@ -340,6 +340,21 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         self.thawed()
         self.report(frozen=self.frozen_seconds())
 
+    def test_guest_that_thaws_itself(self):
+        """Its agent says that it is frozen still, and then thaws nothing."""
+        driver = self.boot()
+        # While it is frozen the agent starts no program.
+        self.run_inside(
+            'until fsfreeze -u /data; do sleep 1; done; '
+            'echo "@nke unfrozen" > /dev/console')
+        driver.do('quiesce')
+        libvirtd.wait_for(lambda: '@nke unfrozen' in self.console(),
+                          'thaw in the guest')
+        self.assertEqual('frozen', self.agent('guest-fsfreeze-status'))
+        driver.do('unquiesce')
+        self.thawed()
+        self.assertIn('Do not count on that snapshot', self.said())
+
     def test_driver_killed_between_freeze_and_thaw(self):
         driver = self.boot()
         self.write()
