@@ -17,9 +17,13 @@ without a limit for one that does not answer. While it waits, other calls of
 the same connection were seen to stall (libvirt 9.0). So the call has a
 connection of its own and a time limit, there is never a second one beside it,
 and Nova's own way, which needs no QEMU's answer, is there for what is missing.
+After an answer that came too late that way is taken for a while: where QEMUs
+get too little CPU time, all of them together take longer than the limit, and
+none of them hangs.
 """
 
 import threading
+import time
 from typing import Any
 
 from nova import exception
@@ -33,6 +37,12 @@ LOG = log.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds for the answer about all guests: some 3 ms for each on a busy
 host."""
+
+BACK_OFF = 600.0
+"""Seconds without a question after one that was not answered in time."""
+
+_HANGS = 1000
+"""Milliseconds after which a QEMU that libvirt waits for is named."""
 
 _BUSY = (1, 2)
 """VIR_DOMAIN_CONTROL_JOB and OCCUPIED of virDomainControlState, see
@@ -74,6 +84,10 @@ class VCPUs:
         self._host = host
         self._connection: Any = None
         self._open: _Question | None = None
+        # Whether the operator was told that no answer comes.
+        self._said = False
+        # time.monotonic() of the next question.
+        self._due = 0.0
         self._asking = threading.Lock()
 
     def view(self, driver: Any) -> Any:
@@ -96,9 +110,15 @@ class VCPUs:
         libvirt = nova_driver.libvirt
         if self._open is not None:
             if not self._open.ended():
+                self._say_who()
                 return {}
             self._open = None
-            LOG.info('libvirt tells about the vCPUs of all guests again.')
+            if self._said:
+                LOG.info('libvirt has told about the vCPUs of all guests '
+                         'now.')
+                self._said = False
+        if time.monotonic() < self._due:
+            return {}
         try:
             if self._connection is None:
                 # What stands for libvirt in Nova's own tests has no such call.
@@ -117,6 +137,7 @@ class VCPUs:
         question.start()
         if not question.ended(PATIENCE):
             self._open = question
+            self._due = time.monotonic() + BACK_OFF
             self._say_who()
             return {}
         if question.answer is None:
@@ -128,23 +149,33 @@ class VCPUs:
         return dict(_counts(question.answer))
 
     def _say_who(self) -> None:
-        """Name the guests whose QEMU does not answer."""
+        """Name the guests whose QEMU does not answer, once.
+
+        Nobody is named while libvirt gets one answer after the other.
+        """
+        if self._said:
+            return
         busy = []
         try:
             for guest in self._host.list_guests():
                 state, _, milliseconds = guest._domain.controlInfo()
-                if state in _BUSY and milliseconds >= PATIENCE * 500:
+                if state in _BUSY and milliseconds >= _HANGS:
                     busy.append(guest.uuid)
         except (exception.NovaException,
                 nova_driver.libvirt.libvirtError) as e:
             LOG.debug('It cannot be told which guest it is: %s',
                       errors.clean(e))
+        if not busy:
+            LOG.debug('libvirt takes more than %d s to tell about the vCPUs '
+                      'of all guests.', PATIENCE)
+            return
+        self._said = True
         LOG.warning(
             'KVML510 libvirt has not told about all running guests within '
             '%(seconds)d s. It waits for QEMU of these: %(guests)s. The '
             'service continues without that answer and asks about each guest '
             'by itself.', {'seconds': PATIENCE,
-                           'guests': ', '.join(busy) or 'not known'})
+                           'guests': ', '.join(busy)})
 
 
 def _counts(answer: Any) -> Any:
