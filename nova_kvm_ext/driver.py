@@ -43,6 +43,7 @@ from nova_kvm_ext.guests import errands
 from nova_kvm_ext.guests import hooks as guests_hooks
 from nova_kvm_ext.health import hooks as health_hooks
 from nova_kvm_ext.host import hooks as host_hooks
+from nova_kvm_ext.host import node_devices
 from nova_kvm_ext.host import virt_type
 from nova_kvm_ext.images import hooks as images_hooks
 from nova_kvm_ext.images import questions
@@ -484,6 +485,11 @@ class KVMDriver(driver.LibvirtDriver):
         """Nova's sum, for which libvirt is asked once."""
         return super()._get_vcpu_used.__func__(
             self._vcpus.view(self))
+
+    def _get_pci_passthrough_devices(self) -> str:
+        """Nova's list of PCI devices, each of which is asked once."""
+        return super()._get_pci_passthrough_devices.__func__(
+            node_devices.View(self))
 
     def _get_instance_disk_info_from_config(
             self, *args: Any, **kwargs: Any) -> Any:

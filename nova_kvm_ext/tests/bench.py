@@ -319,9 +319,9 @@ def main() -> int:
     many.add_argument('--at-once', type=int, default=8, metavar='N',
                       help='guests that are booted at the same time, 0 for '
                       'no boots; default %(default)s')
-    many.add_argument('--only', default='', choices=[
+    many.add_argument('--only', default=[], nargs='+', choices=[
         'periodic update', 'image cache', 'power states', 'start'],
-        help='measure this loop alone')
+        help='measure these loops alone')
     months = parser.add_argument_group(
         'months of running (root)',
         'Boots and deletes guests, with each driver in its own process.')

@@ -23,6 +23,7 @@ its processes. libvirtd's and QEMU's own CPU time is left out.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent import futures
 import contextlib
 import datetime
@@ -198,8 +199,9 @@ class Host:
                       file=sys.stderr, flush=True)
         return found
 
-    def loops(self, guests: int, rounds: int, only: str) -> dict[str, Any]:
-        """What loops over guests, or one of these loops."""
+    def loops(self, guests: int, rounds: int, only: list[str]
+              ) -> dict[str, Any]:
+        """What loops over guests, or some of these loops."""
         found = {}
         loops: dict[str, Callable[[str], Any]] = {
             'periodic update': lambda name: self.update(self.drivers[name]),
@@ -208,7 +210,7 @@ class Host:
                 self.drivers[name]),
             'start': self.start}
         for name, action in loops.items():
-            if only in ('', name):
+            if not only or name in only:
                 found[name] = self.in_turns(
                     max(rounds, 3) if name == 'start' else rounds, action,
                     f'{guests} guests, {name}')
@@ -328,7 +330,7 @@ def machine(connection: Any) -> dict[str, Any]:
 
 
 def work(uri: str, directory: str, guests: list[int], running: int,
-         rounds: int, at_once: int, only: str) -> dict[str, Any]:
+         rounds: int, at_once: int, only: list[str]) -> dict[str, Any]:
     """In a process of its own."""
     from importlib import metadata
     host = Host(uri, directory)
@@ -358,7 +360,7 @@ def work(uri: str, directory: str, guests: list[int], running: int,
 
 
 def run(guests: list[int], running: int, rounds: int, at_once: int,
-        only: str = '') -> dict[str, Any]:
+        only: Sequence[str] = ()) -> dict[str, Any]:
     """On a private libvirtd; needs root."""
     from nova_kvm_ext.tests.functional import libvirtd
     with libvirtd.PrivateLibvirt() as private:
@@ -367,7 +369,7 @@ def run(guests: list[int], running: int, rounds: int, at_once: int,
             told = subprocess.run(
                 [sys.executable, '-W', 'ignore', '-m', __name__, json.dumps(
                     [private.uri, directory, guests, running, rounds,
-                     at_once, only])], stdout=subprocess.PIPE, text=True,
+                     at_once, list(only)])], stdout=subprocess.PIPE, text=True,
                 check=True)
     return json.loads(next(
         line for line in told.stdout.splitlines()
@@ -445,6 +447,9 @@ def report(found: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
+    # First of all, as in boot/worker.py: on eventlet it patches the standard
+    # library, without which Nova's loop of connection events stops everything.
+    import nova.cmd.compute  # noqa: F401
     try:
         print(TOLD + json.dumps(work(*json.loads(sys.argv[1]))), flush=True)
     except Exception:

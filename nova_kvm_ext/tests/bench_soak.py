@@ -152,6 +152,9 @@ def _listen(process: 'subprocess.Popen[str]', told: list[Any]) -> None:
 
 
 if __name__ == '__main__':
+    # First of all, as in boot/worker.py: on eventlet it patches the standard
+    # library, without which Nova's loop of connection events stops everything.
+    import nova.cmd.compute  # noqa: F401
     try:
         soak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4],
              sys.argv[5:] == ['trace'])

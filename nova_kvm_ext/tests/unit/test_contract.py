@@ -44,6 +44,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.get_available_resource': (1, ()),
     f'{LIBVIRT_DRIVER}._get_instance_disk_info_from_config': (2, ()),
     f'{LIBVIRT_DRIVER}._get_vcpu_used': (0, ()),
+    f'{LIBVIRT_DRIVER}._get_pci_passthrough_devices': (0, ()),
     'nova.virt.libvirt.host:Host._connect': (2, ()),
     'nova.virt.libvirt.guest:Guest.get_vcpus_info': (0, ()),
     f'{LIBVIRT_DRIVER}.manage_image_cache': (2, ()),
@@ -424,6 +425,15 @@ class ContractTestCase(base.BaseTestCase):
             1, source.count('guest.') - source.count('(guest.'))
         self.assertIn('self._uri = uri', inspect.getsource(
             find('nova.virt.libvirt.host:Host.__init__')))
+
+    def test_what_the_list_of_pci_devices_takes_from_the_driver(self):
+        """It is called with another object, which has this alone."""
+        source = inspect.getsource(find(
+            f'{LIBVIRT_DRIVER}._get_pci_passthrough_devices'))
+        self.assertIn('self._host.list_all_devices(flags=dev_flags)', source)
+        self.assertIn('self._host._get_pcidev_info(', source)
+        self.assertEqual(2, source.count('self.'))
+        self.assertNotIn('super()', source)
 
     def test_a_subclass_says_that_the_agent_is_not_there(self):
         """The API shows InstanceAgentNotEnabled and its text to the user."""

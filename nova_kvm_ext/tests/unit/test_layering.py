@@ -91,10 +91,9 @@ NOVA = {
     'guest_agent.counting', 'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
     'guests.bulk', 'guests.errands', 'guests.hooks',
-    'health.hooks', 'host.hooks', 'images.hooks', 'images.questions',
-    'metrics.hooks', 'migration.departures', 'migration.hooks',
-    'migration.starts',
-    'storage.hooks',
+    'health.hooks', 'host.hooks', 'host.node_devices', 'images.hooks',
+    'images.questions', 'metrics.hooks', 'migration.departures',
+    'migration.hooks', 'migration.starts', 'storage.hooks',
     'storage.image_api', 'storage.rbd', 'storage.volumes', 'vhost.hooks',
     'vhost.privileged', 'vhost.vif'}
 # What runs in nova-scheduler.
