@@ -486,10 +486,12 @@ class KVMDriver(driver.LibvirtDriver):
         return super()._get_vcpu_used.__func__(
             self._vcpus.view(self))
 
-    def _get_pci_passthrough_devices(self) -> str:
-        """Nova's list of PCI devices, each of which is asked once."""
-        return super()._get_pci_passthrough_devices.__func__(
-            node_devices.View(self))
+    if not node_devices.kept_by_nova(driver.LibvirtDriver):
+        # Nova 31 to 33: Nova 34 makes the list once (functools.cache).
+        def _get_pci_passthrough_devices(self) -> Any:
+            """Nova's list of PCI devices, each of which is asked once."""
+            return super()._get_pci_passthrough_devices.__func__(
+                node_devices.View(self))
 
     def _get_instance_disk_info_from_config(
             self, *args: Any, **kwargs: Any) -> Any:

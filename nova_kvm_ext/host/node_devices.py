@@ -13,11 +13,20 @@
 """PCI devices of this host, for Nova's list of them in each periodic update.
 
 For each device Nova 31 to 33 ask libvirt three times what it can, which is two
-calls each time, and all releases ask twice for its XML. The answers do not
-change within one list, so each device is asked once.
+calls each time, and twice for its XML. The answers do not change within one
+list, so each device is asked once. Nova 34 makes the list once.
 """
 
 from typing import Any
+
+
+def kept_by_nova(driver: type) -> bool:
+    """Whether Nova keeps the list itself.
+
+    :param driver: nova.virt.libvirt.driver.LibvirtDriver
+    """
+    return hasattr(getattr(driver, '_get_pci_passthrough_devices'),
+                   'cache_clear')
 
 
 class _Device:

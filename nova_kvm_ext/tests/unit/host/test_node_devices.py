@@ -22,6 +22,7 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver as libvirt_driver
 from oslotest import base
 
+from nova_kvm_ext import driver
 from nova_kvm_ext.host import node_devices
 from nova_kvm_ext.tests.unit import driver_base
 
@@ -54,6 +55,11 @@ class DriverTestCase(driver_base.DriverTestCase):
         return call
 
     def test_the_same_list(self):
+        if node_devices.kept_by_nova(libvirt_driver.LibvirtDriver):
+            # Nova 34: it must stay the method that has the cache.
+            self.assertNotIn('_get_pci_passthrough_devices',
+                             vars(driver.KVMDriver))
+            return
         theirs = json.loads(
             libvirt_driver.LibvirtDriver._get_pci_passthrough_devices(
                 self.drvr))
