@@ -301,10 +301,10 @@ class List(AgentCommand, lister.Lister):
     __doc__ = help_text(
         """Show the state of the guest agents of all running guests.
 
-        States: "no channel" (the guest was given none), "disconnected"
-        (nothing in the guest has the channel open), "connected" (the agent
-        answers), "not answering", "paused" (the guest is paused, and is not
-        asked), "frozen" (the agent answers, and the filesystems are frozen).
+        States: "no channel" (the guest has none), "disconnected" (no program
+        in the guest has the channel open), "connected" (the agent answers),
+        "not answering", "paused" (the guest is paused and not asked),
+        "frozen" (the agent answers, and the file systems are frozen).
         """,
         passed='all guests were asked',
         failed='a guest is frozen, or its agent has the channel open and does '

@@ -127,17 +127,17 @@ def _look(nova: cfg.ConfigOpts, settings: kvm_settings.Settings,
 
 
 class Show(_CPUCommand, show.ShowOne):
-    """Show what CPU a guest gets on this host, each feature with its origin.
+    """Show the CPU that a guest gets on this host, and each feature's origin.
 
-    By default the guest of a flavor and an image that ask for nothing;
-    --extra-spec and --property say what they ask for. With maximum and
-    host-passthrough the features shown are those that host-model would have;
-    there may be more. Those of host-model that can differ from what the guest
-    gets are told, and under KVM the features against CPU flaws that the guest
-    lacks though this host could give them.
+    By default the command shows the guest of a flavor and an image without
+    requests. Use --extra-spec and --property to add requests. For maximum and
+    host-passthrough the command shows the features of host-model; the guest
+    may have more. The output names features of host-model that can differ from
+    what the guest gets and, under KVM, features against CPU flaws that the
+    guest lacks although this host could give them.
 
-    Exit codes: 0 such a guest can be, 2 the guest is refused, 3 wrong command
-    line or configuration, the host lacks something, or libvirt fails.
+    Exit codes: 0 a guest can have this CPU, 2 the guest is refused, 3 wrong
+    command line or configuration, the host lacks something, or libvirt fails.
     """
 
     COLUMNS = ('virt_type', 'virt_type_reason', 'machine', 'cpu_mode',
@@ -285,12 +285,12 @@ def _mapping(args: argparse.Namespace) -> traits.ByFeature:
 
 
 class Export(_CPUCommand):
-    """Print what guests of this host can have, for a fleet.
+    """Print which CPUs guests of this host can have, for nova-kvm-ext fleet.
 
-    One line of JSON, some 10 KiB, which nova-kvm-ext fleet takes: the CPU
-    part of libvirt's domain capabilities, the versions of libvirt, QEMU,
-    kernel and microcode, whether guests can have guests, and a digest that is
-    the same on hosts whose guests can have the same CPUs.
+    The output is one line of JSON, some 10 KiB, for nova-kvm-ext fleet: the
+    CPU part of libvirt's domain capabilities, the versions of libvirt, QEMU,
+    kernel and microcode, whether nested virtualization is on, and a digest
+    that is the same on hosts whose guests can have the same CPUs.
 
     Exit codes: 0 printed, 3 wrong command line or configuration, the host
     lacks something, or libvirt fails.
@@ -314,13 +314,13 @@ class Export(_CPUCommand):
 class ModelList(_CPUCommand, lister.Lister):
     """List the CPU models and levels: usable on this host, or why not.
 
-    Usable is what guests of the configured virt_type can have as it is, as
-    QEMU says; where libvirt contradicts, its answer counts. Missing are the
-    features that the host lacks. A model that lacks a few can be had without
-    them: see cpu show.
+    A model is usable if guests of the configured virt_type can have it, as
+    QEMU reports. If libvirt contradicts, libvirt's answer counts. Missing
+    features are those that the host lacks. A model that lacks a few features
+    can be used without them: see cpu show.
 
-    Exit codes: 0 listed, 3 wrong command line or configuration, the host
-    lacks something, or libvirt fails.
+    Exit codes: 0 listed, 3 wrong command line or configuration, the host lacks
+    something, or libvirt fails.
     """
 
     COLUMNS = ('name', 'usable', 'vendor', 'deprecated', 'missing')
@@ -363,20 +363,22 @@ class ModelList(_CPUCommand, lister.Lister):
 
 
 class Compare(_CPUCommand, show.ShowOne):
-    """Tell whether this host can run the CPU of a domain or of a file.
+    """Check whether this host can run the CPU of a domain or of a file.
 
-    FILE is a domain's XML (virsh dumpxml), a <cpu> element, or what virsh
-    domcapabilities or virsh capabilities wrote; - is standard input, and what
-    is a file is no domain. Of a running domain the CPU is known exactly, so
-    its XML from one host tells whether it can move to another. Of domain
-    capabilities the CPU is what host-model gives there. Capabilities name the
-    host's own CPU, of which no guest has all.
+    The argument is the name or UUID of a domain on this host, or a file; - is
+    standard input. The file has the XML of a domain (virsh dumpxml), a <cpu>
+    element, or the output of virsh domcapabilities or virsh capabilities. The
+    XML of a running domain has its exact CPU, so use the XML from another host
+    to check whether the domain can move to this host. From domain
+    capabilities, the command takes the CPU of host-model. Capabilities
+    describe the CPU of the host itself, which no guest has completely.
 
-    libvirt decides where it can; the features are worked out with its CPU
-    map and are those that libvirt misses.
+    libvirt decides if it can. The missing features are determined with
+    libvirt's CPU map.
 
-    Exit codes: 0 it can, 2 it cannot, 3 it cannot be told, wrong command
-    line, configuration or file, the host lacks something, or libvirt fails.
+    Exit codes: 0 this host can run the CPU, 2 it cannot, 3 not known, wrong
+    command line, configuration or file, the host lacks something, or libvirt
+    fails.
     """
 
     COLUMNS = ('cpu_mode', 'cpu_model', 'virt_type', 'possible', 'reason',

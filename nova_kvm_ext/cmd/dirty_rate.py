@@ -63,19 +63,18 @@ def _shown(value: float | None, unit: str) -> columns.Shown:
 
 
 class DirtyRate(base.HostCommand, show.ShowOne):
-    """Measure how much memory a guest changes, before it is moved.
+    """Measure how much memory a guest changes, before a live migration.
 
-    libvirt has QEMU look at the running guest twice: for --seconds, and for
-    one second. What a guest changes twice counts once, so a longer look sees a
-    lower rate. From both it is worked out what a live migration with the
-    bandwidth and the downtime of nova.conf would be like, if the guest
-    continues as it does. QEMU compares a sample of the memory with what it
-    was: what is written again as it was is not seen. The guest runs on
-    meanwhile.
+    libvirt lets QEMU measure the running guest twice: for --seconds, and for
+    one second. Memory that changes twice in a measurement counts once, so a
+    longer measurement shows a lower rate. From both rates the command
+    calculates what a live migration with the bandwidth and the downtime of
+    nova.conf would be like, if the guest continues to change its memory as it
+    does now. QEMU compares samples of the memory: it does not see that the
+    same content was written again. The guest keeps running.
 
-    Exit codes: 0 a live migration would converge, 2 it would not, 3 that is
-    not known, or wrong command line or configuration, or libvirt cannot be
-    reached or fails.
+    Exit codes: 0 a live migration would converge, 2 it would not, 3 not known,
+    wrong command line or configuration, or libvirt cannot be reached or fails.
     """
 
     COLUMNS = ('name', 'uuid', 'seconds', 'dirty_rate',

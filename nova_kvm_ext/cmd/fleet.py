@@ -157,10 +157,11 @@ class _FleetCommand(base.Command):
 
 
 class Kinds(_FleetCommand, lister.Lister):
-    """List the kinds of host of a fleet: whose guests can have the same CPUs.
+    """List the kinds of host of a fleet.
 
-    Varies are the facts in which hosts of one kind differ: a difference in
-    microcode or kernel can become a difference between CPUs of guests.
+    A kind is all hosts whose guests can have the same CPUs. The column varies
+    has the facts in which hosts of one kind differ. A difference in microcode
+    or kernel can become a difference between the CPUs of guests.
 
     Exit codes: 0 listed, 3 wrong command line or files.
     """
@@ -189,11 +190,11 @@ class Kinds(_FleetCommand, lister.Lister):
 class Baseline(_FleetCommand, show.ShowOne):
     """Show the best CPU that all hosts of a fleet can give, for nova.conf.
 
-    Within one vendor that is a model with features added and removed,
-    across vendors a level. A level gets no feature against CPU
-    vulnerabilities by itself; --mitigations adds those that all hosts have.
+    For hosts of one vendor this is a model with features added and removed,
+    for hosts of several vendors a level. A level has no feature against CPU
+    vulnerabilities; --mitigations adds those that all hosts have.
 
-    Exit codes: 0 there is one, 2 there is none, 3 wrong command line or
+    Exit codes: 0 there is a baseline, 2 there is none, 3 wrong command line or
     files.
     """
 
@@ -254,9 +255,10 @@ def _gain(names: Mapping[str, str], gain: baseline.Gain
 class Matrix(_FleetCommand, lister.Lister):
     """Show between which kinds of host guests with host-model can move.
 
-    Without --from a line a kind: to how many other hosts its guests can
-    move, and from how many hosts it takes guests. With --from a line for
-    each other kind. --page writes all of it as a page for a browser.
+    Without --from there is one row for each kind: to how many other hosts its
+    guests can move, and the guests of how many hosts it can run. With --from
+    there is one row for each other kind. --page writes the whole matrix as an
+    HTML page.
 
     Exit codes: 0 shown, 3 wrong command line or files.
     """
@@ -342,13 +344,13 @@ def _write(path: str, text: str) -> None:
 
 
 class Admit(_FleetCommand, show.ShowOne):
-    """Tell whether a new kind of host may join a fleet, and what that costs.
+    """Check whether a new kind of host may join a fleet, and what that costs.
 
-    It may where its guests can have the CPU of --cpu, or without that the
-    baseline of the fleet as it is.
+    The new host may join if its guests can have the CPU of --cpu. Without
+    --cpu they must be able to have the baseline of the fleet.
 
-    Exit codes: 0 it may, 2 it may not, 3 it cannot be told, or wrong command
-    line or files.
+    Exit codes: 0 the host may join, 2 it may not, 3 not known, or wrong
+    command line or files.
     """
 
     COLUMNS = ('may_join', 'reason', 'missing', 'unknown_names', 'level',
@@ -402,24 +404,24 @@ def _cpu(path: str) -> definition.CPU:
         raise errors.InvalidRequest(e.problem, e.remedy) from e
     if cpu.model is None:
         raise errors.InvalidRequest(
-            f'{errors.clean(path, 200)} names no CPU model'
-            f'{f" but the mode {cpu.mode}" if cpu.mode else ""}: what a '
-            f'guest has then is its host\'s to say.',
+            f'{errors.clean(path, 200)} names no CPU '
+            f'model{f" but the mode {cpu.mode}" if cpu.mode else ""}: what a '
+            'guest then has depends on its host.',
             'Use the XML of the running domain (virsh dumpxml), where libvirt '
             'has written what the guest got.')
     return cpu
 
 
 class Drain(_FleetCommand, lister.Lister):
-    """Tell for each guest of a host how many other hosts can run its CPU.
+    """Show for each guest of a host how many other hosts can run its CPU.
 
-    Guests that can go nowhere come first, with the features that keep them.
-    With --os-cloud the guests are those of the cloud, and each CPU is the
-    exact one that the driver keeps; else name XML of running domains (virsh
-    dumpxml) with --guest.
+    Guests that can go nowhere come first, with the features that other hosts
+    lack. With --os-cloud the guests are those of the cloud, each with the
+    exact CPU that the driver has saved. Otherwise name the XML of running
+    domains (virsh dumpxml) with --guest.
 
-    Exit codes: 0 each guest can go somewhere, 2 one cannot, 3 of one it is
-    not known, or wrong command line or files.
+    Exit codes: 0 each guest can go to some host, 2 a guest cannot, 3 not known
+    for a guest, or wrong command line or files.
     """
 
     COLUMNS = ('guest', 'model', 'can_go', 'to_hosts', 'unknown', 'hosts',
@@ -485,12 +487,12 @@ def _guest(path: str) -> drain.Guest:
 
 
 class Fit(_FleetCommand, lister.Lister):
-    """Tell on how many hosts of a fleet a CPU runs.
+    """Show how many hosts of a fleet can run a CPU.
 
-    CPU is the XML of a running domain or a <cpu> element in a file, - is
+    CPU is a file with the XML of a running domain or a <cpu> element; - is
     standard input.
 
-    Exit codes: 0 on some, 2 on none, 3 it cannot be told, or wrong command
+    Exit codes: 0 some host can, 2 no host can, 3 not known, or wrong command
     line or files.
     """
 

@@ -147,22 +147,22 @@ class GuestsCommand(agent.AgentCommand, show.ShowOne):
 
 class Freeze(GuestsCommand):
     __doc__ = agent.help_text(
-        """Freeze the filesystems of one or several guests.
+        """Freeze the file systems of one or several guests.
 
-        Without --for they stay frozen: a guest can write nothing until
-        "nova-kvm-ext agent thaw" thaws it, and it soon hangs. With
-        --for the command waits, and thaws them all in the end, also when it
-        is interrupted or killed.
+        Without --for the guests stay frozen until "nova-kvm-ext agent thaw".
+        A frozen guest cannot write, and soon hangs. With --for the command
+        waits and then thaws all guests, also when it is interrupted or
+        killed.
 
-        Several guests are frozen in the order given. If one cannot be frozen,
-        all are thawed. A freeze that fails, is not answered in time, or is
-        interrupted (Ctrl-C) is undone.
+        Guests are frozen in the given order. If a guest cannot be frozen, all
+        are thawed. If a freeze fails, is not answered in time, or is
+        interrupted (Ctrl-C), the guest is thawed.
         """,
-        passed='all are frozen; with --for: they were until the end, and are '
-               'thawed',
-        failed='one is not: the agent refused, did not answer, or found '
-               'nothing to freeze; with --for: one was thawed before the end, '
-               'or may still be frozen',
+        passed='all guests are frozen; with --for: they were frozen until the '
+               'end, and are thawed',
+        failed='a guest is not frozen: its agent refused, did not answer, or '
+               'found nothing to freeze; with --for: a guest was thawed '
+               'before the end, or may still be frozen',
         more=', 128+N ended by signal N, and thawed')
 
     COLUMNS = ('name', 'uuid', 'frozen', 'seconds', 'thaw_with')
@@ -367,15 +367,15 @@ class Freeze(GuestsCommand):
 
 class Thaw(GuestsCommand):
     __doc__ = agent.help_text(
-        """Thaw the filesystems of guests; no harm if they are not frozen.
+        """Thaw the file systems of guests.
 
-        A guest that nova-compute or "agent freeze --for" keeps frozen at this
-        moment is left alone, since a thaw would spoil the snapshot; --force
-        thaws it anyway. Tried again until --timeout while the agent
-        does not answer.
+        This does no harm if they are not frozen. A guest that nova-compute or
+        "agent freeze --for" keeps frozen at this moment is refused, because a
+        thaw would make the snapshot inconsistent; --force thaws such a guest.
+        If the agent does not answer, the command tries again until --timeout.
         """,
         passed='all are thawed',
-        failed='one may still be frozen, or a snapshot needs it frozen')
+        failed='a guest may still be frozen, or a snapshot needs it frozen')
 
     COLUMNS = ('name', 'uuid', 'thawed', 'seconds')
     ASIDE = ('uuid',)

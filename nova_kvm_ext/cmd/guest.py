@@ -73,20 +73,21 @@ def _nic(text: str) -> str | None:
 
 
 class Boot(base.Command, show.ShowOne):
-    """Boot a throw-away guest through the driver and see what it got.
+    """Boot a test guest through the driver and check what the guest got.
 
-    Runs the driver's real init_host and spawn on this host's libvirt, looks
-    into the running guest for what its XML promises (CPU model and flags,
-    vCPUs, memory, guest agent, network card), and destroys it. Other guests
-    are not touched and nothing is left behind. Needs root.
+    The command runs the driver's real init_host and spawn on this host's
+    libvirt, compares the running guest with what its XML promises (CPU model
+    and flags, vCPUs, memory, guest agent, network card), and destroys the
+    guest. Other guests are not touched, and nothing is left behind. Needs
+    root.
 
     Without --image, a small test guest is built from this host's kernel,
     busybox and qemu-ga.
 
-    Exit codes: 0 all promises kept, 2 a promise not kept, 3 wrong command
-    line or configuration, or the host lacks something, 4 the guest was refused
-    or did not come up, 5 something could not be removed, 128+N ended by
-    signal N.
+    Exit codes: 0 the guest has everything that its XML promises, 2 something
+    is missing, 3 wrong command line or configuration, or the host lacks
+    something, 4 the guest was refused or was not up in time, 5 something could
+    not be removed, 128+N ended by signal N.
     """
 
     COLUMNS = ('result', 'exit_code', 'seconds', 'virt_type', 'machine',

@@ -188,20 +188,18 @@ class _GuestsCommand(base.HostCommand):
 class List(_GuestsCommand, lister.Lister):
     __doc__ = """Show what each running guest runs with, and would get today.
 
-    A guest keeps the QEMU, the machine type and the CPU that it was started
-    with until it is started again or moves to another host. qemu is old
-    where the program was replaced since, or another version would be
-    started; machine is old where QEMU calls the type deprecated; cpu drifts
-    where nova.conf gives another today. vhost has how many cards use
-    vhost-net, of those that can. guest show has the reasons, as has -f json.
-
-    No guest is asked, and one that hangs delays nothing. Needs root to see
-    which program a guest runs.
+    A running guest keeps the QEMU, the machine type and the CPU with which it
+    was started. The column qemu marks a version as old if the program was
+    replaced, or another version would be started now. machine marks a type
+    that QEMU calls deprecated. cpu shows drift if nova.conf gives another CPU
+    today. vhost has how many cards use vhost-net, of those that can. guest
+    show and -f json have the reasons. Nothing is sent to guests, so a guest
+    that hangs delays nothing. Only root can see which program a guest runs.
     """ + _CODES
 
     COLUMNS = _COLUMNS
     ASIDE = tuple(name for name in _COLUMNS if name not in _ALWAYS)
-    EMPTY = 'No guest runs, or none is as asked.'
+    EMPTY = 'No guest runs, or none matches.'
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -66,21 +66,21 @@ def _seconds(text: str) -> int:
 class Check(base.HostCommand, lister.Lister):
     """Check whether KVM guests can run on this host, and say what repairs it.
 
-    Looks at CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt, Nova,
-    nova.conf and, where disks are in Ceph, at Ceph, and starts a tiny guest.
-    Each check has a code, the fact found and the remedy. Only root can try
-    what QEMU's user may.
+    The command checks CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt,
+    Nova, nova.conf and, if disks are in Ceph, Ceph, and starts a tiny guest.
+    Each check has a code, the facts and the remedy. Only root can try what
+    QEMU's user may do.
 
     With --fix the safe remedies are applied: modules are loaded, and /dev/kvm
-    is given back to its group. Each command is shown before it runs, and then
-    all is checked again.
+    is given to the right group. Each command is shown before it runs. Then
+    everything is checked again.
 
-    Failures and warnings are shown first, each with its remedy; of the other
-    checks the number, or with --all what they found.
+    Failures and warnings are shown first, each with its remedy. For the other
+    checks only their number is shown, or with --all each of them.
 
     Exit codes: 0 every check passed, 1 there are warnings, 2 there are
-    failures, 3 not checked: the command line or a file is wrong, or --fix
-    without root.
+    failures, 3 not checked: the command line or a file is wrong, or --fix was
+    used without root.
     """
 
     COLUMNS = ('code', 'title', 'result', 'details', 'remedy', 'fix')
@@ -206,22 +206,22 @@ class Check(base.HostCommand, lister.Lister):
 
 
 class Health(base.ConfigCommand):
-    """Say from its state file whether nova-compute of this host is well.
+    """Show from its state file whether nova-compute of this host works.
 
-    For probes: of a container, of systemd, of a monitoring system. It reads
+    For probes of containers, systemd and monitoring systems. The command reads
     the file that nova-compute writes at each periodic update and at each
     change, and asks the kernel whether the process runs. It never asks
-    libvirt, so it does not hang where libvirt does, and takes 50 ms.
+    libvirt, so a libvirt that hangs does not delay it. It takes 50 ms.
 
-    A line for each part, the worst first: nova-compute itself, libvirt,
-    Placement, the host check.
+    One line for each part, the worst result first: nova-compute itself,
+    libvirt, Placement, the host check.
 
-    Without --state-path it looks below /var/lib/nova, and where nothing is
-    there below the [DEFAULT] state_path of the configuration that
-    nova-compute reads, which takes a second.
+    Without --state-path the file is searched below /var/lib/nova, and then
+    below the [DEFAULT] state_path of the configuration that nova-compute
+    reads, which takes a second.
 
-    Exit codes: 0 all is well, 1 there are warnings, 2 there is a failure,
-    3 it is not known: no state file, or the command line is wrong.
+    Exit codes: 0 no problem, 1 there are warnings, 2 there is a failure, 3 not
+    known: no state file, or the command line is wrong.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:

@@ -138,11 +138,11 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 class Check(ImageCommand, show.ShowOne):
-    """Say whether the driver would boot from an image, and if not, why.
+    """Check whether the driver would boot from an image, and if not, why.
 
-    Looks at the file as the driver does when it has fetched it from Glance,
-    with the limits and the allowed formats of nova.conf. Opens no other file,
-    and boots nothing.
+    The command checks the file as the driver checks an image that was fetched
+    from Glance, with the limits and the allowed formats of nova.conf. It opens
+    no other file, and boots nothing.
 
     Exit codes: 0 accepted, 2 refused, 3 wrong command line or configuration,
     the host lacks something, or qemu-img was killed, 128+N ended by signal N.
@@ -176,11 +176,11 @@ class Check(ImageCommand, show.ShowOne):
 
 
 class Convert(ImageCommand, command.Command):
-    """Make an acceptable qcow2 of an acceptable image.
+    """Make a qcow2 image of an image that image check accepts.
 
-    The source is judged as by image check and never changed. qemu-img runs
-    with the limits that it has in the driver. The result is there when it is
-    whole; after a failure or an interruption nothing is.
+    The source is checked as by image check, and never changed. qemu-img runs
+    with the same limits as in the driver. The result appears when it is
+    complete. After a failure or an interruption nothing is left.
 
     Exit codes: 0 done, 2 the image is refused or cannot be converted, 3 wrong
     command line or configuration, or the host lacks something, 128+N ended by

@@ -46,18 +46,18 @@ second says that libvirt itself hangs."""
 class Metrics(base.HostCommand):
     """Print this host's metrics in Prometheus' text format.
 
-    Of running guests: state, why paused, hung, agent channel, frozen, QEMU
-    and machine type outdated, CPU drift, vhost-net asked and got. From
-    nova-compute what it recorded and counted: host check, health, snapshots,
-    migrations, images, log messages. The reference of all metrics is in the
-    documentation.
+    About running guests: state, reason of a pause, whether QEMU hangs, agent
+    channel, frozen, QEMU and machine type outdated, CPU drift, vhost-net asked
+    and got. About nova-compute, what it has recorded and counted: host check,
+    health, snapshots, migrations, images, log messages. The documentation has
+    a reference of all metrics.
 
-    With --textfile the text goes to a file for the textfile collector of
-    node_exporter. The file is replaced whole, and can be read by all users.
+    With --textfile the text is written to a file for the textfile collector of
+    node_exporter. The file is replaced as a whole, and all users can read it.
 
-    No guest is asked anything: one that hangs is a metric, not a time-out.
-    Where libvirt does not answer, nova_kvm_ext_libvirt_up is 0 and the rest
-    is printed anyway.
+    The command sends nothing to guests, so a guest that hangs delays nothing;
+    a metric reports it. If libvirt does not answer, nova_kvm_ext_libvirt_up is
+    0 and the other metrics are printed.
 
     Exit codes: 0 printed, or written; 3 wrong command line or configuration,
     or the file cannot be written.

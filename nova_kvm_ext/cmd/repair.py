@@ -58,21 +58,22 @@ class Result:
 
 
 class RepairMigration(base.HostCommand, lister.Lister):
-    """Bring a guest back that moved while nova-compute was down.
+    """Move a guest back that moved while nova-compute was down.
 
-    libvirt completes a live migration whose nova-compute was killed, and Nova
-    has the server on its source from then on. Run this command as root on the
-    host where the guest runs: the log of nova-compute on the source names it.
-    It moves the guest back to where Nova has it, removes what is left of its
-    files on this host, gives back what Placement keeps for the migration,
-    deletes the second bindings of ports, and resets a server that is in the
-    state error to active.
+    libvirt completes a live migration even if nova-compute is killed
+    meanwhile, and Nova then still has the server on the source. Run this
+    command as root on the host where the guest runs; the log of nova-compute
+    on the source names this host. The command moves the guest back to its host
+    in Nova, removes its files on this host, gives back what Placement keeps
+    for the migration, deletes the second bindings of ports, and resets a
+    server that is in the state error to active.
 
-    Each step is proved to be needed first, asked about, and done only then. A
-    step that is not proved is left alone, with what does it by hand.
+    The command does only steps that are proved to be needed, and asks before
+    each step. For other steps the output has the command to do the step by
+    hand.
 
-    Exit codes: 0 all is as it should be, 1 a step was left alone or declined,
-    2 a step failed, or it is not this fault, 3 wrong command line or
+    Exit codes: 0 no problem is left, 1 a step was left alone or declined, 2 a
+    step failed, or this is another fault, 3 wrong command line or
     configuration, or libvirt or Nova cannot be reached.
     """
 

@@ -142,8 +142,9 @@ class Checks(upgradecheck.UpgradeCommands):
             return Result(Code.SUCCESS)
         return Result(
             Code.FAILURE, f'[filter_scheduler] enabled_filters has {_FILTER}: '
-            f'without this package nova-scheduler does not start. Take it and '
-            f'the line of available_filters away before the package.')
+            'without this package nova-scheduler does not start. Remove it '
+            'and the line of available_filters before you remove the '
+            'package.')
 
     def _files(self) -> Result:
         """What lies in Nova's state directory and is of no use any more."""

@@ -142,8 +142,8 @@ class Checks(upgradecheck.UpgradeCommands):
         moved = json.loads(found.stdout.strip().rpartition('\n')[2])
         if moved:
             return Result(
-                Code.FAILURE, f'Nova has moved: {"; ".join(moved)}. Install '
-                f'the nova-kvm-ext for this Nova.')
+                Code.FAILURE, 'The interface of Nova has changed: '
+                f'{"; ".join(moved)}. Install the nova-kvm-ext for this Nova.')
         return Result(Code.SUCCESS)
 
     def _installed(self) -> Result:

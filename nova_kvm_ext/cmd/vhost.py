@@ -44,18 +44,19 @@ with lazy.imports():
 class List(base.HostCommand, lister.Lister):
     """Show for each running network interface whether it uses vhost-net.
 
-    What its XML says (type, model, driver, queues) against what the kernel
-    does for its QEMU: descriptors of /dev/vhost-net that are open, and vhost
-    threads, one of each for a queue. vhost_net is yes, no or unknown; the
-    details say where it comes from. Needs root to see descriptors; others see
-    the threads.
+    The command compares the XML of each interface (type, model, driver,
+    queues) with what the kernel does for its QEMU: open descriptors of
+    /dev/vhost-net, and vhost threads, one of each for a queue. vhost_net is
+    yes, no or unknown; the details have the source of the answer. Only root
+    can see descriptors; other users see the threads.
 
-    The kernel shows queues, not whose they are: of a guest with several
-    interfaces of which not all have theirs, some stay unknown.
+    The kernel shows queues, but not the interface of each queue. If a guest
+    has several interfaces and not all of them have their queues, some stay
+    unknown.
 
-    Exit codes: 0 each interface whose XML names the vhost driver uses it or
-    may not be checked, 2 one of them does not use it, 3 wrong command line
-    or configuration, or libvirt cannot be reached or fails.
+    Exit codes: 0 each interface whose XML names the vhost driver uses
+    vhost-net, or this is not known, 2 an interface does not use it, 3 wrong
+    command line or configuration, or libvirt cannot be reached or fails.
     """
 
     COLUMNS = ('name', 'uuid', 'mac', 'type', 'model', 'driver', 'queues',

@@ -229,7 +229,7 @@ class Agent:
         if self.says_frozen():
             raise errors.AgentError(
                 'The guest is frozen already.',
-                'Wait for who froze it, or thaw it.',
+                'Wait for the program that froze it, or thaw it.',
                 fault=errors.AgentFault.REFUSED)
         try:
             return self.ask('guest-fsfreeze-freeze', replies.frozen, timeout)
@@ -316,7 +316,7 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
                           'The guest has no agent channel.')
     if not connected:
         return AgentFacts(AgentState.DISCONNECTED,
-                          'Nothing in the guest has the channel open.')
+                          'No program in the guest has the channel open.')
     agent = Agent(domain, timeout, command)
 
     def left() -> float:
@@ -351,7 +351,8 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
             continue
         if left() <= 0:
             problem = problem or (
-                f'The guest agent had not told all after {timeout:g} s.')
+                'The guest agent had not answered everything after '
+                f'{timeout:g} s.')
             break
         try:
             found[name] = agent.ask(request, parse, left())
@@ -455,7 +456,7 @@ def _failure(error: Exception, name: str, seconds: float
             f'has not ended.', 'Try again.', fault=fault.BUSY)
     if code == _AGENT_UNRESPONSIVE and 'agent is not connected' in words:
         return errors.AgentError(
-            'Nothing in the guest has the agent channel open.',
+            'No program in the guest has the agent channel open.',
             'Install and start qemu-guest-agent in the guest.',
             fault=fault.DISCONNECTED)
     if code == _AGENT_UNRESPONSIVE and 'not available due to an error' in (
@@ -468,7 +469,7 @@ def _failure(error: Exception, name: str, seconds: float
     if code in NO_ANSWER:
         return errors.AgentError(
             f'The guest agent did not answer {name} within {seconds:g} s.',
-            'Look whether qemu-guest-agent hangs in the guest.',
+            'Check whether qemu-guest-agent hangs in the guest.',
             fault=fault.NO_ANSWER)
     # From here on the words may be the guest's.
     refused = "unable to execute QEMU agent command '"
@@ -482,7 +483,7 @@ def _failure(error: Exception, name: str, seconds: float
     if code == _INTERNAL_ERROR and 'End of file from agent socket' in words:
         return errors.AgentError(
             f'The guest agent went away at {name}.',
-            'Look whether qemu-guest-agent died in the guest.',
+            'Check whether qemu-guest-agent died in the guest.',
             fault=fault.NO_ANSWER)
     if code in (_INTERNAL_ERROR, _SYSTEM_ERROR):
         return errors.AgentError(

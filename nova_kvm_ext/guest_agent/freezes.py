@@ -242,8 +242,8 @@ class Freezes:
         """
         if self._is_frozen(guest._domain) is not True:
             return False
-        LOG.warning('KVML406 The guest was frozen when it migrated here. If '
-                    'nobody thaws it, that is done in %d s.',
+        LOG.warning('KVML406 The guest was frozen when it migrated here. The '
+                    'driver thaws it in %d s if it is still frozen then.',
                     limits.VOLUME_FREEZE_LIMIT,
                     instance=instance)
         try:

@@ -242,8 +242,8 @@ class GuestAgents:
         """
         silent = (
             f'The guest agent of instance {instance.uuid} does not answer, so '
-            f'the password is not set. Look whether qemu-guest-agent runs in '
-            f'the guest.')
+            'the password is not set. Check whether qemu-guest-agent runs in '
+            'the guest.')
         seen = self.see(instance)
         token = self._password_of.set(seen)
         try:

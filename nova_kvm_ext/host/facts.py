@@ -385,7 +385,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     # QEMU that has hung. Only where that user and that device are known to be
     # QEMU's: else libvirt alone can tell.
     unasked = ('libvirt was not asked about QEMU: while QEMU\'s user may not '
-               'open /dev/kvm it takes a minute over each answer'
+               'open /dev/kvm it needs a minute for each answer'
                if use.error in ('EACCES', 'EPERM') and configured.known and
                place.here else '')
     if connection is not None:

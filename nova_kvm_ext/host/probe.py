@@ -307,8 +307,8 @@ def _start_and_watch(conn: Any, xml: str, name: str, label: str,
             return _died(name, label, seconds)
         return ProbeResult(
             None,
-            _shorten(f'libvirt lost sight of a guest under {label} after '
-                     f'{seconds:.1f} s: {e}'),
+            _shorten(f'libvirt lost a guest under {label} after {seconds:.1f} '
+                     f's: {e}'),
             seconds)
 
 

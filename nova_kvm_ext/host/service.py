@@ -109,17 +109,17 @@ def find(proc: str = '/proc', root: str = '/') -> Service:
             trusted.append(found)
         else:
             notes.append(
-                f'{found.how} has the words of nova-compute and belongs to '
-                f'the user {_name(found)}, who is not known to run '
-                'nova-compute: it is ignored.')
+                f'{found.how} has the command line of nova-compute, but its '
+                f'user {_name(found)} is not known to run nova-compute: the '
+                'process is ignored.')
     here = [found for found in trusted if not found.elsewhere] or trusted
     if len({found.identity for found in here}) == 1:
         return dataclasses.replace(here[0], notes=tuple(notes))
     if here:
         notes.append(
-            f'More than one nova-compute runs here (processes '
-            f'{", ".join(str(found.pid) for found in here)}), and not with '
-            f'the same words: name the nova.conf with --config-file.')
+            'More than one nova-compute runs here (processes '
+            f'{", ".join(str(found.pid) for found in here)}), with different '
+            'command lines: name the nova.conf with --config-file.')
         return Service(notes=tuple(notes), home=_home())
     found = unit if unit is not None and unit.python else _installed(
         root, unit)

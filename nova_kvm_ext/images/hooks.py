@@ -206,8 +206,8 @@ class ImageFetch:
                     self._novas_inspection(image, image_id, part)
                 if self._policy.force_raw and 'raw' not in (
                         decided.disk_format, decided.converted_to):
-                    LOG.info('Image %s is not made raw, for Nova would not '
-                             'take its disk as a raw file.', image_id)
+                    LOG.info('Image %s is not made raw, because Nova would '
+                             'not accept its disk as a raw file.', image_id)
                 if decided.converted_to is None:
                     os.rename(part, target)
                     return

@@ -92,7 +92,7 @@ class Content:
         if self.qemu == 'raw' and (self.sound or not inspected):
             return ''
         if self.qemu == 'raw':
-            return 'Nova takes no raw disk with such a partition table.'
+            return 'Nova accepts no raw disk with such a partition table.'
         looks = (' and '.join({*self.formats} - {'raw'}) or
                  self.qemu or 'something unreadable')
         return (f'Its disk, as raw, looks like {errors.clean(looks, 20)}: it '
@@ -401,7 +401,7 @@ def _failed(facts: Facts, found: str) -> Verdict:
     check = facts.failed_checks[0]
     if check == 'mbr':
         return _refuse(
-            'mbr', 'Nova takes no raw disk with such a partition table.',
+            'mbr', 'Nova accepts no raw disk with such a partition table.',
             _convert('raw'))
     if found == 'luks':
         return _refuse(check, 'It is encrypted, by a LUKS that QEMU does not '

@@ -33,7 +33,7 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-no-answer',
         r'error connecting: Connection timed out'
         r'|RADOS timed out \(error connecting to the cluster\)',
-        'No monitor of Ceph let this client in within five minutes. None can '
+        'No monitor of Ceph accept this client within five minutes. None can '
         'be reached; or the key or the user is a wrong one, which QEMU does '
         'not always say.',
         'See that the monitors can be reached from this host. ' + HOST_CHECK,
@@ -117,8 +117,8 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-blocklisted',
         r'Cannot send after transport endpoint shutdown'
         r'|RBD connection was shutdown \(',
-        'Ceph has put this client on its blocklist, and lets it read and '
-        'write no more: another client took over its lock, or an operator '
+        'Ceph has put this client on its blocklist, and lets it no longer '
+        'read and write: another client took over its lock, or an operator '
         'fenced the host.',
         'See ceph osd blocklist ls. If the host is well and nobody fenced it '
         'on purpose, ceph osd blocklist rm ADDRESS, and restart the guest.',

@@ -441,7 +441,7 @@ class Migrations:
             callback = connection.domainEventRegisterAny(
                 guest._domain, event, watch.ended, None)
         except libvirt.libvirtError as e:
-            LOG.debug('libvirt will not tell what the migration took: %s',
+            LOG.debug('libvirt does not report what the migration took: %s',
                       errors.clean(e))
         try:
             yield

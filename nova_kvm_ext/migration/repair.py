@@ -115,7 +115,7 @@ class Files:
     """The guest's directory in instances_path of this host.
 
     :ivar path: '' where there is none
-    :ivar local: whether the file system is this host's own; None where that
+    :ivar local: whether the file system is local to this host; None where that
         is not known
     :ivar in_use: disks in it that a QEMU has open, or may have
     """
@@ -146,7 +146,7 @@ def refusal(server: Server, here: str, runs_here: bool | None,
                 f'to this host')
     if left.status in ('running', 'preparing', 'pre-migrating',
                        'post-migrating', 'accepted', 'queued'):
-        return (f'Nova is still at the live migration of the server '
+        return ('Nova has not ended the live migration of the server '
                 f'({errors.clean(left.status, 40)}). Is nova-compute on '
                 f'{errors.clean(server.host, 80)} up?')
     if runs_here and busy:
@@ -164,12 +164,12 @@ def move(server: Server, runs_here: bool | None, runs_there: bool | None,
     host = errors.clean(server.host, 80)
     if runs_here and runs_there:
         return Step(Name.MOVE, None, f'it runs here and on {host}: two guests '
-                    f'write to disks of their own. Look which one is the '
-                    f'right one, and end the other')
+                    'write to different disks. Find out which one is the '
+                    'right one, and end the other')
     if runs_here:
         seen = ('where it does not run' if runs_there is False else
-                f'whose libvirt could not be asked ({why}), but takes no '
-                f'guest that runs there')
+                f'whose libvirt could not be asked ({why}), but refuses a '
+                'guest that runs there')
         return Step(Name.MOVE, True, f'it runs here, and Nova has it on '
                     f'{host}, {seen}', by_hand)
     if runs_there:
@@ -200,7 +200,7 @@ def files(found: Files, runs_here: bool | None, runs_there: bool | None
         return Step(Name.FILES, None, f'{", ".join(found.in_use)}: in use, or '
                     f'that cannot be told', by_hand)
     return Step(Name.FILES, True, 'the guest runs on its own host, the file '
-                'system is this host\'s own, and nothing has the disks open',
+                'system is local to this host, and nothing has the disks open',
                 by_hand)
 
 

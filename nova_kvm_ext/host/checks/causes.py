@@ -48,7 +48,7 @@ def no_kvm(facts: model.HostFacts, details: str, remedy: str = '',
         return weigh(facts, said) if files else said
     if wanted == 'qemu' and slow:
         return verdict.warn(f'{details}; virt_type = qemu needs no KVM, but '
-                            f'libvirt takes a minute over each look at QEMU',
+                            'libvirt needs a minute for each check of QEMU',
                             remedy, fix)
     if wanted == 'qemu':
         return verdict.skip(f'{details}; not relevant, because virt_type = '

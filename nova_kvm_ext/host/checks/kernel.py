@@ -122,6 +122,6 @@ def _nested(facts: model.HostFacts) -> verdict.Said:
             on = module.nested in ('Y', '1')
             return verdict.passed(
                 f'{name} has nested={module.nested}: guests '
-                f'{"can" if on else "cannot"} run KVM guests of their own')
-    return verdict.skip('no module says whether guests can run KVM guests of '
-                        'their own')
+                f'{"can" if on else "cannot"} run nested KVM guests')
+    return verdict.skip('no module says whether guests can run nested KVM '
+                        'guests')

@@ -216,7 +216,7 @@ def _space(facts: model.HostFacts) -> verdict.Said:
     if full:
         return verdict.fail(
             f'{said}, but no inode' if directory.free >= _NO_SPACE else
-            f'{said}: there is no room for another guest', remedy)
+            f'{said}: there is no space for another guest', remedy)
     reserved = facts.options.reserved_disk_mb * _MIB
     if directory.free < max(_LITTLE_SPACE, reserved):
         return verdict.warn(said + (

@@ -278,7 +278,7 @@ class SoftwareTestCase(HostCheckTestCase):
         self.shell(f'mount --no-mtab -t tmpfs -o size=1m none '
                    f'{self.instances} && chmod 0755 {self.instances}')
         found = self.fault('1 MiB for instances', 'KVM405', boot=False)
-        self.assertIn('no room for another guest', found['details'])
+        self.assertIn('no space for another guest', found['details'])
 
     def test_read_only_instances(self):
         self.shell(f'mount --no-mtab -t tmpfs -o ro,mode=0755 none '

@@ -202,7 +202,7 @@ class ArgumentsTestCase(GuestBootTestCase):
     def test_help_tells_the_exit_codes(self):
         error = self.assertRaises(SystemExit, self.boot, '--help')
         self.assertEqual(0, error.code)
-        self.assertIn('Exit codes: 0 all promises kept',
+        self.assertIn('Exit codes: 0 the guest has everything',
                       self.stdout.getvalue())
 
 

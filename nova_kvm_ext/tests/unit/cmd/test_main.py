@@ -79,7 +79,7 @@ class MainTestCase(base.BaseTestCase):
     def test_help(self):
         code, out, _ = self.run_main('--help')
         self.assertEqual(0, code)
-        self.assertRegex(out, r'guest boot\s+Boot a throw-away guest')
+        self.assertRegex(out, r'guest boot\s+Boot a test guest')
         self.boot.assert_not_called()
 
     def test_version(self):

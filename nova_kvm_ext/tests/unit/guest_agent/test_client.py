@@ -438,7 +438,7 @@ class LookTestCase(ClientTestCase):
         facts = self.look(timeout=5)
         self.assertLessEqual(self.clock.now - started, 5 + 1.5)
         self.assertEqual([5, 4, 2, 1], self.domain.waits)
-        self.assertIn('had not told all after 5 s', facts.problem)
+        self.assertIn('had not answered everything after 5 s', facts.problem)
 
     def test_libvirt_fails(self):
         for error in (LibvirtError(38, 'x', 7), LibvirtError(42, 'x')):

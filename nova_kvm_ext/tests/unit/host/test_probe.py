@@ -382,7 +382,7 @@ class TestOutcomes(ProbeTestCase):
             Domain(RUNNING, LibvirtError('Cannot recv data', 38))))
         self.assertIsNone(result.runs)
         self.assertFalse(result.lasting)
-        self.assertIn('lost sight', result.reason)
+        self.assertIn('lost a guest', result.reason)
         self.assertIn('Cannot recv data', result.reason)
 
     def test_proof(self) -> None:

@@ -136,7 +136,7 @@ class ServiceTestCase(base.BaseTestCase):
             found = self.find()
             self.assertEqual(trusted, found.pid == 7, str(kwargs))
             self.assertEqual(not trusted, bool(found.notes))
-        self.assertIn('process 7 has the words of nova-compute',
+        self.assertIn('process 7 has the command line of nova-compute',
                       found.notes[0])
         self.useFixture(fixtures.EnvironmentVariable(
             'SUDO_UID', str(other)))

@@ -50,7 +50,7 @@ class RefusalTestCase(base.BaseTestCase):
             self.check('was not from source', server(
                 migration=repair.Migration('m', source, destination,
                                            'error')))
-        self.check('still at the live migration', server(
+        self.check('not ended the live migration', server(
             migration=repair.Migration('m', SRC, DST, 'running')))
         self.check('another job', server(), busy=True)
 

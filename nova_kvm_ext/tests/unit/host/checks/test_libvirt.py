@@ -37,7 +37,7 @@ class LibvirtTestCase(case.ChecksTestCase):
         self.assertEqual(verdict.PASS, results['KVM502'].result)
         for code in ('KVM505', 'KVM506', 'KVM507', 'KVM508'):
             self.assertEqual(verdict.SKIP, results[code].result)
-            self.assertIn('takes a minute', results[code].details)
+            self.assertIn('needs a minute', results[code].details)
 
     def test_the_service_runs_no_qemu(self):
         """libvirt has, and it tells what guests of virt_type can have."""
