@@ -84,6 +84,13 @@ def faults(room: str, source: str) -> tuple[list[str], list[str]]:
 
 class LogCodesTestCase(base.BaseTestCase):
 
+    def test_what_is_said_for_each_request(self):
+        """Snapshots and migrations are asked for; all else goes on."""
+        self.assertEqual(
+            {'KVML402', 'KVML403', 'KVML404', 'KVML702', 'KVML703',
+             'KVML704', 'KVML705'},
+            {row.code for row in log_codes.TABLE if row.each_request})
+
     def test_each_warning_has_a_code_and_each_code_a_warning(self):
         wrong, used = [], set()
         for room, path in sorted(test_layering.modules().items()):

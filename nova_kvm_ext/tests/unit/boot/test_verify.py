@@ -229,6 +229,12 @@ class CPUModelTestCase(VerifyTestCase):
                       self.check(cpu_model='NoSuch')):
             self.assertCheck(SKIP, check, 'no signature to compare')
 
+    def test_long_name(self):
+        for length, shown in ((80, 'x' * 80), (81, 'x' * 77 + '...')):
+            self.assertTrue(self.check(
+                cpu_model_name='x' * length,
+                cpuid={}).details.endswith(f'the guest sees {shown}'))
+
     def test_hostile_name(self):
         cases: list[dict[str, Any]] = [
             {}, {'cpuid': {}}, {'cpu_model': None}]

@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import dataclasses
 import os
 import re
 import stat
@@ -143,6 +144,21 @@ class TextTestCase(base.BaseTestCase):
             self.assertEqual(value, found[
                 (f'nova_kvm_ext_{name}', *sorted(labels))], str(key))
         self.assertFalse([key for key in found if 'u' in key[1:]])
+
+    def test_seconds_frozen(self):
+        name = 'nova_kvm_ext_guest_frozen_seconds'
+        for since, seconds in ((990, 10), (1000, 0), (1001, 0)):
+            found = self.guests(dataclasses.replace(
+                test_verdicts.GUEST, frozen=model.Frozen(since, 'x')))
+            self.assertEqual(seconds, found[name, 'u'])
+
+    def test_buckets_stay(self):
+        """With others all that was observed before is dropped."""
+        self.assertEqual(
+            {names.FREEZES.name: (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
+             names.DOWNTIME.name: (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)},
+            {metric.name: metric.buckets for metric in names.ALL
+             if metric.kind is names.Kind.HISTOGRAM})
 
     def test_checks(self):
         found = self.parsed(samples.of_checks(

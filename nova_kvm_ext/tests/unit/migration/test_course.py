@@ -226,7 +226,7 @@ class JudgeTestCase(base.BaseTestCase):
                 (10, 50, verdict.Outcome.CONVERGES),
                 (11, 50, verdict.Outcome.UNKNOWN)):
             found = self.judge(verdict.Iteration(10, 1000, left, 100, kept))
-            self.assertIs(wanted, found.outcome, (left, kept))
+            self.assertIs(wanted, found.outcome, f'{left}, {kept}')
             self.assertEqual(
                 (3, left / 10, 100, left + kept),
                 (found.iteration, found.changed, found.bandwidth,
