@@ -281,6 +281,30 @@ class HostileTestCase(RepliesTestCase):
             'version': 'x', 'supported_commands':
             [{'name': f'a{i}', 'enabled': True} for i in range(513)]}))
 
+    def test_the_largest_numbers(self):
+        filesystem = HONEST['guest-get-fsinfo'][0] | {
+            'used-bytes': 2 ** 63 - 1, 'total-bytes': 2 ** 63 - 1}
+        found, = replies.filesystems(reply([filesystem]))
+        self.assertEqual(2 ** 63 - 1, found.used_bytes)
+        disk = {'bus-type': 'scsi', 'bus': 2 ** 32 - 1, 'target': 1}
+        found, = replies.filesystems(reply([filesystem | {'disk': [disk]}]))
+        self.assertEqual(('scsi:4294967295:1:?',), tuple(found.disks))
+        self.nonsense('guest-get-fsinfo', reply([
+            filesystem | {'disk': [disk | {'bus': 2 ** 32}]}]))
+
+    def test_three_cut_lists_are_named(self):
+        address = {'ip-address': '::1', 'prefix': 1}
+        for count, more in ((3, ''), (4, ' (and so for 1 more)'),
+                            (6, ' (and so for 3 more)')):
+            found = replies.interfaces(reply([
+                {'name': f'i{n}', 'ip-addresses': [address] * 257}
+                for n in range(count)]))
+            self.assertEqual(
+                'Not shown: ' + ', '.join(
+                    f'1 more than the 256 addresses of interface i{n}'
+                    for n in range(3)) + f'{more}.',
+                replies.left_out(found, None))
+
     def test_long_lists_are_cut(self):
         interface = {'name': 'x'}
         address = {'ip-address': '::1', 'prefix': 1}

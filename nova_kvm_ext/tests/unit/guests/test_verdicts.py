@@ -23,8 +23,10 @@ from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.guests import verdicts
+from nova_kvm_ext.host import model as host_model
 from nova_kvm_ext.tests.unit.cpu import documents
 from nova_kvm_ext.tests.unit import test_settings
+from nova_kvm_ext.vhost import proof
 
 
 def cpu(text: str) -> definition.CPU:
@@ -94,6 +96,7 @@ class VerdictTestCase(base.BaseTestCase):
                                            **what).old_qemu.why)
 
     def test_state_is_libvirts(self):
+        self.assertEqual([*range(8)], sorted(model.STATES))
         for number, name in model.STATES.items():
             self.assertEqual(number, getattr(libvirt, 'VIR_DOMAIN_' + {
                 'no state': 'NOSTATE', 'shutting down': 'SHUTDOWN',
@@ -139,7 +142,10 @@ class VerdictTestCase(base.BaseTestCase):
                 ({'process': model.Process(7, 't')}, True),
                 ({'process': model.Process(7, 'Z')}, True),
                 ({'control': model.Control(2, 30)}, True),
-                ({'control': model.Control(2, 0.5)}, False),
+                ({'control': model.Control(2, 10)}, True),
+                ({'control': model.Control(2, 9.9)}, False),
+                ({'control': model.Control()}, False),
+                ({'process': model.Process(7, 'X')}, True),
                 # A job, as a migration, may take its time.
                 ({'control': model.Control(1, 3000)}, False),
                 ({'control': model.Control(3, 0)}, True),
@@ -156,6 +162,27 @@ class VerdictTestCase(base.BaseTestCase):
         self.assertEqual(
             ['hangs', 'paused by an I/O error', 'frozen', 'QEMU', 'machine'],
             [text.partition(':')[0] for text in found.findings])
+
+    def test_other_findings(self):
+        lost = host_model.VhostFacts(70, 0, 0)
+        self.assertEqual(
+            ('mac: does not use vhost-net, though its XML names it',
+             'not read: odd'),
+            judge(nics=(proof.Nic('mac', 'bridge', 'virtio', 'vhost', 1,
+                                  None),
+                        proof.Nic('other', 'bridge', 'virtio', None, 1,
+                                  None)),
+                  vhost=lost, odd='odd').findings)
+
+    def test_answers_in_words(self):
+        self.assertEqual(['yes', 'no', 'unknown'], [
+            verdicts.Answer(value).word for value in (True, False, None)])
+
+    def test_qemu_of_another_architecture(self):
+        for arch, wanted in (('', '7.2.22'), ('x86_64', '7.2.22'),
+                             ('i686', '7.2.22'), ('aarch64', None)):
+            self.assertEqual(wanted, judge(
+                arch=arch, emulator='').qemu_today, arch)
 
     def test_a_pause_that_somebody_asked_for_is_no_finding(self):
         found = judge(paused=model.Paused('user', 'by request'))
@@ -289,6 +316,79 @@ class DriftTestCase(base.BaseTestCase):
                            cpu=self.host_model({'avx': 'disable'}))
         self.assertEqual((True, ('avx',), ()),
                          (found.drift, found.gained, found.lost))
+
+    def test_what_is_said(self):
+        asked = definition.CPU(mode='host-model')
+        passthrough, maximum = (definition.CPU(mode=mode) for mode in (
+            'host-passthrough', 'maximum'))
+        other = dataclasses.replace(self.host_model({}), model='Penryn')
+        host_model, host_cpu, none = (
+            f'cpu_mode = {mode}' for mode in (
+                'host-model', 'host-passthrough', 'none'))
+        penryn, level = (f'cpu_mode = custom\ncpu_model = {model}'
+                         for model in ('Penryn', 'x86-64-v2'))
+        by_mode, by_model = ('as [kvm_ext] cpu_mode asks',
+                             'as [kvm_ext] cpu_model asks')
+        hidden = 'no XML says all that host-passthrough gives'
+        lost = f'loses popcnt, sse4.2, {by_model}'
+        for text, what, expected, details in (
+                (host_cpu, {'cpu': passthrough, 'configured': passthrough,
+                            'process': model.Process(
+                                7, 'S', replaced=True)},
+                 None, f'{hidden}, and its QEMU is not today\'s'),
+                (host_cpu, {'cpu': passthrough, 'configured': passthrough,
+                            'process': model.Process(7, 'S')}, None, hidden),
+                # Transient domains: nothing says what was asked for.
+                (host_cpu, {'cpu': passthrough, 'configured': None}, None,
+                 hidden),
+                (host_cpu, {'cpu': maximum, 'configured': None}, True,
+                 f'maximum is now host-passthrough, {by_mode}'),
+                (penryn, {'configured': None}, True,
+                 f'model Nehalem is now Penryn, {lost}'),
+                (penryn, {'configured': LIVE}, True,
+                 f'model Nehalem is now Penryn, {lost}'),
+                (f'{host_cpu}\n[libvirt]\ncpu_model_extra_flags = -aes\n',
+                 {'cpu': passthrough, 'configured': passthrough}, True,
+                 f'host-passthrough is now with other extra flags, '
+                 f'{by_mode}'),
+                (host_model, {'configured': asked, 'cpu': self.host_model(
+                    {'3dnow': 'require'})}, True, f'loses 3dnow, {by_mode}'),
+                (host_model, {'configured': asked, 'cpu': other}, True,
+                 f'model Penryn is now Haswell-noTSX, gains aes, avx, avx2, '
+                 f'bmi1, bmi2, erms, fma, fsgsbase, invpcid, movbe, pcid, '
+                 f'pclmuldq and 7 more, {by_mode}'),
+                (host_model, {'configured': asked, 'cpu': dataclasses.replace(
+                    other, model='Unknown')}, True,
+                 f'model Unknown is now Haswell-noTSX, {by_mode}'),
+                (none, {}, True, f'Nehalem is now none, {by_mode}'),
+                (level, {'configured': None}, True,
+                 f'model Nehalem is now kvm64, {by_model}')):
+            found = self.judge(text, **what)
+            self.assertEqual((expected, details),
+                             (found.drift, found.details), text)
+
+    def test_a_host_model_that_is_not_told(self):
+        self.host = dataclasses.replace(
+            self.host, caps=dataclasses.replace(
+                self.host.caps, host_model=None))
+        found = self.judge('cpu_mode = host-model', configured=definition.CPU(
+            mode='host-model'))
+        self.assertEqual(
+            (None, 'what host-model gives today is not known'),
+            (found.drift, found.details))
+
+    def test_what_today_lacks(self):
+        today = self.today(test_settings.settings('[kvm_ext]\n'))
+        unknown = 'what guests get today is not known'
+        for lacks, details in (
+                ({'settings': None}, unknown), ({'cpus': {}}, unknown),
+                ({'cpus': {'kvm': model.CPUs(self.host, None, 'broken')}},
+                 'broken')):
+            self.assertEqual(
+                drift.Drift(None, 'Nehalem', details=details),
+                drift.judge(GUEST, dataclasses.replace(today, **lacks)))
+        self.assertEqual(drift.Drift(None, details='its XML tells no CPU'),
+                         drift.judge(guest(cpu=None), today))
 
     def test_no_cpu_at_all(self):
         none = definition.CPU(mode='custom', model='qemu64', check='none')

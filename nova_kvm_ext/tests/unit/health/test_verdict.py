@@ -71,6 +71,34 @@ class VerdictTestCase(base.BaseTestCase):
              'host check': '2 checks, no failure 20 s ago'},
             {name: part.details for name, part in self.parts.items()})
 
+    def test_the_file_has_this_version(self):
+        self.assertEqual(WELL['version'], verdict.VERSION)
+
+    def test_a_look_that_began_as_the_last_one_ended(self):
+        """That is a clock with large steps, and none is under way."""
+        self.assertEqual('PASS PASS PASS PASS', self.judge(
+            1065, update={'began': 1000.0}))
+
+    def test_no_time_is_negative(self):
+        for clock in 990.5, 999.9, 1000.0, 1000.4:
+            self.judge(clock)
+            self.assertEqual('it answered 0 s ago',
+                             self.parts['libvirt'].details)
+
+    def test_since_when_libvirt_does_not_answer(self):
+        self.judge(libvirt={'answers': False, 'since': 960.0,
+                            'reason': 'lost'})
+        self.assertEqual('it does not answer, since 50 s: lost',
+                         self.parts['libvirt'].details)
+
+    def test_the_worst_first(self):
+        self.judge(libvirt={'answers': False, 'since': 960.0},
+                   host_check={'fault': 'x', 'mode': 'warn'},
+                   placement={'answered': None}, interval=None)
+        self.assertEqual(
+            ['libvirt', 'host check', 'Placement', 'nova-compute'],
+            [part.name for part in verdict.ordered(self.parts.values())])
+
     def test_the_process(self):
         for process in verdict.ENDED, verdict.STOPPED:
             self.assertEqual('FAIL UNKNOWN UNKNOWN UNKNOWN',
@@ -140,6 +168,10 @@ class VerdictTestCase(base.BaseTestCase):
         broken = {'finished': 1185, 'began': 1184, 'error': 'no database'}
         self.assertEqual('FAIL UNKNOWN UNKNOWN UNKNOWN',
                          self.judge(1190, update=broken))
+        for clock, result in ((1180, 'WARN'), (1181, 'FAIL')):
+            self.judge(clock, update={
+                'finished': 1175, 'began': 1174, 'error': 'no database'})
+            self.assertEqual(result, self.parts['nova-compute'].result)
         # What libvirt is to blame for is not said twice.
         self.assertEqual('PASS FAIL PASS PASS', self.judge(
             1190, update=broken, libvirt={

@@ -43,6 +43,11 @@ class ProvidersTestCase(base.BaseTestCase):
             f'openstack --os-placement-api-version 1.6 resource provider '
             f'trait delete {UUID}', trace.command)
 
+    def test_few(self):
+        for count, end in ((5, '_4'), (6, '_4 and 1 more')):
+            trace, = self.of(*(f'{OURS}_{n}' for n in range(count)))
+            self.assertTrue(trace.what.endswith(end), trace.what)
+
     def test_many(self):
         trace, = self.of(*(f'{OURS}_{n}' for n in range(7)))
         self.assertTrue(trace.what.endswith('_4 and 2 more'), trace.what)
@@ -92,6 +97,20 @@ class AskingTestCase(base.BaseTestCase):
     def test_what_a_snapshot_says_of_itself_stays(self):
         self.assertEqual((), traces.of_images([
             traces.Asking('i', 'i', {'kvm_ext_quiesced': 'no'})]))
+
+    def test_long_names(self):
+        """A tenant gives a server and an image its name."""
+        wish = {'kvm_ext:cpu_model': 'x'}
+        short = 'x' * 77 + '...'
+        for length, name in ((80, 'x' * 80), (81, short)):
+            trace, = traces.of_servers([
+                traces.Asking(UUID + 'y', 'x' * length, wish)])
+            self.assertEqual(f'server {name} ({UUID[:33]}...) has '
+                             f'kvm_ext:cpu_model', trace.what)
+            trace, = traces.of_flavors([
+                traces.Asking('f', 'x' * length, wish)])
+            self.assertEqual(f'flavor {name} has kvm_ext:cpu_model',
+                             trace.what)
 
     def test_server(self):
         trace, = traces.of_servers([

@@ -122,6 +122,25 @@ class JudgeTestCase(base.BaseTestCase):
                 proof.nics(domain(nic(), nic(), nic('qemu'))),
                 model.VhostFacts(7, 2, 2, 1, 5000))])
 
+    def test_a_worker_that_never_moved_a_packet(self):
+        """Woken 16 times at most, for each that serves."""
+        for served, switches, wanted in ((1, 16, False), (1, 17, None),
+                                         (2, 32, False), (2, 33, None)):
+            verdict, = proof.judge(
+                proof.nics(domain(nic(queues=served))),
+                model.VhostFacts(7, served, served, 1, switches))
+            self.assertIs(wanted, verdict.uses)
+
+    def test_what_the_xml_promised_is_kept_apart(self):
+        for served, expected in (
+                (0, [(True, False), (True, False), (False, False)]),
+                (1, [(True, None), (True, None), (False, False)]),
+                (2, [(True, True), (True, True), (False, False)]),
+                (3, [(True, True), (True, True), (False, True)])):
+            self.assertEqual(expected, [
+                (verdict.promised, verdict.uses) for verdict in judge(
+                    domain(nic(), nic(), nic(None)), served, served)])
+
     def test_not_asked_for(self):
         for xml in (domain(nic('qemu')), domain(nic(net_type='vhostuser')),
                     domain(nic(nic_model='e1000')),

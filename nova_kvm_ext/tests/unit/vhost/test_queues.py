@@ -93,6 +93,8 @@ class QueuesTestCase(base.BaseTestCase):
         self.assertIn('kvm_ext:vhost_queues = 9 is more than 8', text)
         self.assertIn('vCPUs', text)
 
+        self.assertEqual(8, decide(flavor='8').limit)
+
     def test_without_multiqueue(self):
         for where in ('flavor', 'image'):
             text = self.refused(**{where: '2'}, multiqueue=False)
