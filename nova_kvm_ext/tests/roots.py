@@ -192,7 +192,7 @@ def make(release: str, packages: Sequence[str] = (), *,
 
     :param release: one of :data:`RELEASES`
     :param packages: what it has beside the essential packages and APT
-    :param again: whether to make it even so
+    :param anew: whether to make it even so
     :raises RootError: it cannot be made; needs root
     """
     if os.geteuid() != 0:
@@ -271,7 +271,7 @@ class Root:
     :param network: whether to have a network of its own, with a loopback
         device alone, instead of the machine's; or the root whose it shares
     :param hostname: its name
-    :param again: whether not to use the cache
+    :param anew: whether not to use the cache
     """
 
     tree: pathlib.Path
