@@ -345,7 +345,7 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         driver = self.boot()
         # While it is frozen the agent starts no program.
         self.run_inside(
-            'until fsfreeze -u /data; do sleep 1; done; '
+            'until fsfreeze --unfreeze /data; do sleep 1; done; '
             'echo "@nke unfrozen" > /dev/console')
         driver.do('quiesce')
         libvirtd.wait_for(lambda: '@nke unfrozen' in self.console(),
