@@ -222,7 +222,8 @@ class Host:
         from nova import objects
         from nova.virt.libvirt import guest as libvirt_guest
         launch, save = libvirt_guest.Guest.launch, objects.Instance.save
-        one_by_one = threading.Lock()
+        # Within a save() there may be another.
+        one_by_one = threading.RLock()
 
         def saved(*args: Any, **kwargs: Any) -> Any:
             # SQLite refuses a second writer.
@@ -243,7 +244,8 @@ class Host:
 
         def destroy(name: str, instance: Any) -> None:
             self.drivers[name].destroy(self.context, instance, self.network)
-            instance.destroy()
+            with one_by_one:
+                instance.destroy()
 
         found: dict[str, Any] = {
             'spawn': {name: [] for name in self.drivers},
