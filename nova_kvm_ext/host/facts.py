@@ -284,7 +284,7 @@ def _virt_type_given(found: model.LibvirtFacts) -> str:
     """The virt_type of the domain capabilities that libvirt gave, or ''.
 
     libvirt refuses them for a QEMU without that accelerator
-    (virQEMUCapsCacheLookupDefault in src/qemu/qemu_capabilities.c).
+    (virQEMUCapsIsVirtTypeSupported in src/qemu/qemu_capabilities.c).
     """
     caps = found.domain_capabilities
     return caps.virt_type or '' if found.emulator and found.qemu else ''
