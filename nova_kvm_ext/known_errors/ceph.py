@@ -33,9 +33,9 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-no-answer',
         r'error connecting: Connection timed out'
         r'|RADOS timed out \(error connecting to the cluster\)',
-        'No monitor of Ceph accept this client within five minutes. None can '
-        'be reached; or the key or the user is a wrong one, which QEMU does '
-        'not always say.',
+        'No monitor of Ceph accepted this client within five minutes. None '
+        'can be reached, or the key or the user is wrong, which QEMU does not '
+        'always report.',
         'See that the monitors can be reached from this host. ' + HOST_CHECK,
         _SEEN,
         (DIED + _BLOCKDEV + 'error connecting: Connection timed out',
@@ -93,7 +93,7 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-permission',
         r'error reading header from \S+: Operation not permitted'
         r'|RBD permission error \(',
-        'Ceph does not let this user at that pool.',
+        'Ceph does not give this user access to that pool.',
         'Give the user the pool: ceph auth caps with "profile rbd '
         'pool=...", and in the same command all that the user may do '
         'already (ceph auth get). ' + HOST_CHECK,

@@ -21,7 +21,7 @@ _NOBODY = r"': (No such file or directory|Connection refused)"
 # and what is missing without each (https://libvirt.org/daemons.html).
 _DAEMONS = (
     ('virtlogd', 'which writes the guests\' console logs'),
-    ('virtlockd', 'which keeps disks from being used twice'),
+    ('virtlockd', 'which prevents that a disk is used twice'),
     ('virtnetworkd', 'which has libvirt\'s own networks'),
     ('virtsecretd', 'which has the secrets that open storage'),
     ('virtnodedevd', 'which knows the host\'s devices'),
@@ -72,10 +72,10 @@ ROWS: tuple[KnownError, ...] = (
         r'|authentication unavailable: no polkit agent'
         r'|authentication failed: access denied by policy'
         r'|authentication cancelled: user cancelled',
-        'This user may not talk to libvirt.',
+        'This user has no permission to connect to libvirt.',
         'Add the user to the group that unix_sock_group in libvirtd.conf or '
-        'polkit lets in (mostly libvirt) and start the service or the '
-        'session again; or run as root.',
+        'polkit allows (usually libvirt) and start the service or the session '
+        'again; or run as root.',
         'libvirt 9.0; the last two from the source of 9.0 (src/util/'
         'virpolkit.c)',
         ("Failed to connect socket to '/var/run/libvirt/libvirt-sock': "
@@ -92,8 +92,8 @@ ROWS: tuple[KnownError, ...] = (
         'The connection to libvirt broke in the middle of a call: libvirt '
         'ended or was restarted, or, with an address of qemu+ssh, its ssh '
         'ended.',
-        'Look why: journalctl -u libvirtd -u virtqemud, and ssh to that host '
-        'by hand. Then try again; guests run on meanwhile.',
+        'Find the reason: journalctl -u libvirtd -u virtqemud, and an ssh to '
+        'that host. Then try again; guests keep running.',
         'libvirt 9.0',
         ('Cannot write data: Broken pipe',
          'End of file while reading data: Input/output error',
@@ -119,7 +119,7 @@ ROWS: tuple[KnownError, ...] = (
         'The QEMU of the other host, which waits for a migrating guest, '
         'cannot be reached.',
         'Open ports 49152 to 49215 there (migration_port_min and _max in '
-        'qemu.conf), and look at [libvirt] live_migration_inbound_addr.',
+        'qemu.conf), and check [libvirt] live_migration_inbound_addr.',
         'libvirt 9.0',
         ("unable to connect to server at '127.0.0.1:49152': Connection "
          'refused',)),
@@ -147,7 +147,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ssh-login',
         r'Permission denied \([\w,-]*(publickey|password|keyboard)',
-        'The other host\'s ssh does not let this user in.',
+        'The other host\'s ssh refuses this user.',
         'Give the user of this service a key without a passphrase that the '
         'other host\'s ~/.ssh/authorized_keys has, and name that user and '
         'key in the address (qemu+ssh://USER@HOST/system?keyfile=...).',
@@ -212,7 +212,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'tls-file',
         r"Cannot read (CA|client|server) (certificate|private key|key) '",
-        'libvirt is to use TLS, and a certificate or key of this host is '
+        'libvirt should use TLS, and a certificate or key of this host is '
         'missing or cannot be read.',
         'Install CA certificate, certificate and key in /etc/pki/CA and '
         '/etc/pki/libvirt on every host, readable for the user of the '
@@ -231,11 +231,11 @@ ROWS: tuple[KnownError, ...] = (
         r'active)'
         r'|certificate \S+ (usage does not permit|purpose does not allow|'
         r'basic constraints)',
-        'A certificate of this host is no good for libvirt: it has expired, '
-        'is of another CA than this host\'s CA certificate, or is not made '
-        'for this use.',
+        'libvirt cannot use a certificate of this host: it has expired, is '
+        'from another CA than this host\'s CA certificate, or is not made for '
+        'this use.',
         'Make it again with the CA of all hosts (openssl verify -CAfile shows '
-        'why it fails), and see that the clock is right.',
+        'why it fails), and check the clock.',
         'libvirt 9.0; the last from the source of 9.0 (src/rpc/'
         'virnettlscontext.c)',
         ('Our own certificate /etc/pki/libvirt/clientcert.pem failed '
@@ -266,7 +266,7 @@ ROWS: tuple[KnownError, ...] = (
         'The other libvirt ended the TLS connection: it does not accept '
         'this host\'s client certificate, or this host has sent none.',
         'Install clientcert.pem and clientkey.pem in /etc/pki/libvirt, of the '
-        'CA that the other host has; look at tls_allowed_dn_list in its '
+        'CA that the other host has; check tls_allowed_dn_list in its '
         'libvirtd.conf, and at its log for the reason.',
         'libvirt 9.0',
         ('Unable to read TLS confirmation: Input/output error',)),

@@ -28,7 +28,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'cpu-unknown',
         r"Unknown CPU model|unknown CPU feature\b|unable to find CPU model '",
-        'libvirt or QEMU knows no CPU model or feature of that name.',
+        'libvirt or QEMU does not know a CPU model or feature of this name.',
         'Correct cpu_model or [libvirt] cpu_model_extra_flags; virsh '
         'cpu-models x86_64 lists the models.',
         'libvirt 9.0; the last from the source of QEMU 7.2 (hw/core/cpu-common'
@@ -42,9 +42,9 @@ ROWS: tuple[KnownError, ...] = (
         r'CPU model \S+ is not supported by hypervisor',
         'libvirt knows this CPU model, and QEMU on this host has none of that '
         'name.',
-        'Choose one of nova-kvm-ext cpu model list. A guest that migrates '
-        'brings the model of the host where it started: bring QEMU there and '
-        'here to one version.',
+        'Choose one of nova-kvm-ext cpu model list. A guest that migrates has '
+        'the model of the host where it started: install the same version of '
+        'QEMU on both hosts.',
         'libvirt 9.0',
         ('unsupported configuration: CPU model cpu64-rhel6 is not supported '
          'by hypervisor',)),
@@ -56,8 +56,8 @@ ROWS: tuple[KnownError, ...] = (
         'This host cannot give a guest all features of the CPU that it must '
         'have.',
         'Choose an older cpu_model, or disable the named features with '
-        '[libvirt] cpu_model_extra_flags. A guest that migrates brings the '
-        'CPU of the host where it started.',
+        '[libvirt] cpu_model_extra_flags. A guest that migrates has the CPU '
+        'of the host where it started.',
         'libvirt 9.0',
         ("operation failed: guest CPU doesn't match specification: extra "
          'features: hypervisor,pku, missing features: vme,pcid',
@@ -66,8 +66,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'cpu-affinity',
         r'cannot set CPU affinity on process',
-        'The guest is to be pinned to CPUs that this host does not have '
-        'or has switched off.',
+        'The guest should be pinned to CPUs that this host does not have or '
+        'has switched off.',
         'Compare [compute] cpu_dedicated_set and cpu_shared_set with '
         '/sys/devices/system/cpu/online.',
         'libvirt 9.0',
@@ -82,8 +82,8 @@ ROWS: tuple[KnownError, ...] = (
         'policy forbid, match strict, or a running guest that is compared '
         'with all that it had. No feature is missing here.',
         'Remove policy forbid or match strict from the XML. Where a guest '
-        'migrates, bring QEMU, libvirt and microcode of both hosts to one '
-        'version, or hard reboot the guest there.',
+        'migrates, bring QEMU, libvirt and microcode of both hosts to the '
+        'same version, or hard reboot the guest there.',
         'libvirt 9.0',
         ("operation failed: guest CPU doesn't match specification: extra "
          'features: hypervisor,lahf_lm',
@@ -116,7 +116,7 @@ ROWS: tuple[KnownError, ...] = (
         'cpu-address-bits',
         r'number of virtual CPU address bits cannot exceed'
         r'|phys-bits should be between ',
-        'The guest is to have more bits of physical addresses than this host '
+        'The guest should have more bits of physical addresses than this host '
         'or QEMU can give.',
         'Lower hw:maxphysaddr_bits (flavor) or hw_maxphysaddr_bits (image), '
         'or set the mode to passthrough; grep "address sizes" /proc/cpuinfo '
@@ -131,7 +131,7 @@ ROWS: tuple[KnownError, ...] = (
         r"domain has 'invtsc' CPU feature but TSC frequency is not specified"
         r'|non-migratable CPU device \(invtsc flag\)',
         'The guest has the CPU feature invtsc, a clock that must not change '
-        'its rate, and so QEMU lets it neither migrate nor be saved.',
+        'its rate, so QEMU neither migrates nor saves the guest.',
         'Remove invtsc from [libvirt] cpu_model_extra_flags (or of the '
         'guest\'s cpu_mode host-passthrough) and hard reboot the guest; or '
         'migrate it cold.',
@@ -156,8 +156,8 @@ ROWS: tuple[KnownError, ...] = (
         r'kvm_arch_init_vcpu failed',
         'The guest\'s clock has a fixed frequency that is not this host\'s, '
         'and this CPU cannot scale it.',
-        'Move the guest between hosts whose CPUs have one frequency, or take '
-        'the tsc timer out of its XML and start it again.',
+        'Move the guest between hosts whose CPUs have one frequency, or '
+        'remove the tsc timer from its XML and start it again.',
         'libvirt 9.0; the second reported on qemu-devel (QEMU 10)',
         ('unsupported configuration: Requested TSC frequency 999000000 Hz is '
          'outside tolerance range ([2595484967, 2596783033] Hz) around host '

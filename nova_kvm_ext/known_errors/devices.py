@@ -29,8 +29,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'pci-group',
         r'group \d+ is not viable',
-        'Another device of the same IOMMU group is still in the hands of a '
-        'host driver.',
+        'Another device of the same IOMMU group is still bound to a host '
+        'driver.',
         'Bind every device of the group to vfio-pci, or put the card in a '
         'slot with a group of its own.',
         'reported (github.com/kubevirt/kubevirt/issues/6718)',
@@ -49,7 +49,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'hotplug-unsupported',
         r'does not support hotplugging|cannot be hotplugged',
-        'The device\'s bus takes no devices while the guest runs.',
+        'The device\'s bus accepts no devices while the guest runs.',
         'Use virtio or scsi (image properties hw_disk_bus, hw_vif_model), '
         'or stop the guest first.',
         'libvirt 9.0',

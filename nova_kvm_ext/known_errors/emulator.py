@@ -55,9 +55,9 @@ ROWS: tuple[KnownError, ...] = (
         r'|Failed to start QEMU binary \S+ for probing: '
         r'(?!.*(Permission denied|kvm))',
         'libvirt asked QEMU what it can do and got no answer: the program '
-        'does not start or is no QEMU.',
-        'Run the guest\'s emulator with --version by hand; install QEMU '
-        'again if that fails.',
+        'does not start or is not QEMU.',
+        'Run the guest\'s emulator with --version; install QEMU again if that '
+        'fails.',
         'libvirt 9.0',
         ('Failed to read pidfile /var/lib/libvirt/qemu/qmp-O5Y3Y3/qmp.pid: '
          'No such file or directory',
@@ -98,7 +98,7 @@ ROWS: tuple[KnownError, ...] = (
         'machine-cpus',
         r'Maximum CPUs greater than specified machine type limit'
         r'|more than \d+ vCPUs are only supported on q35',
-        'The flavor has more vCPUs than the machine type takes.',
+        'The flavor has more vCPUs than the machine type supports.',
         'Give the image hw_machine_type=q35 (255 vCPUs; with hw_viommu_model='
         'intel as many as the machine type has: 288 in QEMU 7.2), or use a '
         'smaller flavor.',
@@ -144,7 +144,7 @@ ROWS: tuple[KnownError, ...] = (
         'The image asks for UEFI, and this host has no firmware of that kind '
         'that fits (secure boot, machine type, format).',
         'Install the firmware (Debian and Ubuntu: ovmf, Fedora and RHEL: '
-        'edk2-ovmf, SUSE: qemu-ovmf-x86_64), or look at the image properties '
+        'edk2-ovmf, SUSE: qemu-ovmf-x86_64), or check the image properties '
         'hw_firmware_type and os_secure_boot.',
         'libvirt 9.0; the second reported of 10.0 '
         '(aahlenst.dev/blog/finding-efi-firmware-that-is-compatible)',
@@ -159,7 +159,7 @@ ROWS: tuple[KnownError, ...] = (
         'The guest asks for an emulated TPM, and swtpm is not installed or '
         'cannot do that version.',
         'Install swtpm (Debian: swtpm and swtpm-tools) and restart libvirt; '
-        'set [libvirt] swtpm_enabled only where it is.',
+        'set [libvirt] swtpm_enabled only where swtpm is installed.',
         'libvirt 9.0',
         ("unsupported configuration: TPM version '2.0' is not supported",)),
     KnownError(

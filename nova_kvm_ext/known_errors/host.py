@@ -18,7 +18,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'domain-busy',
         r'cannot acquire state change lock',
-        'Another call holds this guest, often because its QEMU or its '
+        'Another call has locked this guest, often because its QEMU or its '
         'storage hangs.',
         'Check the holder that is named and the guest\'s storage (dmesg, '
         'processes in state D); restarting libvirt frees the lock and leaves '
@@ -30,9 +30,9 @@ ROWS: tuple[KnownError, ...] = (
         'domain-exists',
         r"domain '[^']*' already exists with uuid",
         'libvirt has another domain of this name, which Nova did not make or '
-        'lost sight of.',
-        'Find it with virsh list --all; undefine it if it belongs to nobody, '
-        'or change [DEFAULT] instance_name_template.',
+        'no longer knows.',
+        'Find it with virsh list --all; undefine it if nobody needs it, or '
+        'change [DEFAULT] instance_name_template.',
         'libvirt 9.0',
         ("operation failed: domain 'dup' already exists with uuid "
          '7b642eda-65ac-4575-8d6b-8e308a2394be',)),
@@ -72,7 +72,7 @@ ROWS: tuple[KnownError, ...] = (
         r"|Unable to write to '[^']*/cgroup/[^']*/(tasks|cgroup\.procs|"
         r"cgroup\.threads)': No space left on device",
         'The guest\'s control group gets no CPU or no NUMA node: those that '
-        'it is to have are offline, or its parent group does not have them. '
+        'it should have are offline, or its parent group does not have them. '
         'No disk is full, and no permission is missing.',
         'Compare [compute] cpu_dedicated_set and cpu_shared_set with '
         'cpuset.cpus and cpuset.mems of the parent group (machine or '

@@ -20,10 +20,10 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'kvm-permission',
         r'Could not access KVM kernel module: Permission denied',
-        'The user that QEMU runs as may not open /dev/kvm.',
-        'Give the device back to its group (udevadm trigger --action=add '
+        'QEMU\'s user may not open /dev/kvm.',
+        'Give the device to its group (udevadm trigger --action=add '
         '--name-match=kvm; without udev chgrp kvm /dev/kvm && chmod 0660 '
-        '/dev/kvm) and see to it that QEMU\'s user is in that group. ' +
+        '/dev/kvm) and make sure that QEMU\'s user is in that group. ' +
         HOST_CHECK,
         'libvirt 9.0',
         (DIED + 'Could not access KVM kernel module: Permission denied\n'
@@ -32,15 +32,15 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'kvm-no-device',
         r'Could not access KVM kernel module: No such (file|device)',
-        'QEMU finds no /dev/kvm, or no module behind it. The user that it '
-        'runs as may not open the device (libvirt 11 then shows QEMU none); '
-        'or kvm_intel or kvm_amd is not loaded; or the firmware has '
-        'virtualization switched off.',
-        'Where ls -l /dev/kvm shows the device, give it back to its group '
-        '(udevadm trigger --action=add --name-match=kvm; without udev chgrp '
-        'kvm /dev/kvm && chmod 0660 /dev/kvm). Otherwise run modprobe '
-        'kvm_intel (or kvm_amd), and if that fails enable VT-x or SVM in the '
-        'firmware; or choose virt_type = qemu. ' + HOST_CHECK,
+        'QEMU finds no /dev/kvm, or no module behind it. QEMU\'s user may not '
+        'open the device (libvirt 11 then shows QEMU none); or kvm_intel or '
+        'kvm_amd is not loaded; or the firmware has virtualization switched '
+        'off.',
+        'Where ls -l /dev/kvm shows the device, give it to its group (udevadm '
+        'trigger --action=add --name-match=kvm; without udev chgrp kvm '
+        '/dev/kvm && chmod 0660 /dev/kvm). Otherwise run modprobe kvm_intel '
+        '(or kvm_amd), and if that fails enable VT-x or SVM in the firmware; '
+        'or choose virt_type = qemu. ' + HOST_CHECK,
         'libvirt 11.3',
         (DIED + '2026-11-26T23:27:01.877765Z qemu-system-x86_64: -accel kvm: '
          'Could not access KVM kernel module: No such file or directory\n'

@@ -19,7 +19,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'numa-node',
         r'NUMA node \d+ is unavailable',
-        'The guest is to have memory of a NUMA node that this host does not '
+        'The guest should have memory of a NUMA node that this host does not '
         'have.',
         'Cold migrate the guest: its placement is from another host, or from '
         'before a change of this one\'s hardware.',
@@ -37,7 +37,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'memory-locked',
         r'locking memory failed',
-        'The guest\'s memory is to be locked, and that is more than its '
+        'The guest\'s memory should be locked, and this is more than its '
         'limit or than the host has.',
         'Check the flavor\'s and image\'s hw:locked_memory, and the host\'s '
         'free memory.',

@@ -20,11 +20,12 @@ ROWS: tuple[KnownError, ...] = (
         'migration-post-copy',
         r'Postcopy is not supported',
         'Nova permits post-copy, and QEMU on the destination cannot do it: '
-        'the kernel gives its user no userfaultfd. So no guest moves there, '
-        'whether it would be switched to post-copy or not.',
+        'the kernel gives its user no userfaultfd. So no guest can move '
+        'there, whether it would be switched to post-copy or not.',
         'On the destination: sysctl -w vm.unprivileged_userfaultfd=1, and the '
-        'same in /etc/sysctl.d; nova-kvm-ext host check looks (KVM701). Or '
-        'set [libvirt] live_migration_permit_post_copy = false on both hosts.',
+        'same in /etc/sysctl.d; nova-kvm-ext host check tests this (KVM701). '
+        'Or set [libvirt] live_migration_permit_post_copy = false on both '
+        'hosts.',
         'libvirt 9.0, QEMU 7.2',
         ("internal error: unable to execute QEMU command "
          "'migrate-set-capabilities': Postcopy is not supported",)),
@@ -42,8 +43,8 @@ ROWS: tuple[KnownError, ...] = (
         'migration-nested',
         r'Nested (VMX )?virtualization does not support live migration'
         r'|required capabilities for nested virtualization migration',
-        'The guest can run guests of its own (its CPU has vmx or svm), and '
-        'the kernel or QEMU here cannot move the state of those.',
+        'The guest can run nested guests (its CPU has vmx or svm), and the '
+        'kernel or QEMU here cannot move the state of those.',
         'Use Linux 4.20 and QEMU 4.1 or later on both hosts; or take vmx and '
         'svm from the guest\'s CPU ([libvirt] cpu_model_extra_flags), or '
         'migrate the guest cold.',
@@ -60,8 +61,8 @@ ROWS: tuple[KnownError, ...] = (
         'QEMU on the destination could not take over the state of the '
         'guest\'s CPU: CPU, microcode, kernel or QEMU differ from the '
         'source\'s. The guest runs on at the source.',
-        'Bring kernel, microcode and QEMU of both hosts to one version, and '
-        'give guests a named cpu_model that both have instead of '
+        'Bring kernel, microcode and QEMU of both hosts to the same version, '
+        'and give guests a named cpu_model that both have instead of '
         'host-passthrough. What QEMU says before it (failed to set MSR ...) '
         'names the register.',
         'reported (QEMU 5.1: github.com/kubevirt/kubevirt/issues/5068 has '

@@ -41,7 +41,7 @@ ROWS: tuple[KnownError, ...] = (
         r'Network not found: no network with matching name',
         'The guest names a network of libvirt\'s own that is not defined.',
         'Define it with virsh net-define. Guests of Nova do not use these: '
-        'look who wrote the XML.',
+        'find out what wrote the XML.',
         'libvirt 9.0',
         ("Network not found: no network with matching name 'nonet'",)),
     KnownError(
@@ -79,10 +79,10 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'vhost-user-socket',
         r'-chardev socket,[^:]*: Failed to connect to ',
-        'Nothing listens at a socket that the guest is to connect to, such '
+        'Nothing listens at a socket to which the guest should connect, such '
         'as a vhost-user port of Open vSwitch or DPDK.',
-        'Start the virtual switch and see that the port\'s socket is there '
-        'and open to QEMU\'s user.',
+        'Start the virtual switch and check that the port\'s socket exists '
+        'and QEMU\'s user may open it.',
         'libvirt 9.0',
         (CLOSED + '2026-11-23T03:32:43.583952Z qemu-system-x86_64: -chardev '
          "socket,id=charnet0,path=/nope/sock: Failed to connect to "
@@ -90,7 +90,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'listen-address',
         r'Failed to bind socket: Cannot assign requested address',
-        'The guest\'s display or serial console is to listen on an address '
+        'The guest\'s display or serial console should listen on an address '
         'that this host does not have.',
         'Correct [vnc] server_listen, [spice] server_listen or '
         '[serial_console] proxyclient_address.',

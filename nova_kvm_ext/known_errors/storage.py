@@ -36,9 +36,9 @@ ROWS: tuple[KnownError, ...] = (
         r"|Cannot access (storage|backing) file .*: Permission denied",
         'QEMU\'s user may not open a disk of the guest, or not enter a '
         'directory on the way to it.',
-        'Let it traverse [DEFAULT] instances_path (namei -l shows the path), '
-        'leave dynamic_ownership = 1 in qemu.conf, and look for AppArmor or '
-        'SELinux denials in dmesg. ' + HOST_CHECK,
+        'Let the user enter [DEFAULT] instances_path (namei -l shows the '
+        'path), leave dynamic_ownership = 1 in qemu.conf, and look for '
+        'AppArmor or SELinux denials in dmesg. ' + HOST_CHECK,
         'libvirt 9.0',
         (DIED + '2026-11-23T03:31:55.677899Z qemu-system-x86_64: -blockdev '
          '{"driver":"file","filename":"/srv/sub/d.img"}: Could not open '
@@ -114,10 +114,10 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'console-log',
         r"Unable to open file: \S*console\.log",
-        'The guest\'s console log cannot be made: its directory is gone or '
-        'closed to virtlogd.',
+        'The guest\'s console log cannot be made: its directory is missing, '
+        'or virtlogd may not enter it.',
         'See that [DEFAULT] instances_path is mounted and that AppArmor or '
-        'SELinux lets virtlogd in.',
+        'SELinux allows virtlogd.',
         'libvirt 9.0',
         ('Unable to open file: /nope/console.log: No such file or '
          'directory',)),

@@ -183,7 +183,7 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         self.raised('_create_guest', libvirt_error(SAID), None, '<domain/>',
                     self.instance)
         said = self.stdlog.logger.output
-        self.assertIn('The user that QEMU runs as may not open', said)
+        self.assertIn('QEMU\'s user may not open', said)
         self.assertIn('udevadm trigger', said)
         self.assertIn('libvirt says: ' + SAID, said)
 
