@@ -165,8 +165,11 @@ class ExplainTestCase(base.BaseTestCase):
                 ('the CPU is incompatible with host CPU',
                  libvirt.VIR_ERR_CPU_INCOMPATIBLE)):
             for row in known_errors.TABLE:
+                # And of the four that libvirt passes on.
                 if any(said.startswith(text) for said in row.said):
                     self.assertIn(code, row.codes, row.name)
+                else:
+                    self.assertNotIn(code, row.codes, row.name)
 
     def test_what_a_program_said_is_no_name(self):
         row = errors.explain(
@@ -343,6 +346,10 @@ class CleanTestCase(base.BaseTestCase):
 
 
 class AgentErrorTestCase(base.BaseTestCase):
+
+    def test_nothing_is_frozen_unless_it_is_said(self):
+        error = errors.AgentError('x', fault=errors.AgentFault.NO_ANSWER)
+        self.assertIs(False, error.left_frozen)
 
     def test_what_may_have_happened(self):
         """Only where libvirt sent nothing is it sure that nothing was."""

@@ -36,6 +36,31 @@ class CompareTestCase(base.BaseTestCase):
         self.assertIs(True, found.possible)
         self.assertEqual((), found.missing)
 
+    def test_what_libvirts_yes_does_not_change(self):
+        """libvirt's comparison does not look at these."""
+        for cpu, stands in (
+                (CPU('custom', 'Nehalem', arch='aarch64'), True),
+                (CPU('custom', 'no-such', fallback='forbid'), True),
+                (CPU('custom', 'Haswell'), False),
+                (CPU('custom', 'Nehalem', vendor='VIA'), False)):
+            found = answer(cpu)
+            self.assertEqual((False, stands),
+                             (found.possible, found.stands), str(cpu))
+            self.assertIs(not stands, compare.judge(found, True).possible)
+            self.assertIs(False, compare.judge(found, False).possible)
+            self.assertIs(found, compare.judge(found, None))
+
+    def test_vendor_is_named(self):
+        caps = documents.host(documents.TCG).caps
+        cpu = CPU('custom', 'Nehalem', vendor='VIA')
+        for vendor, words in (('AMD', 'CPUs of AMD'),
+                              (None, 'CPUs of no vendor')):
+            found = compare.compare(cpu, dataclasses.replace(
+                caps, host_model=dataclasses.replace(
+                    caps.host_model, vendor=vendor)), documents.KNOWN)
+            self.assertIn(f'a CPU of VIA, and this host gives its guests '
+                          f'{words}', found.reason)
+
     def test_missing_features_are_named(self):
         found = answer(CPU('custom', 'Haswell'))
         self.assertIs(False, found.possible)

@@ -135,6 +135,18 @@ class GuestsAtHomeTestCase(base.BaseTestCase):
             surely, _ = unshown.given(
                 ('arch-capabilities',), 'AMD', 'kvm', machine)
             self.assertEqual(wanted, bool(surely), machine)
+        for sure, names in (
+                (True, ('rdctl-no', 'mds-no', 'pschange-mc-no',
+                        'skip-l1dfl-vmentry')),
+                (False, ('gds-no', 'rfds-no', 'its-no'))):
+            for name in names:
+                self.assertEqual(
+                    ({name}, set())[::1 if sure else -1],
+                    unshown.given((name,), 'Hygon', 'kvm', 'pc-q35-10.1'))
+                for vendor, machine in (('AMD', 'pc-q35-10.0'),
+                                        ('Intel', 'pc-q35-10.1')):
+                    self.assertEqual((set(), set()), unshown.given(
+                        (name,), vendor, 'kvm', machine))
         for machine, wanted in (('pc-q35-10.0', True), ('pc-q35-7.2', False)):
             surely, _ = unshown.given(('ht',), 'Intel', 'qemu', machine)
             self.assertEqual(wanted, bool(surely), machine)

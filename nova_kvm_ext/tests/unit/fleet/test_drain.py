@@ -60,7 +60,8 @@ class WaysTestCase(base.BaseTestCase):
         way, = ways([fleets.host('a'), fleets.host('b')],
                     drain.Guest('one', None, 'its host does not answer'))
         self.assertIsNone(way.possible)
-        self.assertEqual(2, way.unknown)
+        self.assertEqual((0, 2, (), ()), (way.takes, way.unknown, way.hosts,
+                                          way.keeping))
         self.assertEqual('its host does not answer', way.reason)
 
     def test_guest_that_does_not_run(self):

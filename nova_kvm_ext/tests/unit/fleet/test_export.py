@@ -109,6 +109,17 @@ class DocumentTestCase(base.BaseTestCase):
             self.assertEqual(getattr(self.host, name), getattr(found, name))
         self.assertEqual(text, export.to_json(found))
 
+    def test_models_of_which_libvirt_says_neither(self):
+        cpu = self.host.cpu
+        asked = dataclasses.replace(self.host, cpu=dataclasses.replace(
+            cpu, caps=dataclasses.replace(cpu.caps, models=tuple(
+                dataclasses.replace(model, usable='unknown', blockers=None)
+                for model in cpu.caps.models))))
+        found = parse(export.to_json(asked)).cpu.caps.models
+        self.assertEqual({model.name for model in cpu.caps.models},
+                         {model.name for model in found})
+        self.assertFalse({'yes', 'no'} & {model.usable for model in found})
+
     def test_digest_says_what_guests_can_have(self):
         digest = self.host.cpu.digest
         self.assertRegex(digest, '^[0-9a-f]{16}$')

@@ -253,6 +253,13 @@ class DriftTestCase(base.BaseTestCase):
         self.assertEqual((True, True, 'Nehalem'),
                          (found.drift, found.kept, found.next))
 
+    def test_kept_as_the_driver_keeps_it(self):
+        self.assertEqual(
+            definition.CPU(
+                mode='custom', model='Nehalem', fallback='forbid',
+                match='exact', features=LIVE.features),
+            drift.kept_form(LIVE))
+
     def test_cannot_be_kept(self):
         self.host = dataclasses.replace(
             self.host, answers={drift.kept_form(LIVE): False})

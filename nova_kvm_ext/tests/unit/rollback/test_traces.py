@@ -101,6 +101,11 @@ class AskingTestCase(base.BaseTestCase):
     def test_long_names(self):
         """A tenant gives a server and an image its name."""
         wish = {'kvm_ext:cpu_model': 'x'}
+        longest = 'kvm_ext:cpu_' + 'x' * 68
+        for key, shown in ((longest, longest),
+                           (longest + 'x', longest[:77] + '...')):
+            trace, = traces.of_servers([traces.Asking('i', 'n', {key: ''})])
+            self.assertEqual(f'server n (i) has {shown}', trace.what)
         short = 'x' * 77 + '...'
         for length, name in ((80, 'x' * 80), (81, short)):
             trace, = traces.of_servers([
