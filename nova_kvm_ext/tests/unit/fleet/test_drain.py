@@ -71,6 +71,17 @@ class WaysTestCase(base.BaseTestCase):
         self.assertIs(True, way.possible)
         self.assertEqual((1, 0), (way.takes, way.unknown))
 
+    def test_of_how_many_hosts(self):
+        way, = ways([fleets.host('a'), fleets.host('b'),
+                     fleets.untold('d'), fleets.host('c', lacks=('svm',))],
+                    drain.Guest('one', EPYC))
+        self.assertEqual((2, 1), (way.takes, way.unknown))
+        self.assertEqual('2 of 4 hosts can run its CPU', way.reason)
+        way, = ways([fleets.host('c', lacks=('svm',)), fleets.untold('d')],
+                    drain.Guest('one', EPYC))
+        self.assertEqual('no host is known to run its CPU; of 1 that is not '
+                         'known', way.reason)
+
     def test_order(self):
         found = ways(
             [fleets.host('a', lacks=('svm',)), fleets.host('b', 'kvm64')],

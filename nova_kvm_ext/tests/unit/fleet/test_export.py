@@ -187,6 +187,47 @@ class DocumentTestCase(base.BaseTestCase):
             self.assertIn('some file', str(e))
             self.assertIn('nova-kvm-ext cpu export', str(e))
 
+    def test_what_also_is_there(self):
+        value = export.to_dict(self.host)
+        value['cpu']['also'] = ['rtm', 'hle']
+        self.assertEqual(frozenset({'rtm', 'hle'}),
+                         parse(json.dumps(value)).cpu.caps.supported)
+        for nothing in ([], None):
+            value['cpu']['also'] = nothing
+            self.assertEqual(frozenset(),
+                             parse(json.dumps(value)).cpu.caps.supported)
+
+    def test_long_names_are_cut(self):
+        value = export.to_dict(self.host)
+        for length, name in ((255, 'h' * 255), (256, 'h' * 252 + '...')):
+            self.assertEqual(name, parse(json.dumps(
+                value | {'host': 'h' * length})).host)
+        for length, kernel in ((80, 'k' * 80), (81, 'k' * 77 + '...')):
+            self.assertEqual(kernel, parse(json.dumps(
+                value | {'kernel': 'k' * length})).kernel)
+        for length, vendor in ((64, 'v' * 64), (65, 'v' * 61 + '...')):
+            value['cpu']['vendor'] = 'v' * length
+            self.assertEqual(
+                vendor, parse(json.dumps(value)).cpu.caps.host_model.vendor)
+
+    def test_a_list_among_names(self):
+        text = export.to_json(self.host).replace('"features":[',
+                                                 '"features":[[],', 1)
+        self.assertEqual(self.host.cpu.features, parse(text).cpu.features)
+
+    def test_models_with_few_blockers_say_them(self):
+        cpu = self.host.cpu
+        model = cpu.caps.models[0]
+        for count, kept in ((0, None), (export.NEAR, export.NEAR),
+                            (export.NEAR + 1, None)):
+            host = dataclasses.replace(self.host, cpu=dataclasses.replace(
+                cpu, caps=dataclasses.replace(cpu.caps, models=(
+                    dataclasses.replace(
+                        model, usable='no', blockers=tuple(
+                            f'f{n}' for n in range(count))),))))
+            found, = parse(export.to_json(host)).cpu.caps.models
+            self.assertEqual(kept, found.blockers and len(found.blockers))
+
     def test_odd_entries_cost_themselves(self):
         value = export.to_dict(self.host)
         value['cpu']['features'] += ['<b>', '', 7, 'x' * 65]

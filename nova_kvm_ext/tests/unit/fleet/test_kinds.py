@@ -20,6 +20,20 @@ from nova_kvm_ext.fleet import kinds
 from nova_kvm_ext.tests.unit.fleet import fleets
 
 
+class CountsTestCase(base.BaseTestCase):
+
+    def test_most_first_then_by_name(self):
+        self.assertEqual(
+            [('10.0', 3), ('7.2', 2), ('8.2', 2), ('9.0', 1)],
+            list(kinds.counts(['9.0', '8.2', '10.0', '7.2', '10.0', '7.2',
+                               '8.2', '10.0']).items()))
+
+    def test_what_is_no_text(self):
+        self.assertEqual(
+            {'yes': 2, 'not known': 2, '1': 1, 'no': 1},
+            kinds.counts([True, None, 1, False, None, True]))
+
+
 class GroupTestCase(base.BaseTestCase):
 
     def test_hosts_of_one_kind(self):
