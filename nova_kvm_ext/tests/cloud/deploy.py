@@ -40,7 +40,7 @@ from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
 from nova_kvm_ext.tests.cloud import storage as storage_module
 
-_TIMEOUT = 300.0
+_TIMEOUT = float(os.environ.get('NOVA_KVM_EXT_CLOUD_TIMEOUT', '300'))
 CLOUD = 'kvm-ext'
 NETWORK = 'private'
 # Runs commands of a project's program, each in a process of its own: what most
