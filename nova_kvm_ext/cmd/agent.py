@@ -399,8 +399,8 @@ class Ping(GuestCommand, show.ShowOne):
 
 class Trim(GuestCommand, lister.Lister):
     __doc__ = help_text(
-        'Trim the file systems of a guest: give unused space back to the '
-        'storage.',
+        'Trim the file systems of a guest.\n\n'
+        'Unused space is given back to the storage.',
         passed='done',
         failed='a filesystem could not be trimmed, or the agent refused or '
                'did not answer')

@@ -127,14 +127,15 @@ def _look(nova: cfg.ConfigOpts, settings: kvm_settings.Settings,
 
 
 class Show(_CPUCommand, show.ShowOne):
-    """Show the CPU that a guest gets on this host, and each feature's origin.
+    """Show the CPU that a guest gets on this host.
 
-    By default the command shows the guest of a flavor and an image without
-    requests. Use --extra-spec and --property to add requests. For maximum and
-    host-passthrough the command shows the features of host-model; the guest
-    may have more. The output names features of host-model that can differ from
-    what the guest gets and, under KVM, features against CPU flaws that the
-    guest lacks although this host could give them.
+    Each feature is shown with its origin. By default the command shows the
+    guest of a flavor and an image without requests. Use --extra-spec and
+    --property to add requests. For maximum and host-passthrough the command
+    shows the features of host-model; the guest may have more. The output names
+    features of host-model that can differ from what the guest gets and, under
+    KVM, features against CPU flaws that the guest lacks although this host
+    could give them.
 
     Exit codes: 0 a guest can have this CPU, 2 the guest is refused, 3 wrong
     command line or configuration, the host lacks something, or libvirt fails.
@@ -285,7 +286,7 @@ def _mapping(args: argparse.Namespace) -> traits.ByFeature:
 
 
 class Export(_CPUCommand):
-    """Print which CPUs guests of this host can have, for nova-kvm-ext fleet.
+    """Print which CPUs guests of this host can have.
 
     The output is one line of JSON, some 10 KiB, for nova-kvm-ext fleet: the
     CPU part of libvirt's domain capabilities, the versions of libvirt, QEMU,
@@ -312,12 +313,12 @@ class Export(_CPUCommand):
 
 
 class ModelList(_CPUCommand, lister.Lister):
-    """List the CPU models and levels: usable on this host, or why not.
+    """List the CPU models and levels that are usable on this host.
 
-    A model is usable if guests of the configured virt_type can have it, as
-    QEMU reports. If libvirt contradicts, libvirt's answer counts. Missing
-    features are those that the host lacks. A model that lacks a few features
-    can be used without them: see cpu show.
+    The others are listed with the reason. A model is usable if guests of the
+    configured virt_type can have it, as QEMU reports. If libvirt contradicts,
+    libvirt's answer counts. Missing features are those that the host lacks. A
+    model that lacks a few features can be used without them: see cpu show.
 
     Exit codes: 0 listed, 3 wrong command line or configuration, the host lacks
     something, or libvirt fails.
@@ -363,7 +364,7 @@ class ModelList(_CPUCommand, lister.Lister):
 
 
 class Compare(_CPUCommand, show.ShowOne):
-    """Check whether this host can run the CPU of a domain or of a file.
+    """Check whether this host can run the CPU of a domain or a file.
 
     The argument is the name or UUID of a domain on this host, or a file; - is
     standard input. The file has the XML of a domain (virsh dumpxml), a <cpu>

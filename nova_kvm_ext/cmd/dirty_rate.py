@@ -63,15 +63,16 @@ def _shown(value: float | None, unit: str) -> columns.Shown:
 
 
 class DirtyRate(base.HostCommand, show.ShowOne):
-    """Measure how much memory a guest changes, before a live migration.
+    """Measure how much memory a guest changes.
 
-    libvirt lets QEMU measure the running guest twice: for --seconds, and for
-    one second. Memory that changes twice in a measurement counts once, so a
-    longer measurement shows a lower rate. From both rates the command
-    calculates what a live migration with the bandwidth and the downtime of
-    nova.conf would be like, if the guest continues to change its memory as it
-    does now. QEMU compares samples of the memory: it does not see that the
-    same content was written again. The guest keeps running.
+    Use this command before a live migration. libvirt lets QEMU measure the
+    running guest twice: for --seconds, and for one second. Memory that changes
+    twice in a measurement counts once, so a longer measurement shows a lower
+    rate. From both rates the command calculates what a live migration with the
+    bandwidth and the downtime of nova.conf would be like, if the guest
+    continues to change its memory as it does now. QEMU compares samples of the
+    memory: it does not see that the same content was written again. The guest
+    keeps running.
 
     Exit codes: 0 a live migration would converge, 2 it would not, 3 not known,
     wrong command line or configuration, or libvirt cannot be reached or fails.

@@ -87,8 +87,8 @@ class _Known:
 class _FleetCommand(base.Command):
     """A command about a fleet.
 
-    Exit codes: as each command says; 3 wrong command line or files, or no
-    host could be read.
+    Exit codes: as each command says; 3 wrong command line or files, or no host
+    could be read.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -188,11 +188,12 @@ class Kinds(_FleetCommand, lister.Lister):
 
 
 class Baseline(_FleetCommand, show.ShowOne):
-    """Show the best CPU that all hosts of a fleet can give, for nova.conf.
+    """Show the best CPU that all hosts of a fleet can give.
 
-    For hosts of one vendor this is a model with features added and removed,
-    for hosts of several vendors a level. A level has no feature against CPU
-    vulnerabilities; --mitigations adds those that all hosts have.
+    The output has the lines for nova.conf. For hosts of one vendor this is a
+    model with features added and removed, for hosts of several vendors a
+    level. A level has no feature against CPU vulnerabilities; --mitigations
+    adds those that all hosts have.
 
     Exit codes: 0 there is a baseline, 2 there is none, 3 wrong command line or
     files.
@@ -253,12 +254,12 @@ def _gain(names: Mapping[str, str], gain: baseline.Gain
 
 
 class Matrix(_FleetCommand, lister.Lister):
-    """Show between which kinds of host guests with host-model can move.
+    """Show between which kinds of host guests can move.
 
-    Without --from there is one row for each kind: to how many other hosts its
-    guests can move, and the guests of how many hosts it can run. With --from
-    there is one row for each other kind. --page writes the whole matrix as an
-    HTML page.
+    The guests have CPU mode host-model. Without --from there is one row for
+    each kind: to how many other hosts its guests can move, and the guests of
+    how many hosts it can run. With --from there is one row for each other
+    kind. --page writes the whole matrix as an HTML page.
 
     Exit codes: 0 shown, 3 wrong command line or files.
     """
@@ -344,10 +345,11 @@ def _write(path: str, text: str) -> None:
 
 
 class Admit(_FleetCommand, show.ShowOne):
-    """Check whether a new kind of host may join a fleet, and what that costs.
+    """Check whether a new kind of host may join a fleet.
 
-    The new host may join if its guests can have the CPU of --cpu. Without
-    --cpu they must be able to have the baseline of the fleet.
+    The output has the features that the fleet would lose. The new host may
+    join if its guests can have the CPU of --cpu. Without --cpu they must be
+    able to have the baseline of the fleet.
 
     Exit codes: 0 the host may join, 2 it may not, 3 not known, or wrong
     command line or files.
@@ -413,7 +415,7 @@ def _cpu(path: str) -> definition.CPU:
 
 
 class Drain(_FleetCommand, lister.Lister):
-    """Show for each guest of a host how many other hosts can run its CPU.
+    """Show how many hosts can run the CPU of each guest of a host.
 
     Guests that can go nowhere come first, with the features that other hosts
     lack. With --os-cloud the guests are those of the cloud, each with the

@@ -73,7 +73,7 @@ def _nic(text: str) -> str | None:
 
 
 class Boot(base.Command, show.ShowOne):
-    """Boot a test guest through the driver and check what the guest got.
+    """Boot a test guest through the driver, and check the guest.
 
     The command runs the driver's real init_host and spawn on this host's
     libvirt, compares the running guest with what its XML promises (CPU model

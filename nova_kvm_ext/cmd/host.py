@@ -64,7 +64,7 @@ def _seconds(text: str) -> int:
 
 
 class Check(base.HostCommand, lister.Lister):
-    """Check whether KVM guests can run on this host, and say what repairs it.
+    """Check whether KVM guests can run on this host.
 
     The command checks CPU, kernel modules, /dev/kvm, vhost-net, QEMU, libvirt,
     Nova, nova.conf and, if disks are in Ceph, Ceph, and starts a tiny guest.
@@ -206,7 +206,7 @@ class Check(base.HostCommand, lister.Lister):
 
 
 class Health(base.ConfigCommand):
-    """Show from its state file whether nova-compute of this host works.
+    """Show whether nova-compute of this host works.
 
     For probes of containers, systemd and monitoring systems. The command reads
     the file that nova-compute writes at each periodic update and at each

@@ -138,7 +138,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 class Check(ImageCommand, show.ShowOne):
-    """Check whether the driver would boot from an image, and if not, why.
+    """Check whether the driver would boot from an image.
 
     The command checks the file as the driver checks an image that was fetched
     from Glance, with the limits and the allowed formats of nova.conf. It opens

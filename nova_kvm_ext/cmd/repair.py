@@ -58,7 +58,7 @@ class Result:
 
 
 class RepairMigration(base.HostCommand, lister.Lister):
-    """Move a guest back that moved while nova-compute was down.
+    """Move a guest back after an interrupted migration.
 
     libvirt completes a live migration even if nova-compute is killed
     meanwhile, and Nova then still has the server on the source. Run this

@@ -42,7 +42,7 @@ with lazy.imports():
 
 
 class List(base.HostCommand, lister.Lister):
-    """Show for each running network interface whether it uses vhost-net.
+    """Show which network interfaces use vhost-net.
 
     The command compares the XML of each interface (type, model, driver,
     queues) with what the kernel does for its QEMU: open descriptors of
