@@ -353,7 +353,7 @@ class WorkingAgentTestCase(AgentDriverTestCase):
         self.assertEqual('frozen', self.agent('guest-fsfreeze-status'))
         driver.do('unquiesce')
         self.thawed()
-        self.assertIn('Do not count on that snapshot', self.said())
+        self.assertIn('Do not rely on that snapshot', self.said())
 
     def test_driver_killed_between_freeze_and_thaw(self):
         driver = self.boot()
