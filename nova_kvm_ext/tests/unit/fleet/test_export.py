@@ -192,7 +192,8 @@ class DocumentTestCase(base.BaseTestCase):
         value['cpu']['also'] = ['rtm', 'hle']
         self.assertEqual(frozenset({'rtm', 'hle'}),
                          parse(json.dumps(value)).cpu.caps.supported)
-        for nothing in ([], None):
+        empty: list[str] = []
+        for nothing in (empty, None):
             value['cpu']['also'] = nothing
             self.assertEqual(frozenset(),
                              parse(json.dumps(value)).cpu.caps.supported)

@@ -145,6 +145,18 @@ class TextTestCase(base.BaseTestCase):
                 (f'nova_kvm_ext_{name}', *sorted(labels))], str(key))
         self.assertFalse([key for key in found if 'u' in key[1:]])
 
+    def test_how_many_are_frozen(self):
+        frozen = dataclasses.replace(test_verdicts.GUEST,
+                                     frozen=model.Frozen(1, 'x'))
+        found = self.guests(frozen, frozen, test_verdicts.GUEST)
+        self.assertEqual(2, found['nova_kvm_ext_guests_frozen',])
+
+    def test_series_that_are_there_before_they_count(self):
+        self.assertEqual([], list(names.LOGGED.series))
+        self.assertEqual([], list(names.FROZEN_SECONDS.series))
+        self.assertEqual([('yes',), ('no',), ('unknown',)],
+                         list(names.HUNG.series))
+
     def test_seconds_frozen(self):
         name = 'nova_kvm_ext_guest_frozen_seconds'
         for since, seconds in ((990, 10), (1000, 0), (1001, 0)):

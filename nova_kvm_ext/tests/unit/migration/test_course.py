@@ -59,6 +59,10 @@ class SampleTestCase(base.BaseTestCase):
 
 class CourseTestCase(base.BaseTestCase):
 
+    def test_nothing_has_been_seen_at_first(self):
+        self.assertEqual(verdict.Course(None, None, 0, 0, 0, ()),
+                         verdict.Course())
+
     def test_the_first_iteration_began_when_nothing_was_sent(self):
         found = course(sample(3, 1, 900, 100, 50))
         self.assertEqual((1, 1000, 50), (found.began, found.work,
@@ -170,6 +174,14 @@ class WriterTestCase(base.BaseTestCase):
             self.assertAlmostEqual(50, at_random.changes(1), 6)
             self.assertAlmostEqual(80, at_random.changes(4), 6)
 
+    def test_two_of_some_milliseconds(self):
+        """Memory of pages that change thousands of times a second."""
+        short, long = (verdict.Iteration(0.001, 1, 50, 1),
+                       verdict.Iteration(0.004, 1, 51, 1))
+        _, at_random = verdict.writers((short, long))
+        self.assertAlmostEqual(50, at_random.changes(0.001), 6)
+        self.assertAlmostEqual(51, at_random.changes(0.004), 6)
+
     def test_two_that_show_none(self):
         for first, second in (
                 # As many a second; fewer in the longer one; nothing.
@@ -242,6 +254,12 @@ class JudgeTestCase(base.BaseTestCase):
             worse, auto=True, throttle=98))
         self.assertIs(verdict.Outcome.STALLS, self.outcome(
             worse, auto=True, throttle=99))
+
+    def test_one_that_leaves_nearly_as_much(self):
+        """A steady state, where there were two."""
+        steady = verdict.Iteration(10, 1000, 950, 100)
+        self.assertIs(verdict.Outcome.UNKNOWN, self.outcome(steady))
+        self.assertIs(verdict.Outcome.STALLS, self.outcome(steady, steady))
 
     def test_a_brief_iteration_needs_qemus_word(self):
         brief = verdict.Iteration(verdict._BRIEF / 2, 100, 200, 100)

@@ -138,6 +138,13 @@ class ForecastTestCase(base.BaseTestCase):
         self.assertIn('is paused', found.why)
         self.assertEqual(128, found.first)
 
+    def test_what_a_paused_guest_takes(self):
+        look = forecast.Measured(1, 0)
+        for bandwidth, first in ((10, 100), (0, None)):
+            found = forecast.forecast(look, look, 1000, bandwidth, 0.5, True)
+            self.assertEqual((first, 0, 0, 0), (
+                found.first, found.left, found.downtime, found.needed))
+
     def test_near_the_bandwidth(self):
         self.assertEqual('UNKNOWN', self.outcome(8, 8))
         self.assertEqual('UNKNOWN', self.outcome(7.8, 8))

@@ -41,6 +41,21 @@ class RefusalTestCase(base.BaseTestCase):
         # Its files and records may be left still.
         self.check('', server(), runs=False)
 
+    def test_every_state_of_one_that_has_not_ended(self):
+        for status in ('running', 'preparing', 'pre-migrating',
+                       'post-migrating', 'accepted', 'queued'):
+            self.check('not ended the live migration', server(
+                migration=repair.Migration('m', SRC, DST, status)))
+
+    def test_long_words(self):
+        """Nova's records have them, and others may write these."""
+        for length, host in ((80, 'x' * 80), (81, 'x' * 77 + '...')):
+            self.check(f'was not from {host}, where', server(
+                host='x' * length))
+        for length, task in ((40, 'x' * 40), (41, 'x' * 37 + '...')):
+            self.check(f'a task with the server ({task})', server(
+                task='x' * length))
+
     def test_another_case(self):
         self.check('nothing to bring back', server(), here=SRC)
         self.check('a task with the server (migrating)',
