@@ -143,6 +143,9 @@ class HostileTestCase(base.BaseTestCase):
     def test_too_long(self):
         self.assertIn('longer than 4 MiB', self.refused(
             ' ' * (document.MAX_BYTES + 1)))
+        # As long as it may be.
+        longest = '<a/>'.ljust(document.MAX_BYTES)
+        self.assertEqual('a', document.parse(longest, 'x').tag)
 
     def test_too_deep(self):
         self.refused('<domainCapabilities>' + '<cpu>' * 5000)

@@ -10,8 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import dataclasses
+
 from oslotest import base
 
+from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext.tests.unit.cpu import documents
 
@@ -38,6 +41,29 @@ class ModeTestCase(base.BaseTestCase):
             usable.check_mode('host-passthrough', host(documents.NO_CPU)))
         without = usable.Host('qemu', host(documents.NO_CPU).caps)
         self.assertIsNotNone(usable.check_mode('host-passthrough', without))
+
+
+class MissingTestCase(base.BaseTestCase):
+
+    def test_by_qemu_or_by_the_map(self):
+        there = host(documents.TCG)
+        model = capabilities.Model('Haswell', 'no')
+        self.assertEqual(
+            ('hle', 'invpcid', 'pcid', 'rtm', 'tsc-deadline', 'x2apic'),
+            usable.missing_features(model, there))
+        self.assertEqual(('a', 'b'), usable.missing_features(
+            dataclasses.replace(model, blockers=('b', 'a')), there))
+
+    def test_not_known(self):
+        there = host(documents.TCG)
+        unknown = capabilities.Model('no-such', 'no')
+        self.assertEqual((), usable.missing_features(unknown, there))
+        model = capabilities.Model('Haswell', 'no')
+        for less in (
+                dataclasses.replace(there, x86_map=None),
+                dataclasses.replace(there, caps=dataclasses.replace(
+                    there.caps, host_model=None))):
+            self.assertEqual((), usable.missing_features(model, less))
 
 
 class ModelTestCase(base.BaseTestCase):

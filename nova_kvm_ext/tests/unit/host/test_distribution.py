@@ -54,7 +54,14 @@ class DistributionTestCase(base.BaseTestCase):
             'ID=debian').qemu_package('aarch64'))
         self.assertEqual('qemu-kvm', self.find(
             'ID=fedora').qemu_package('s390x'))
-        self.assertEqual('dnf reinstall', self.find('ID=fedora').reinstall)
+        # Of an architecture that is in no table: as of the first.
+        self.assertEqual('qemu-system-x86', self.find(
+            'ID=debian').qemu_package('riscv64'))
+        for text, command in (
+                ('ID=debian', 'apt-get install --reinstall'),
+                ('ID=fedora', 'dnf reinstall'),
+                ('ID=sles', 'zypper install --force')):
+            self.assertEqual(command, self.find(text).reinstall)
 
     def test_libvirts_own_default_where_nothing_is_known(self):
         self.assertEqual('root', self.find('ID=arch').qemu_user)

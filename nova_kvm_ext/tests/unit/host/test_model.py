@@ -17,6 +17,7 @@ from typing import Any
 
 from oslotest import base
 
+from nova_kvm_ext.host import install
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 from nova_kvm_ext.tests.unit import test_settings
@@ -76,6 +77,20 @@ class HostFactsTestCase(base.BaseTestCase):
         # As Nova has it, where nova.conf cannot be used.
         self.assertEqual(
             'kvm', facts(options=options.HostOptions((), None)).virt_type)
+
+
+class DeviceTestCase(base.BaseTestCase):
+
+    def test_nothing_is_known_of_one_that_is_not_there(self):
+        self.assertEqual(
+            model.DeviceFacts('/dev/kvm', False, 0, -1, -1, None, '', '',
+                              False),
+            model.DeviceFacts('/dev/kvm', False))
+
+    def test_nothing_to_mend_where_the_driver_is_found(self):
+        well = model.InstallFacts(('/nova/virt',), '/door', None)
+        self.assertEqual('', install.remedy(well))
+        self.assertIsNone(install.check(well))
 
 
 class UserTestCase(base.BaseTestCase):

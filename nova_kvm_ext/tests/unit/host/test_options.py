@@ -44,6 +44,22 @@ class HostOptionsTestCase(base.BaseTestCase):
         self.assertEqual('kvm', found.settings.virt_type)
         self.assertEqual((), found.machine_types)
 
+    def test_ceph(self):
+        found = self.read()
+        self.assertEqual(('rbd', '', '', ''), (
+            found.rbd_pool, found.ceph_conf, found.rbd_user,
+            found.rbd_secret))
+        for name, value in (('images_rbd_pool', 'vms'),
+                            ('images_rbd_ceph_conf', '/etc/c.conf'),
+                            ('rbd_user', 'cinder'),
+                            ('rbd_secret_uuid', 'uuid'),
+                            ('images_type', 'rbd')):
+            self.conf.set_override(name, value, 'libvirt')
+        found = self.read()
+        self.assertEqual(('vms', '/etc/c.conf', 'cinder', 'uuid', True), (
+            found.rbd_pool, found.ceph_conf, found.rbd_user,
+            found.rbd_secret, found.ceph_disks))
+
     def test_what_set_the_driver(self):
         path = self.useFixture(fixtures.TempDir()).join('nova.conf')
         with open(path, 'w') as f:

@@ -34,6 +34,14 @@ class CompletedTestCase(base.BaseTestCase):
         for end in ends:
             self.assertNotIn('not known', str(completed.Completed.read(end)))
 
+    def test_numbers_are_libvirts(self):
+        self.assertEqual(
+            completed.Completed(60.5, 1.25, 7, 1 << 30, 1 << 20),
+            completed.Completed.read({
+                'time_elapsed': 60500, 'downtime': 1250,
+                'memory_iteration': 7, 'data_processed': 1 << 30,
+                'memory_bps': 1 << 20}))
+
     def test_nothing_is_not_known(self):
         for stats in ({}, {'downtime': None, 'memory_iteration': 'x',
                            'data_processed': -1, 'time_elapsed': True}):
