@@ -37,6 +37,9 @@ _TOP = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3)
 _BLOCK = re.compile(
     r'^( *)\.\. code-block:: console\n((?:\1 +:.*\n)*)'
     r'((?:\1 +\S.*\n| *\n)+)', re.MULTILINE)
+# Blocks that are of no language.
+_LITERAL = re.compile(
+    r'^( *)(?!\.\. )(?:\S.*)?::\n\n((?:\1 +.*\n| *\n)+)', re.MULTILINE)
 _PAGES = ('README.rst', 'devstack/README.rst', 'doc/source/**/*.rst')
 _UUID = '00000000-0000-4000-8000-000000000001'
 # Where the options of a script are that it hands on.
@@ -95,6 +98,21 @@ class DocumentedCommandsTestCase(base.BaseTestCase):
                 problem = self._problem(words)
                 if problem and not (untested and problem == 'unknown'):
                     wrong.append(f'{page}: {command}: {problem}')
+        self.assertEqual([], wrong)
+
+    def test_no_commands_in_other_blocks(self):
+        """Commands in a plain block are neither tested nor marked."""
+        wrong = []
+        for pattern in _PAGES:
+            for path in glob.glob(os.path.join(_TOP, pattern),
+                                  recursive=True):
+                with open(path) as f:
+                    wrong += [
+                        f'{os.path.relpath(path, _TOP)}: {body.strip()[:60]}'
+                        for _, body in _LITERAL.findall(f.read())
+                        if re.search(r'^ +(?:[#$] \S|(?:openstack|sudo|virsh|'
+                                     r'curl|nova-kvm-ext\S*) )', body,
+                                     re.MULTILINE)]
         self.assertEqual([], wrong)
 
     def test_marked_blocks_need_the_mark(self):
