@@ -171,6 +171,15 @@ class ExplainTestCase(base.BaseTestCase):
                 else:
                     self.assertNotIn(code, row.codes, row.name)
 
+    def test_what_libvirt_passes_on(self):
+        """From the kernel, QEMU and other hosts, by any row."""
+        for row in known_errors.TABLE:
+            self.assertLessEqual(
+                {libvirt.VIR_ERR_INTERNAL_ERROR,
+                 libvirt.VIR_ERR_OPERATION_FAILED,
+                 libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_RPC},
+                row.codes)
+
     def test_what_a_program_said_is_no_name(self):
         row = errors.explain(
             "Unexpected error while running command.\nCommand: qemu-img\n"
@@ -339,6 +348,12 @@ class CleanTestCase(base.BaseTestCase):
     def test_megabytes(self):
         self.assertEqual('x' * 297 + '...', errors.clean('x' * 10 ** 7))
         self.assertEqual('a...', errors.clean('a' + ' ' * 10 ** 7 + 'b'))
+
+    def test_what_is_looked_at(self):
+        """Sixteen times the limit, of which most may be nothing."""
+        for hidden, wanted in ((159, 'x'), (160, '...')):
+            self.assertEqual(wanted, errors.clean(
+                '\u200b' * hidden + 'x', limit=10))
 
     def test_length(self):
         self.assertEqual('x' * 7 + '...', errors.clean('x' * 11, limit=10))

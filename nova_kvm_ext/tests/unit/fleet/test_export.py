@@ -94,6 +94,8 @@ class DocumentTestCase(base.BaseTestCase):
     def test_there_and_back(self):
         text = export.to_json(self.host)
         self.assertNotIn('\n', text)
+        # Hosts of other releases read it.
+        self.assertEqual(1, json.loads(text)['kvm_ext'])
         found = parse(text)
         self.assertEqual(self.host.cpu.digest, found.cpu.digest)
         self.assertEqual(self.host.cpu.features, found.cpu.features)

@@ -67,10 +67,10 @@ class MayTestCase(base.BaseTestCase):
         for allowed, wanted in ((7, True), (6, True), (5, False), (4, False)):
             self.assertIs(wanted, self.may(0o600, 107, 36, acl=acl(
                 (0x01, 6, 0xffffffff), (0x04, allowed, 0xffffffff))))
-        for wanted in range(8):
+        for asked in range(8):
             self.assertTrue(access.may(
-                wanted, access.Permissions(0, 36, 0, acl(
-                    (0x04, 7, 0xffffffff))), 107, [36]), str(wanted))
+                asked, access.Permissions(0, 36, 0, acl(
+                    (0x04, 7, 0xffffffff))), 107, [36]), str(asked))
 
     def test_nonsense_is_no_acl(self):
         for nonsense in (b'', b'\1', b'\3\0\0\0', b'\2\0\0\0xyz'):
