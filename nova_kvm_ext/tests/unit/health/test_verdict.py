@@ -179,7 +179,9 @@ class VerdictTestCase(base.BaseTestCase):
         self.assertIn('lost: 1', self.parts['libvirt'].details)
 
     def test_placement(self):
-        for looked, result in ((1060, 'PASS'), (1120, 'WARN'),
+        for looked, result in ((1060, 'PASS'), (1090, 'PASS'),
+                               (1091, 'WARN'), (1120, 'WARN'),
+                               (1150, 'WARN'), (1151, 'FAIL'),
                                (1180, 'FAIL')):
             update = {'began': looked - 1, 'finished': looked,
                       'succeeded': looked}

@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 import dataclasses
+import gzip
 import os
 import time
 from typing import Any
@@ -21,6 +22,7 @@ from oslotest import base
 
 from nova_kvm_ext.images import facts
 from nova_kvm_ext.images import qemu_img
+from nova_kvm_ext.images import signatures
 from nova_kvm_ext.images import verdict
 from nova_kvm_ext.images import vmdk
 from nova_kvm_ext.tests.unit.images import corpus
@@ -105,6 +107,33 @@ class VerdictTestCase(base.BaseTestCase):
         self.assertTrue(verdict.judge(found, 'vmdk', POLICY).accepted)
         self.assertEqual('vmdk_allowed_types',
                          said(found, 'vmdk', vmdk_types=())[0])
+
+    def test_words_of_a_tenant_are_cut(self):
+        for length, shown in ((24, 'x' * 24), (25, 'x' * 21 + '...')):
+            found = verdict.Facts(1, ('vmdk',), info=verdict.Info(
+                'vmdk', GIB, create_type='x' * length))
+            self.assertTrue(said(found, 'vmdk')[1].startswith(
+                f'VMDK subformat {shown} is not allowed.'))
+
+    def test_versions_of_qcow2(self):
+        for version, words in (
+                (1, 'It is qcow version 1.'), (2, 'backing file'),
+                (3, 'backing file'),
+                (4, 'features that QEMU does not know'),
+                (0, 'features that QEMU does not know')):
+            found = verdict.Facts(
+                1, ('qcow2',), failed_checks=('backing_file',),
+                qcow=(version, 0, False))
+            self.assertIn(words, said(found, 'qcow2')[1])
+
+    def test_a_kernel_of_its_own_is_the_exception(self):
+        """A packed disk boots nothing, unless there is a kernel beside it."""
+        packed = verdict.Facts(
+            4096, ('raw',), info=verdict.Info('raw', GIB),
+            packed=signatures.packed(gzip.compress(b'x')))
+        self.assertFalse(verdict.judge(packed, 'raw', POLICY).accepted)
+        self.assertTrue(verdict.judge(packed, 'raw', POLICY,
+                                      kernel=True).accepted)
 
     def test_size(self):
         check, words = said(SOUND, 'qcow2', max_virtual_size=GIB - 1)
