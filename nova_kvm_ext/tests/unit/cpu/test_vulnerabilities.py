@@ -45,6 +45,23 @@ class LackTestCase(base.BaseTestCase):
                 ['ibpb', 'stibp', 'amd-ssbd', 'virt-ssbd'],
                 _names(self.lack({'sse4.2'}, _AMD | {'spec-ctrl'}, vendor)))
 
+    def test_what_the_register_tells(self):
+        """Bits of IA32_ARCH_CAPABILITIES, which a guest needs for them."""
+        of_register = {'mds-no', 'taa-no', 'tsx-ctrl', 'bhi-no', 'gds-no',
+                       'rfds-no'}
+        for name in of_register:
+            found = self.lack({'rtm'}, {name, 'arch-capabilities'})
+            self.assertEqual(('arch-capabilities', name), found.flags)
+            # None of them protects: they tell that nothing need be done.
+            self.assertEqual((), found.required)
+            self.assertEqual((name,), self.lack(
+                {'rtm', 'arch-capabilities'},
+                {name, 'arch-capabilities'}).flags)
+        for vendor, names in (('Intel', _INTEL), ('AMD', _AMD)):
+            for name in names:
+                self.assertEqual((name,), self.lack(
+                    (), {name, 'arch-capabilities'}, vendor).flags)
+
     def test_only_what_the_host_has(self):
         self.assertEqual(['ssbd'], _names(self.lack((), {'ssbd', 'avx'})))
         self.assertEqual([], _names(self.lack((), {'avx'})))

@@ -43,6 +43,11 @@ class ProvidersTestCase(base.BaseTestCase):
             f'openstack --os-placement-api-version 1.6 resource provider '
             f'trait delete {UUID}', trace.command)
 
+    def test_long_names(self):
+        for length, name in ((255, 'x' * 255), (256, 'x' * 252 + '...')):
+            trace, = self.of(OURS, name='x' * length)
+            self.assertEqual(f'{name} has {OURS}', trace.what)
+
     def test_few(self):
         for count, end in ((5, '_4'), (6, '_4 and 1 more')):
             trace, = self.of(*(f'{OURS}_{n}' for n in range(count)))
