@@ -13,7 +13,7 @@
 // The boot sector of a guest that writes to its memory as it is told to;
 // writer.py holds its bytes. After a change, assemble it and put them there:
 //
-//   gcc -c -Wa,-mx86-used-note=no writer.S -o writer.o
+//   gcc -c -m32 -Wa,-mx86-used-note=no writer.S -o writer.o
 //   ld -m elf_i386 -Ttext=0x7c00 --oformat binary writer.o -o writer.bin
 //   base64 writer.bin        (without the zeros and 55aa at its end)
 //
