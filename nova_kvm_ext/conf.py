@@ -31,8 +31,8 @@ Options of the nova-kvm-ext compute driver (``compute_driver =
 kvm_ext.KVMDriver``).
 
 If an option is not set here, the option of ``[libvirt]`` counts, so a
-nova.conf for Nova's own libvirt driver works unchanged. If an option is set in
-both groups, the value here counts. The log of the service says so at each
+nova.conf for Nova's own libvirt driver works unchanged. If an option is set
+in both groups, the value here counts. The log of the service says so at each
 start, with the file that set each of the two values.
 """)
 
@@ -82,15 +82,15 @@ Virtualization type of the guests.
 
 With ``auto`` the service starts a tiny guest under KVM at its start, through
 libvirt, as QEMU's user and with the configured CPU. The type is kvm only if
-this guest enters 64-bit mode and counts to fifty million within seconds. It is
-not enough that /dev/kvm opens and libvirt reports KVM, because this is also so
-on hosts with broken or emulated nested virtualization. The log says which type
-was chosen and why. The answer is saved in ``[DEFAULT] state_path`` until the
-host is booted, or the kernel, QEMU, libvirt, the permissions of /dev/kvm or
-the CPU choice change.
+this guest enters 64-bit mode and counts to fifty million within seconds. It
+is not enough that /dev/kvm opens and libvirt reports KVM, because this is
+also so on hosts with broken or emulated nested virtualization. The log says
+which type was chosen and why. The answer is saved in ``[DEFAULT]
+state_path`` until the host is booted, or the kernel, QEMU, libvirt, the
+permissions of /dev/kvm or the CPU choice change.
 
-The test guest is for x86-64. On other architectures ``auto`` is kvm if libvirt
-offers KVM.
+The test guest is for x86-64. On other architectures ``auto`` is kvm if
+libvirt offers KVM.
 
 Possible values:
 
@@ -133,9 +133,9 @@ Named CPU model of the guests, for ``cpu_mode = custom``.
 Possible values:
 
 * Not set: the value of ``[libvirt] cpu_models`` counts.
-* A model that libvirt knows, in upper or lower case, for example
-  ``Nehalem`` or ``EPYC-Rome``. ``nova-kvm-ext cpu model list`` says which
-  are usable on a host, and why the others are not.
+* A model that libvirt knows, in upper or lower case, for example ``Nehalem``
+  or ``EPYC-Rome``. ``nova-kvm-ext cpu model list`` says which are usable on
+  a host, and why the others are not.
 * ``x86-64-v2``, ``x86-64-v2-AES``, ``x86-64-v3``, ``x86-64-v4``: the CPU of
   that level of the x86-64 ABI. It has the features of the level and no other
   that matters to programs, the same on Intel and AMD and on every host.
@@ -158,11 +158,11 @@ Tenants write images. Operators write flavors, so this option does not limit
 the extra spec ``kvm_ext:cpu_mode``. An image may always ask for the CPU mode
 that the host's guests get anyway.
 
-With the default no tenant can make a guest that is difficult to live-migrate.
-``custom`` gives the same CPU on every host, and ``image_cpu_models`` says
-which CPU. ``host-model``, ``host-passthrough`` and ``maximum`` copy the host
-on which the guest happens to start, so that it can move only to hosts that can
-do at least as much.
+With the default no tenant can make a guest that is difficult to
+live-migrate. ``custom`` gives the same CPU on every host, and
+``image_cpu_models`` says which CPU. ``host-model``, ``host-passthrough`` and
+``maximum`` copy the host on which the guest happens to start, so that it can
+move only to hosts that can do at least as much.
 
 Possible values:
 
@@ -180,14 +180,14 @@ Related options:
         help="""
 CPU models that an image may ask for with its property ``kvm_ext_cpu_model``.
 
-This option does not limit the extra spec ``kvm_ext:cpu_model`` of flavors. An
-image may always ask for the CPU model that the host's guests get anyway. Upper
-and lower case are not distinguished.
+This option does not limit the extra spec ``kvm_ext:cpu_model`` of flavors.
+An image may always ask for the CPU model that the host's guests get anyway.
+Upper and lower case are not distinguished.
 
 The default is the level that every x86-64 server since 2011 supports, so a
-guest with this level can move to every host. Allow more models if all hosts to
-which a guest may move support them: a guest cannot move to a host that lacks a
-feature of its model.
+guest with this level can move to every host. Allow more models if all hosts
+to which a guest may move support them: a guest cannot move to a host that
+lacks a feature of its model.
 
 Possible values:
 
@@ -196,8 +196,8 @@ Possible values:
 
 Related options:
 
-* ``image_cpu_modes``: must have ``custom``, otherwise no model can be
-  asked for.
+* ``image_cpu_modes``: must have ``custom``, otherwise no model can be asked
+  for.
 """),
     cfg.BoolOpt(
         'keep_guest_cpu',
@@ -207,13 +207,13 @@ Keep the CPU that a guest has had when it is started again on the same host.
 
 libvirt determines ``host-model`` again at each start of a guest. After an
 upgrade of the host's kernel, microcode, QEMU or libvirt, a guest can have
-another CPU after a hard reboot. The guest may then be unable to move to hosts
-that are not upgraded yet. With this option a hard reboot gives the guest the
-CPU that it had before, as long as the host can still give this CPU. Otherwise
-the log says which features the guest lost and gained.
+another CPU after a hard reboot. The guest may then be unable to move to
+hosts that are not upgraded yet. With this option a hard reboot gives the
+guest the CPU that it had before, as long as the host can still give this
+CPU. Otherwise the log says which features the guest lost and gained.
 
-With any value, the log names each guest that has another CPU than before, with
-the features that it gained and lost.
+With any value, the log names each guest that has another CPU than before,
+with the features that it gained and lost.
 
 Related options:
 
@@ -263,10 +263,10 @@ Related options:
         help="""
 Load the kernel module vhost_net when the service starts.
 
-If ``/dev/vhost-net`` cannot be opened, the service runs ``modprobe vhost_net``
-as root through oslo.privsep. If modprobe fails, the log has its message. If
-this option is off, load the module in another way, for example with systemd's
-``modules-load.d``.
+If ``/dev/vhost-net`` cannot be opened, the service runs ``modprobe
+vhost_net`` as root through oslo.privsep. If modprobe fails, the log has its
+message. If this option is off, load the module in another way, for example
+with systemd's ``modules-load.d``.
 
 Possible values:
 
@@ -291,8 +291,8 @@ descriptor of QEMU. A flavor (``kvm_ext:vhost_queues``) and an image
 
 The option is for interfaces with a tap or macvtap device; interfaces of
 vhost-user keep one queue for each vCPU. If you set 1 on a host, set 1 on all
-hosts to which its guests can live-migrate: a running guest keeps its number of
-queues, and with 1 its tap device has no queues.
+hosts to which its guests can live-migrate: a running guest keeps its number
+of queues, and with 1 its tap device has no queues.
 
 Possible values:
 
@@ -315,8 +315,8 @@ Related options:
 Which guests get a channel for the QEMU guest agent.
 
 A running guest keeps or lacks its channel until its next hard reboot.
-Snapshots and the admin password work if the guest has a channel, whatever this
-option and the image say.
+Snapshots and the admin password work if the guest has a channel, whatever
+this option and the image say.
 
 Possible values:
 
@@ -334,17 +334,17 @@ Related options:
         help="""
 Seconds that a guest agent may take to answer a command.
 
-The tenant controls the agent: it may be stopped, dead, overloaded or hostile.
-Without a limit, libvirt and the service would wait for its answer without end.
-The driver sets this limit for every guest when the guest starts, when it has
-migrated to this host, and when the service starts. ``virsh
-guest-agent-timeout`` changes the limit of one guest until then.
+The tenant controls the agent: it may be stopped, dead, overloaded or
+hostile. Without a limit, libvirt and the service would wait for its answer
+without end. The driver sets this limit for every guest when the guest
+starts, when it has migrated to this host, and when the service starts.
+``virsh guest-agent-timeout`` changes the limit of one guest until then.
 
-Some commands have more time. A freeze has 60 seconds, because the guest writes
-its cache to the disk, and Windows gives its writers 60 seconds. A freeze of a
-volume-backed instance has 45 seconds, because Nova's API waits at most 60. A
-thaw has 30 seconds. libvirt first finds out whether the agent answers, which
-takes up to 5 seconds more.
+Some commands have more time. A freeze has 60 seconds, because the guest
+writes its cache to the disk, and Windows gives its writers 60 seconds. A
+freeze of a volume-backed instance has 45 seconds, because Nova's API waits
+at most 60. A thaw has 30 seconds. libvirt first finds out whether the agent
+answers, which takes up to 5 seconds more.
 
 Possible values:
 
@@ -370,20 +370,20 @@ Related options:
 Whether guests that an I/O error paused are resumed.
 
 If a guest writes to its disk and the host has no space left, QEMU pauses the
-guest. Nova does not resume the guest, and its API cannot unpause a server that
-is ACTIVE.
+guest. Nova does not resume the guest, and its API cannot unpause a server
+that is ACTIVE.
 
-With ``auto`` each periodic update checks such guests, and resumes a guest when
-the file system of its disk has space again: 64 MiB, or 5 % of a file system
-smaller than 1.25 GiB. If the space cannot be checked (block devices, network
-disks), the guest is resumed as a test. This does no harm: if there is still no
-space, QEMU pauses the guest again. If the guest is paused again soon, the next
-tests are less and less often, at most every 15 minutes.
+With ``auto`` each periodic update checks such guests, and resumes a guest
+when the file system of its disk has space again: 64 MiB, or 5 % of a file
+system smaller than 1.25 GiB. If the space cannot be checked (block devices,
+network disks), the guest is resumed as a test. This does no harm: if there
+is still no space, QEMU pauses the guest again. If the guest is paused again
+soon, the next tests are less and less often, at most every 15 minutes.
 
-A guest is resumed only if libvirt reports that an I/O error for lack of space
-paused it, if the guest should run by its state in Nova, and if Nova has no
-task with it. A guest that Nova, an operator or a migration paused stays
-paused, and so does a guest with another error than missing space.
+A guest is resumed only if libvirt reports that an I/O error for lack of
+space paused it, if the guest should run by its state in Nova, and if Nova
+has no task with it. A guest that Nova, an operator or a migration paused
+stays paused, and so does a guest with another error than missing space.
 
 Possible values:
 
@@ -411,10 +411,10 @@ because QEMU's user may not open /dev/kvm, the kernel has no KVM, or the
 emulator is missing. Only what ``virt_type`` needs can fail.
 
 While the service runs, each periodic update checks /dev/kvm, the kernel's
-modules and the directories of guests again. A fault disables the service with
-the reason. When the fault is repaired, the service is enabled again. A service
-that an operator disabled, or that Nova disabled because it lost libvirt, stays
-disabled.
+modules and the directories of guests again. A fault disables the service
+with the reason. When the fault is repaired, the service is enabled again. A
+service that an operator disabled, or that Nova disabled because it lost
+libvirt, stays disabled.
 
 Possible values:
 
@@ -434,12 +434,12 @@ What the driver does with a live migration that will not converge.
 
 If a guest changes its memory faster than the network can send it, a live
 migration never ends. Nova's time-outs do not distinguish such a guest from a
-large guest. The driver judges each migration by the memory that each iteration
-leaves for the next one. The log says whether the migration will converge. If
-not, the driver does what this option says. It acts only from the third
-iteration on, and only if all iterations of the last ten seconds, and at least
-two, say that the migration will not converge. If the answer is not known, the
-driver does nothing.
+large guest. The driver judges each migration by the memory that each
+iteration leaves for the next one. The log says whether the migration will
+converge. If not, the driver does what this option says. It acts only from
+the third iteration on, and only if all iterations of the last ten seconds,
+and at least two, say that the migration will not converge. If the answer is
+not known, the driver does nothing.
 
 The driver uses the code of Nova that ``openstack server migration force
 complete`` and ``abort`` use. A flavor can ask for another policy with the
@@ -456,8 +456,9 @@ Related options:
 * ``[libvirt] live_migration_permit_post_copy``: needed for ``post-copy``.
 * ``[libvirt] live_migration_downtime``: how long the guest may be paused at
   the end. With a longer downtime more migrations converge.
-* ``[libvirt] live_migration_permit_auto_converge``: with it QEMU slows a guest
-  that does not converge; nothing is done while it can be slowed further.
+* ``[libvirt] live_migration_permit_auto_converge``: with it QEMU slows a
+  guest that does not converge; nothing is done while it can be slowed
+  further.
 * ``[libvirt] live_migration_completion_timeout``: Nova's own time-out, which
   counts too.
 """),
@@ -468,10 +469,10 @@ Related options:
         help="""
 Policies of ``migration_stalled`` that a flavor or an image may ask for.
 
-If a flavor or an image asks for another policy, the log says so when the guest
-moves, and ``migration_stalled`` applies. The policy of ``migration_stalled``
-may always be asked for. The default has no ``abort``, because with it a tenant
-could prevent an operator from emptying a host.
+If a flavor or an image asks for another policy, the log says so when the
+guest moves, and ``migration_stalled`` applies. The policy of
+``migration_stalled`` may always be asked for. The default has no ``abort``,
+because with it a tenant could prevent an operator from emptying a host.
 
 Possible values:
 
@@ -489,10 +490,10 @@ Related options:
         help="""
 The largest virtual disk, in GiB, of an image that a guest may boot from.
 
-An image of a few kilobytes can describe a disk of many terabytes, which takes
-long to read and convert. An image with a larger virtual disk is refused when
-it is fetched, before it is converted. The flavor's root disk, if it has one,
-limits an image too.
+An image of a few kilobytes can describe a disk of many terabytes, which
+takes long to read and convert. An image with a larger virtual disk is
+refused when it is fetched, before it is converted. The flavor's root disk,
+if it has one, limits an image too.
 
 Possible values:
 

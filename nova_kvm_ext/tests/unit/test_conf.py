@@ -15,8 +15,17 @@ import os
 import fixtures
 from oslotest import base
 
+from nova_kvm_ext import conf
+
 
 class SampleTestCase(base.BaseTestCase):
+
+    def test_help_fits_into_the_sample(self):
+        """The generator breaks longer lines, and leaves one word alone."""
+        self.assertEqual([], [
+            f'{opt.name}: {line}' for _, opts in conf.list_opts()
+            for opt in opts for line in (opt.help or '').splitlines()
+            if len(line) > 77])
 
     def test_sample_is_what_the_generator_makes(self):
         """Repair a failure with ``tox -e genconfig``."""
