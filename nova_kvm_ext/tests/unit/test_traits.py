@@ -28,6 +28,7 @@ class TraitsTestCase(base.BaseTestCase):
         for text in ('', 'é' * 300, 'x' * 300, '\x1b[2J', '___'):
             self.assertTrue(os_traits.is_custom(traits.name(text)))
             self.assertLessEqual(len(traits.name(text)), 255)
+        self.assertEqual(255, len(traits.name('x' * 300)))
 
     def test_changes(self):
         kept, gone, new = map(traits.name, ('kept', 'gone', 'new'))

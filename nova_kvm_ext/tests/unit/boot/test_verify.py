@@ -417,6 +417,10 @@ class VulnerabilitiesTestCase(VerifyTestCase):
             SKIP, self.check(mds='Vulnerable: no microcode; SMT vulnerable',
                              meltdown='Mitigation: PTI; SMT vulnerable'),
             '1 mitigated, 1 open: mds')
+        for count, more in ((8, 'f7'), (9, 'f7 and 1 more')):
+            self.assertTrue(self.check(**{
+                f'f{n}': 'Vulnerable' for n in range(count)
+            }).details.endswith(f'f6, {more}'))
 
     def test_a_guest_that_does_not_tell(self):
         self.assertCheck(SKIP, self.check(), 'does not tell')

@@ -115,6 +115,16 @@ class VerdictTestCase(base.BaseTestCase):
             self.assertIs(reason, reasons.Reason.of(reason.number))
         self.assertIs(reasons.Reason.NOT_KNOWN, reasons.Reason.of(99))
 
+    def test_what_nobody_has_said(self):
+        plain = model.Guest('u', 'n')
+        self.assertEqual(model.Control(0, 0), model.Control())
+        self.assertIs(False, plain.of_nova)
+        found = verdicts.judge(plain, model.Today())
+        self.assertEqual(
+            ('no state', None, None, None, None, 'no channel'),
+            (found.state, found.hangs.value, found.old_qemu.value,
+             found.old_machine.value, found.cpu.drift, found.agent))
+
     def test_agent(self):
         self.assertEqual(
             ['no channel', 'disconnected', 'connected'],
