@@ -27,21 +27,24 @@ from nova_kvm_ext.cmd import quick
 def main(argv: list[str] | None = None) -> int:
     """Run a command; see :mod:`nova_kvm_ext.cmd.main`.
 
+    :param argv: None for those of this process, which ends with the command
     :returns: its exit code
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:2] == ['host', 'health']:
-        code = quick.run(argv[2:])
+    words = sys.argv[1:] if argv is None else argv
+    if words[:2] == ['host', 'health']:
+        code = quick.run(words[2:])
         if code is not None:
             return code
-    # A process of a second: the collector would look at what has been
-    # imported again and again, and once more at the end.
-    gc.set_threshold(50_000)
+    if argv is None:
+        # A process of a second: the collector would look at what has been
+        # imported again and again, and once more at the end.
+        gc.set_threshold(50_000)
     try:
         from nova_kvm_ext.cmd import main as commands
-        return commands.main(argv)
+        return commands.main(words)
     finally:
-        gc.freeze()
+        if argv is None:
+            gc.freeze()
 
 
 if __name__ == '__main__':
