@@ -17,6 +17,9 @@ without a limit for one that does not answer. While it waits, other calls of
 the same connection were seen to stall (libvirt 9.0). So the call has a
 connection of its own and a time limit, there is never a second one beside it,
 and Nova's own way, which needs no QEMU's answer, is there for what is missing.
+A newer libvirt is not asked at all: there a guest whose QEMU owes an answer
+holds up also those calls that need none of QEMU
+(:mod:`nova_kvm_ext.guests.descriptions`).
 After an answer that came too late that way is taken for a while: where QEMUs
 get too little CPU time, all of them together take longer than the limit, and
 none of them hangs.
@@ -30,6 +33,7 @@ from nova import exception
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import descriptions
 from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
@@ -43,10 +47,6 @@ BACK_OFF = 600.0
 
 _HANGS = 1000
 """Milliseconds after which a QEMU that libvirt waits for is named."""
-
-_BUSY = (1, 2)
-"""VIR_DOMAIN_CONTROL_JOB and OCCUPIED of virDomainControlState, see
-https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainControlState"""
 
 
 class _Question(threading.Thread):
@@ -123,7 +123,8 @@ class VCPUs:
             if self._connection is None:
                 # What stands for libvirt in Nova's own tests has no such call.
                 if not hasattr(self._host.get_connection(),
-                               'getAllDomainStats'):
+                               'getAllDomainStats') or (
+                        self._host.has_min_version(descriptions.XML_WAITS)):
                     return {}
                 self._connection = self._host._connect(self._host._uri, False)
         except (exception.NovaException, libvirt.libvirtError) as e:
@@ -159,7 +160,7 @@ class VCPUs:
         try:
             for guest in self._host.list_guests():
                 state, _, milliseconds = guest._domain.controlInfo()
-                if state in _BUSY and milliseconds >= _HANGS:
+                if state in descriptions.BUSY and milliseconds >= _HANGS:
                     busy.append(guest.uuid)
         except (exception.NovaException,
                 nova_driver.libvirt.libvirtError) as e:

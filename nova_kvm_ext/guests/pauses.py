@@ -75,9 +75,10 @@ def read(domain: Any) -> reasons.Pause | None:
     """Whether and why a guest is paused.
 
     For a guest with an I/O error QEMU is asked about its disks
-    (virDomainGetDiskErrors). A QEMU that hangs never answers, and libvirt has
-    no time-out for it: call this only where that holds up nobody else. A QEMU
-    that is known to be busy is not asked.
+    (virDomainGetDiskErrors) where libvirt does not know the cause itself. A
+    QEMU that hangs never answers, and libvirt has no time-out for it: call
+    this only where that holds up nobody else. A QEMU that is known to be busy
+    is not asked.
 
     :param domain: virDomain
     :returns: None where the guest is not paused
@@ -92,10 +93,14 @@ def read(domain: Any) -> reasons.Pause | None:
     control, error = _asked(domain.controlInfo, 0)
     asked: dict[str, int] | None = None
     unknown = ''
-    if control is not None and control[0] == _CONTROL_OK:
-        asked, error = _asked(domain.diskErrors)
-    elif error is None:
+    if error is None and control[0] != _CONTROL_OK:
         unknown = 'QEMU is busy with another request'
+    elif error is None and len({cause for cause, _ in told.values()}) != 1:
+        # Where libvirt knows the cause itself QEMU is left alone: a libvirt
+        # as new as that has other calls wait for this one (11.3: 30 s, also
+        # for the guest's XML). What libvirt keeps may be of an earlier pause,
+        # so causes that differ do not tell.
+        asked, error = _asked(domain.diskErrors)
     if error is not None:
         unknown = errors.clean(error)
     if asked:

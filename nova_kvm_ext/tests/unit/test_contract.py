@@ -44,6 +44,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     f'{LIBVIRT_DRIVER}.get_available_resource': (1, ()),
     f'{LIBVIRT_DRIVER}._get_instance_disk_info_from_config': (2, ()),
     f'{LIBVIRT_DRIVER}._get_vcpu_used': (0, ()),
+    f'{LIBVIRT_DRIVER}._get_disk_over_committed_size_total': (0, ()),
+    'nova.virt.libvirt.host:Host.has_min_version': (1, ()),
     f'{LIBVIRT_DRIVER}._get_pci_passthrough_devices': (0, ()),
     'nova.virt.libvirt.host:Host._connect': (2, ()),
     'nova.virt.libvirt.guest:Guest.get_vcpus_info': (0, ()),
@@ -425,6 +427,16 @@ class ContractTestCase(base.BaseTestCase):
             1, source.count('guest.') - source.count('(guest.'))
         self.assertIn('self._uri = uri', inspect.getsource(
             find('nova.virt.libvirt.host:Host.__init__')))
+
+    def test_how_the_sum_of_disks_finds_the_guests(self):
+        """It is called with another object, which lists other domains."""
+        source = inspect.getsource(find(
+            f'{LIBVIRT_DRIVER}._get_disk_over_committed_size_total'))
+        self.assertIn('self._host.list_instance_domains(only_running=False)',
+                      source)
+        self.assertIn('guest = libvirt_guest.Guest(dom)', source)
+        self.assertIn('guest.get_config()', source)
+        self.assertNotIn('super()', source)
 
     def test_what_the_list_of_pci_devices_takes_from_the_driver(self):
         """It is called with another object, which has this alone."""

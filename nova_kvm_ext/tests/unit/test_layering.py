@@ -90,7 +90,7 @@ NOVA = {
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.counting', 'guest_agent.freezes',
     'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
-    'guests.bulk', 'guests.errands', 'guests.hooks',
+    'guests.bulk', 'guests.descriptions', 'guests.errands', 'guests.hooks',
     'health.hooks', 'host.hooks', 'host.node_devices', 'images.hooks',
     'images.questions', 'metrics.hooks', 'migration.departures',
     'migration.hooks', 'migration.starts', 'storage.hooks',

@@ -121,6 +121,17 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         self.assertEqual(3, asked.call_count)
         self.assertEqual([], self.asked)
 
+    def test_a_libvirt_that_lets_others_wait(self):
+        asked = self.novas()
+        self.stats = [(guest, self.vcpus(1)) for guest in self.guests]
+        for version, count in ((9_000_999, 3), (9_001_000, 6),
+                               (11_003_000, 6)):
+            with mock.patch.object(fakelibvirt.Connection, 'getLibVersion',
+                                   return_value=version):
+                self.drvr._vcpus._connection = None
+                self.assertEqual(count, self.drvr._get_vcpu_used(), version)
+        self.assertEqual((1, 6), (len(self.asked), asked.call_count))
+
     def test_a_connection_of_its_own(self):
         """A call that hangs must not take Nova's others along."""
         used = []

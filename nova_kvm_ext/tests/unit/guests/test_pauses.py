@@ -91,16 +91,24 @@ class ReadTestCase(base.BaseTestCase):
                    "message='No space left on device'")
         # They are all there is where QEMU is busy, or keeps no status.
         several: list[dict[str, Any]] = [
-            {'control': (2, 0, 9), 'asks': False}, {'errors': {}},
-            {'errors': {'vdb': 2}}]
+            {'control': (2, 0, 9)}, {'errors': {}}, {'errors': {'vdb': 2}}]
         for more in several:
             pause = pauses.read(domains.Domain(
-                version=11_001_000, messages=[message, 'tainted'], **more))
+                version=11_001_000, messages=[message, 'tainted'],
+                asks=False, **more))
             self.assertIs(NO_SPACE, pause.cause, str(more))
             self.assertEqual('vdb', pause.disks[0].target)
             self.assertEqual(datetime.datetime(
                 2026, 11, 27, 2, 22, 11, 123000, datetime.timezone.utc),
                 pause.since)
+        # One of the two may be of an earlier pause: QEMU knows which.
+        other = message.replace('vdb', 'vda').replace(
+            'No space left on device', 'Input/output error')
+        pause = pauses.read(domains.Domain(
+            version=11_001_000, messages=[message, other],
+            errors={'vdb': 2}))
+        self.assertEqual((NO_SPACE, ['vdb']), (
+            pause.cause, [error.disk.target for error in pause.disks]))
         # An older libvirt would log an error.
         pause = pauses.read(domains.Domain(
             version=11_000_000, messages=[message], errors={'vdb': 2}))

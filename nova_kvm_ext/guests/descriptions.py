@@ -1,0 +1,106 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The XML of guests for Nova's periodic update, which waits for no guest.
+
+Nova sums up the disks of all guests by their XML. A libvirt newer than 9.0
+does not give the XML of a guest while another call waits for the guest's QEMU:
+libvirt waits, too, and gives up after 30 s (seen on 11.3.0; 9.0.0 gives the
+XML at once). Nova then leaves the guest out of the sum. A QEMU whose storage
+hangs would hold up each update like that. :class:`Descriptions` keeps the XML
+of each guest and gives Nova that of the last update where a guest is busy.
+"""
+
+from typing import Any
+
+from nova.virt.libvirt import driver as nova_driver
+
+XML_WAITS = (9, 1, 0)
+"""The libvirt from which on the XML may have to wait. The releases between
+9.0.0 and 11.3.0 were not tried."""
+
+BUSY = (1, 2)
+"""VIR_DOMAIN_CONTROL_JOB and OCCUPIED of virDomainControlState, see
+https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainControlState.
+libvirt tells that state without QEMU, and waits for nothing."""
+
+_NOT_RUNNING = -1
+"""What virDomainGetID says of a guest that does not run."""
+
+
+class Descriptions:
+    """The XML of the guests of a host, as the last update found it.
+
+    There is one for each guest that the last update listed, and none where
+    libvirt gives the XML at once.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self._kept: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def view(self, driver: Any) -> Any:
+        """What Nova's code that sums up disks is to take for the driver."""
+        if not self._host.has_min_version(XML_WAITS):
+            return driver
+        return _View(driver, _host=_View(
+            driver._host, list_instance_domains=self._domains))
+
+    def _domains(self, *args: Any, **kwargs: Any) -> list[Any]:
+        domains = self._host.list_instance_domains(*args, **kwargs)
+        listed = {domain.UUIDString() for domain in domains}
+        self._kept = {uuid: xml for uuid, xml in list(self._kept.items())
+                      if uuid in listed}
+        return [_Domain(domain, self._kept) for domain in domains]
+
+
+class _View:
+    """An object with some other attributes."""
+
+    def __init__(self, real: Any, **attributes: Any) -> None:
+        self._real = real
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class _Domain(_View):
+    """libvirt's domain, which gives its XML without waiting."""
+
+    def __init__(self, domain: Any, kept: dict[str, str]) -> None:
+        super().__init__(domain)
+        self._kept = kept
+
+    def XMLDesc(self, flags: int = 0) -> str:
+        uuid = self.UUIDString()
+        kept = self._kept.get(uuid) if not flags else None
+        if kept is not None and self._busy():
+            return kept
+        xml = self._real.XMLDesc(flags)
+        if not flags:
+            self._kept[uuid] = xml
+        return xml
+
+    def _busy(self) -> bool:
+        if self._real.ID() == _NOT_RUNNING:
+            return False
+        try:
+            return self._real.controlInfo(0)[0] in BUSY
+        except nova_driver.libvirt.libvirtError:
+            # It has ended meanwhile, or is not known: as Nova does.
+            return False

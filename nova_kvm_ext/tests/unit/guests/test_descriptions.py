@@ -1,0 +1,126 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The sum of disks does not wait for a guest whose QEMU is busy."""
+
+from typing import Any
+from unittest import mock
+import uuid
+
+import fixtures
+from nova import objects
+from nova.tests.fixtures import libvirt as fakelibvirt
+
+from nova_kvm_ext.tests.unit import driver_base
+
+GIB = 2**30
+WAITS = 11_003_000
+
+
+class DescriptionsTestCase(driver_base.DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.version = WAITS
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.getLibVersion',
+            lambda connection: self.version))
+        self.control: dict[str, Any] = {}
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.controlInfo',
+            lambda domain, flags=0: self.control_info(domain)))
+        self.asked: list[str] = []
+        real = fakelibvirt.Domain.XMLDesc
+
+        def describe(domain: Any, flags: int) -> str:
+            self.asked.append(domain.UUIDString())
+            return real(domain, flags)
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.XMLDesc', describe))
+        self.drvr = self.started()
+        self.guests = [self.guest() for _ in range(3)]
+        # A GiB for each guest whose XML Nova has.
+        self.useFixture(fixtures.MockPatchObject(
+            self.drvr, '_get_instance_disk_info_from_config',
+            return_value=[{'over_committed_disk_size': GIB}]))
+        for cls, name in ((objects.InstanceList, 'get_by_filters'),
+                          (objects.BlockDeviceMappingList,
+                           'bdms_by_instance_uuid')):
+            self.useFixture(fixtures.MockPatchObject(
+                cls, name, return_value={}))
+
+    def control_info(self, domain: Any) -> Any:
+        answer = self.control.get(domain.UUIDString(), (0, 0, 0))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def guest(self) -> Any:
+        guest_id = str(uuid.uuid4())
+        domain = self.drvr._host.get_connection().defineXML(
+            f'<domain type="kvm"><name>{guest_id}</name>'
+            f'<uuid>{guest_id}</uuid><memory>65536</memory><vcpu>2</vcpu>'
+            f'<os><type>hvm</type></os><devices/></domain>')
+        domain.createWithFlags(0)
+        return domain
+
+    def sum(self) -> float:
+        """In GiB; the calls for XML since the last sum are in asked."""
+        self.asked.clear()
+        return self.drvr._get_disk_over_committed_size_total() / GIB
+
+    def test_a_busy_guest_is_not_asked_again(self):
+        busy = self.guests[1].UUIDString()
+        self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+        for state in (1, 2):
+            self.control[busy] = (state, 0, 0)
+            self.assertEqual(3, self.sum())
+            self.assertEqual(2, len(self.asked))
+            self.assertNotIn(busy, self.asked)
+        self.control[busy] = (0, 0, 0)
+        self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+
+    def test_a_guest_that_no_update_has_seen(self):
+        """Nova asks, and handles what libvirt answers."""
+        self.control[self.guests[0].UUIDString()] = (2, 0, 60000)
+        self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+
+    def test_what_cannot_be_told_is_asked(self):
+        """A broken monitor, and a guest that ended meanwhile."""
+        self.sum()
+        self.control[self.guests[0].UUIDString()] = (3, 0, 0)
+        self.control[self.guests[1].UUIDString()] = (
+            fakelibvirt.libvirtError('not running'))
+        self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+
+    def test_a_guest_that_does_not_run(self):
+        self.sum()
+        self.control[self.guests[0].UUIDString()] = (2, 0, 0)
+        with mock.patch.object(fakelibvirt.Domain, 'ID', return_value=-1):
+            self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+
+    def test_no_more_is_kept_than_there_are_guests(self):
+        self.sum()
+        self.assertEqual(3, len(self.drvr._descriptions))
+        with mock.patch.object(self.drvr._host, 'list_instance_domains',
+                               return_value=self.guests[:1]):
+            self.assertEqual(1, self.sum())
+        self.assertEqual(1, len(self.drvr._descriptions))
+
+    def test_a_libvirt_that_gives_it_at_once(self):
+        self.version = 9_000_000
+        for guest in self.guests:
+            self.control[guest.UUIDString()] = (2, 0, 0)
+        for _ in range(2):
+            self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+        self.assertEqual(0, len(self.drvr._descriptions))
