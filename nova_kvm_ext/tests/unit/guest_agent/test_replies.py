@@ -281,6 +281,13 @@ class HostileTestCase(RepliesTestCase):
             'version': 'x', 'supported_commands':
             [{'name': f'a{i}', 'enabled': True} for i in range(513)]}))
 
+    def test_a_filesystem_without_disks(self):
+        """As an overlay, and as old agents tell of all."""
+        found, = replies.filesystems(reply([
+            {'name': 'a', 'mountpoint': '/a', 'type': 'tmpfs'}]))
+        self.assertEqual(((), 0, None), (
+            found.disks, found.disks_left_out, found.used_bytes))
+
     def test_the_largest_numbers(self):
         filesystem = HONEST['guest-get-fsinfo'][0] | {
             'used-bytes': 2 ** 63 - 1, 'total-bytes': 2 ** 63 - 1}

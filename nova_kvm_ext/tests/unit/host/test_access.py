@@ -62,6 +62,15 @@ class MayTestCase(base.BaseTestCase):
         masked = acl(*base_entries, (0x02, 6, 107), (0x10, 4, *everyone))
         self.assertFalse(self.may(0o640, 107, 1, acl=masked))
 
+    def test_others_where_no_entry_matches(self):
+        named = acl((0x02, 6, 108), (0x10, 6, 0xffffffff))
+        for mode, wanted in ((0o606, True), (0o604, False), (0o660, False)):
+            self.assertIs(wanted, self.may(mode, 107, 1, acl=named))
+
+    def test_bits_are_the_kernels(self):
+        self.assertEqual((os.R_OK, os.W_OK, os.X_OK),
+                         (access.READ, access.WRITE, access.ENTER))
+
     def test_acl_without_a_mask(self):
         """Only one with named users and groups needs one (acl(5))."""
         for allowed, wanted in ((7, True), (6, True), (5, False), (4, False)):

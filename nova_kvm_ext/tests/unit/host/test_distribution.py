@@ -35,6 +35,11 @@ class DistributionTestCase(base.BaseTestCase):
                 ('ID="unclosed', '')):
             self.assertEqual(family, self.find(text).family, text)
 
+    def test_comments_and_lines_without_a_value(self):
+        for text in ('#ID=debian\nID=fedora\n', 'ID=fedora\n#ID=debian\n',
+                     'ID=fedora\nID\n', 'ID\nID=fedora'):
+            self.assertEqual('fedora', self.find(text).family, text)
+
     def test_the_last_word_is_the_hosts(self):
         self.assertEqual('Debian GNU/Linux 12', self.find(
             'PRETTY_NAME="Debian GNU/Linux 12"\nID=debian\n').name)

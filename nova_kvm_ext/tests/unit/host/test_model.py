@@ -87,6 +87,22 @@ class DeviceTestCase(base.BaseTestCase):
                               False),
             model.DeviceFacts('/dev/kvm', False))
 
+    def test_nothing_is_known_of_a_directory_that_is_not_there(self):
+        self.assertEqual(
+            model.DirectoryFacts('/a', 'what', 'ENOENT', 0, -1, -1, False,
+                                 '', 0, 0),
+            model.DirectoryFacts('/a', 'what', 'ENOENT'))
+
+    def test_an_installation_that_is_incomplete(self):
+        without = model.InstallFacts(('/nova/virt',), None, 'no module')
+        self.assertIn('nova.virt.kvm_ext is missing from /nova/virt: this '
+                      'installation is incomplete', install.check(without))
+        self.assertEqual('Install nova-kvm-ext again.',
+                         install.remedy(without))
+        elsewhere = dataclasses.replace(without, door='/ours/a b')
+        self.assertIn('this package is in /ours/a b. Link it: ln -s '
+                      "'/ours/a b' /nova/virt/", install.check(elsewhere))
+
     def test_nothing_to_mend_where_the_driver_is_found(self):
         well = model.InstallFacts(('/nova/virt',), '/door', None)
         self.assertEqual('', install.remedy(well))

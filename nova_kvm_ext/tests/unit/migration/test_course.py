@@ -52,6 +52,10 @@ class SampleTestCase(base.BaseTestCase):
             self.assertEqual(0, verdict.Sample.read(
                 stats | {'memory_bps': value}).rate)
 
+    def test_what_is_not_said_is_0(self):
+        self.assertEqual(verdict.Sample(1, 1, 1, 1, 1, 0, 0, 0, 0),
+                         verdict.Sample(1, 1, 1, 1, 1))
+
     def test_none_before_memory_is_copied(self):
         for stats in ({}, {'memory_iteration': 1}, {'memory_total': 1}):
             self.assertIsNone(verdict.Sample.read(stats))
@@ -264,8 +268,10 @@ class JudgeTestCase(base.BaseTestCase):
     def test_a_brief_iteration_needs_qemus_word(self):
         brief = verdict.Iteration(verdict._BRIEF / 2, 100, 200, 100)
         self.assertIs(verdict.Outcome.UNKNOWN, self.outcome(brief))
-        self.assertIs(verdict.Outcome.STALLS, self.outcome(
-            brief, changed=100))
+        for changed, outcome in ((89, verdict.Outcome.UNKNOWN),
+                                 (90, verdict.Outcome.STALLS),
+                                 (100, verdict.Outcome.STALLS)):
+            self.assertIs(outcome, self.outcome(brief, changed=changed))
 
     def test_said(self):
         mib = 1 << 20
