@@ -117,7 +117,7 @@ def draw(found: dict[str, Any], curves: dict[str, list[tuple[int, float]]],
                   xytext=(0, 4), textcoords='offset points', color='grey')
     axes.set_xlabel('guests with one qcow2 disk each')
     axes.set_ylabel('one periodic update, s')
-    axes.set_xticks([100, 200, 400], ['100', '200', '400'])
+    axes.set_xticks([40, 100, 200, 400], ['40', '100', '200', '400'])
     axes.minorticks_off()
     axes.legend()
     save(figure, 'update.svg')
