@@ -511,7 +511,8 @@ class HungAgentTestCase(AgentDriverTestCase):
         driver = self.boot()
         driver.kill()
         self.domain.agentSetResponseTimeout(-2, 0)
-        self.start_driver()
+        # Nova's first periodic update comes before the service takes requests.
+        self.start_driver().do('settle')
         # The agent answers libvirt's first word and not the command.
         self.put_script('/etc/fsfreeze-hook', 'sleep 600')
         started = time.monotonic()
