@@ -550,6 +550,12 @@ class FakeAgentTestCase(AgentTestCase):
         # Time enough for ten megabytes on a busy machine.
         error = self.timed('endless', lambda: self.agent.info(60))
         self.assertEqual(Fault.NONSENSE, error.fault)
+        # Until libvirt has hung up the next question meets the same answer.
+        fake.answer = fake.honest
+        libvirtd.wait_for(
+            lambda: getattr(self.timed('after endless', self.agent.info),
+                            'fault', None) is not Fault.NONSENSE,
+            'end of the endless answer')
         self.recovered('endless')
 
         def flood(request: dict[str, Any]) -> None:
