@@ -40,6 +40,10 @@ _LONG = 60.0
 """Seconds that neither may take on a busy machine. With a call that waits for
 that QEMU both would take for ever."""
 
+_NOT_ASKED = 9_001_000
+"""The libvirt from which on an update asks no QEMU, so that none holds it up
+(guests/descriptions)."""
+
 
 class HangingMonitorTestCase(base.BaseTestCase):
 
@@ -48,6 +52,7 @@ class HangingMonitorTestCase(base.BaseTestCase):
         self.libvirt = self.useFixture(libvirtd.PrivateLibvirt())
         connection = libvirt.open(self.libvirt.uri)
         self.addCleanup(connection.close)
+        self.version = connection.getLibVersion()
         self.guests = [str(uuid.uuid4()) for _ in range(3)]
         for name in self.guests:
             connection.createXML(_DOMAIN.format(uuid=name),
@@ -84,6 +89,9 @@ class HangingMonitorTestCase(base.BaseTestCase):
             self.assertLess(seconds, _LONG)
         with open(os.path.join(directory, 'nova.log')) as f:
             said = [line for line in f if 'KVML510' in line]
+        if self.version >= _NOT_ASKED:
+            self.assertEqual([], said)
+            return
         self.assertEqual(1, len(said))
         self.assertIn(hanging, said[0])
         self.assertNotIn(self.guests[0], said[0])
