@@ -20,6 +20,7 @@ import uuid
 
 import hypothesis
 from hypothesis import strategies
+import tenacity
 
 # Without shrinking, which takes minutes: an example is small as it is.
 SETTINGS = hypothesis.settings(
@@ -95,6 +96,11 @@ class Disk:
         return path
 
 
+# For LUKS it measures how fast it hashes, which fails now and then.
+@tenacity.retry(
+    stop=tenacity.stop_after_attempt(30), reraise=True,
+    retry=tenacity.retry_if_exception(
+        lambda e: b'accurate CPU usage' in getattr(e, 'stderr', b'')))
 def run(*arguments: str) -> None:
     subprocess.run(['qemu-img', *arguments], check=True, capture_output=True)
 

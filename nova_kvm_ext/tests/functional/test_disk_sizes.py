@@ -97,11 +97,10 @@ class DiskSizesTestCase(base.BaseTestCase):
         """It is left to qemu-img, and the two agree anyway."""
         raw = disks.Disk(1 << 20, raw=True).make(self.directory)
         encrypted = str(self.directory / 'encrypted')
-        subprocess.run(
-            ['qemu-img', 'create', '-q', '-f', 'qcow2', '--object',
-             'secret,id=s,data=x', '-o',
-             'encrypt.format=luks,encrypt.key-secret=s',
-             encrypted, '1M'], check=True)
+        disks.run('create', '-q', '-f', 'qcow2', '--object',
+                  'secret,id=s,data=x', '-o',
+                  'encrypt.format=luks,encrypt.key-secret=s,'
+                  'encrypt.iter-time=10', encrypted, '1M')
         data_file = str(self.directory / 'data')
         disks.run('create', '-f', 'qcow2', '-o',
                   f'data_file={data_file}.raw,data_file_raw=on', data_file,
