@@ -75,7 +75,7 @@ def _vhost(verdict: verdicts.Verdict) -> str:
     """How many cards use vhost-net, of those that could."""
     fit = [card for card in verdict.cards if card.nic.unfit is None]
     if not fit:
-        return '-'
+        return '?' if verdict.guest.odd else '-'
     unknown = any(card.uses is None for card in fit)
     return (f'{sum(card.uses is True for card in fit)}/{len(fit)}'
             f'{"?" if unknown else ""}')
@@ -106,7 +106,7 @@ def _cards(verdict: verdicts.Verdict) -> columns.Lines:
 
 _AGENT = {words.AgentState.CONNECTED.value: 'yes',
           words.AgentState.DISCONNECTED.value: 'no',
-          words.AgentState.NO_CHANNEL.value: '-'}
+          words.AgentState.NO_CHANNEL.value: '-', None: '?'}
 
 _COLUMNS = (
     'name', 'uuid', 'state', 'paused', 'hangs', 'hangs_why', 'qemu',
@@ -144,7 +144,8 @@ def row(verdict: verdicts.Verdict) -> dict[str, Any]:
         'cpu_lost': columns.Names(verdict.cpu.lost),
         'cpu_why': columns.Text(verdict.cpu.details or None),
         'vhost': columns.Words(
-            _cards(verdict).machine_readable(), _vhost(verdict)),
+            None if guest.odd else _cards(verdict).machine_readable(),
+            _vhost(verdict)),
         'agent': columns.Words(verdict.agent, _AGENT[verdict.agent]),
         'frozen_since': None if frozen is None else words.when(frozen.since),
         'frozen_why': columns.Text(frozen and frozen.text),

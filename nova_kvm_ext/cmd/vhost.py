@@ -37,6 +37,7 @@ from nova_kvm_ext import words
 with lazy.imports():
     import libvirt
 
+    from nova_kvm_ext.guests import busy
     from nova_kvm_ext.vhost import process
     from nova_kvm_ext.vhost import proof
 
@@ -106,7 +107,12 @@ def _running(connection: libvirt.virConnect
             libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         # One that ends meanwhile has nothing to show.
         with contextlib.suppress(libvirt.libvirtError):
-            xml = domain.XMLDesc(0)
+            xml = busy.xml(domain)
+            if xml is None:
+                print(f'warning: {errors.clean(domain.name(), 80)} is left '
+                      'out: libvirt waits for an answer of its QEMU',
+                      file=sys.stderr)
+                continue
             guest = proof.running(xml)
             if guest is not None:
                 yield guest, xml

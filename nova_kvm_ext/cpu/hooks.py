@@ -47,6 +47,7 @@ from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import busy
 from nova_kvm_ext import log
 from nova_kvm_ext import request
 from nova_kvm_ext.settings import Settings
@@ -71,6 +72,17 @@ def _arch(xml: str) -> str | None:
     """The architecture of a domain's guest; None where not told."""
     found = document.parse(xml, 'the domain\'s XML').find('os/type')
     return None if found is None else found.get('arch')
+
+
+def _xml_at_once(guest: Any) -> str:
+    """The XML of a running guest, for which nobody waits.
+
+    :param guest: nova.virt.libvirt.guest.Guest
+    :raises errors.HostError: libvirt would wait for its QEMU
+    """
+    if busy.owes(guest._domain):
+        raise errors.HostError('libvirt waits for an answer of its QEMU')
+    return guest.get_xml_desc()
 
 
 def _vcpu_model(cpu: definition.CPU) -> Any:
@@ -185,7 +197,7 @@ class CPUHooks:
             guest = running.get(instance.uuid)
             if guest is not None and stored.cpu_of(instance) is None:
                 yield functools.partial(self.started, instance,
-                                        guest.get_xml_desc)
+                                        functools.partial(_xml_at_once, guest))
 
     # -- a guest's configuration ----------------------------------------------
 

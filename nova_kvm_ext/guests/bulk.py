@@ -19,7 +19,7 @@ connection of its own and a time limit, there is never a second one beside it,
 and Nova's own way, which needs no QEMU's answer, is there for what is missing.
 A newer libvirt is not asked at all: there a guest whose QEMU owes an answer
 holds up also those calls that need none of QEMU
-(:mod:`nova_kvm_ext.guests.descriptions`).
+(:mod:`nova_kvm_ext.guests.busy`).
 After an answer that came too late that way is taken for a while: where QEMUs
 get too little CPU time, all of them together take longer than the limit, and
 none of them hangs.
@@ -33,6 +33,7 @@ from nova import exception
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import busy
 from nova_kvm_ext.guests import descriptions
 from nova_kvm_ext import log
 
@@ -124,7 +125,7 @@ class VCPUs:
                 # What stands for libvirt in Nova's own tests has no such call.
                 if not hasattr(self._host.get_connection(),
                                'getAllDomainStats') or (
-                        self._host.has_min_version(descriptions.XML_WAITS)):
+                        self._host.has_min_version(busy.XML_WAITS)):
                     return {}
                 self._connection = self._host._connect(self._host._uri, False)
         except (exception.NovaException, libvirt.libvirtError) as e:
@@ -156,17 +157,17 @@ class VCPUs:
         """
         if self._said:
             return
-        busy = []
+        hanging = []
         try:
             for guest in self._host.list_guests():
                 state, _, milliseconds = guest._domain.controlInfo()
                 if state in descriptions.BUSY and milliseconds >= _HANGS:
-                    busy.append(guest.uuid)
+                    hanging.append(guest.uuid)
         except (exception.NovaException,
                 nova_driver.libvirt.libvirtError) as e:
             LOG.debug('It cannot be told which guest it is: %s',
                       errors.clean(e))
-        if not busy:
+        if not hanging:
             LOG.debug('libvirt takes more than %d s to tell about the vCPUs '
                       'of all guests.', PATIENCE)
             return
@@ -176,7 +177,7 @@ class VCPUs:
             '%(seconds)d s. It waits for QEMU of these: %(guests)s. The '
             'service continues without that answer and asks about each guest '
             'by itself.', {'seconds': PATIENCE,
-                           'guests': ', '.join(busy)})
+                           'guests': ', '.join(hanging)})
 
 
 def _counts(answer: Any) -> Any:

@@ -12,26 +12,21 @@
 
 """The XML of guests for Nova's periodic update, which waits for no guest.
 
-Nova sums up the disks of all guests by their XML. A libvirt newer than 9.0
-does not give the XML of a guest while another call waits for the guest's QEMU:
-libvirt waits, too, and gives up after 30 s (seen on 11.3.0; 9.0.0 gives the
-XML at once). Nova then leaves the guest out of the sum. A QEMU whose storage
-hangs would hold up each update like that. :class:`Descriptions` keeps the XML
-of each guest and gives Nova that of the last update where a guest is busy.
+Nova sums up the disks of all guests by their XML, for which a newer libvirt
+may have to wait (:mod:`nova_kvm_ext.guests.busy`). Nova then leaves the guest
+out of the sum. A QEMU whose storage hangs would hold up each update like that.
+:class:`Descriptions` keeps the XML of each guest and gives Nova that of the
+last update where a guest is busy.
 """
 
 from typing import Any
 
 from nova.virt.libvirt import driver as nova_driver
 
-XML_WAITS = (9, 1, 0)
-"""The libvirt from which on the XML may have to wait. The releases between
-9.0.0 and 11.3.0 were not tried."""
+from nova_kvm_ext.guests import busy
 
-BUSY = (1, 2)
-"""VIR_DOMAIN_CONTROL_JOB and OCCUPIED of virDomainControlState, see
-https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainControlState.
-libvirt tells that state without QEMU, and waits for nothing."""
+BUSY = (busy.JOB, busy.OCCUPIED)
+"""States of a guest whose disks are taken from the XML of the last update."""
 
 _NOT_RUNNING = -1
 """What virDomainGetID says of a guest that does not run."""
@@ -55,7 +50,7 @@ class Descriptions:
 
     def view(self, driver: Any) -> Any:
         """What Nova's code that sums up disks is to take for the driver."""
-        if not self._host.has_min_version(XML_WAITS):
+        if not self._host.has_min_version(busy.XML_WAITS):
             return driver
         return _View(driver, _host=_View(
             driver._host, list_instance_domains=self._domains))

@@ -38,6 +38,7 @@ from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
+from nova_kvm_ext.guests import busy
 from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import pauses
@@ -91,9 +92,14 @@ def read_guests(connection: Any, frozen: Mapping[str, model.Frozen],
             stats.get('state.state'), frozen=frozen.get(uuid),
             paused=_paused(stats))
         try:
-            with_xml = _with_xml(guest, domain.XMLDesc(0))
+            text = busy.xml(domain)
+            if text is None:
+                found.append(dataclasses.replace(
+                    guest, control=_control(domain),
+                    odd='libvirt waits for an answer of its QEMU'))
+                continue
             found.append(dataclasses.replace(
-                with_xml, control=_control(domain),
+                _with_xml(guest, text), control=_control(domain),
                 configured=_configured(domain)))
         except Exception as e:
             code = errors.libvirt_error_code(e)

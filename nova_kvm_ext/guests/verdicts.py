@@ -71,7 +71,7 @@ class Verdict:
     :ivar cpu: the CPU now and at the next hard reboot
     :ivar cards: each card: asked and got
     :ivar agent: value of an AgentState: ``no channel``, ``disconnected`` or
-        ``connected``, for no agent is asked
+        ``connected``, for no agent is asked; None where it is not known
     """
 
     guest: model.Guest
@@ -84,7 +84,7 @@ class Verdict:
     newest: str | None
     cpu: drift.Drift
     cards: tuple[proof.Verdict, ...]
-    agent: str
+    agent: str | None
 
     @property
     def broken(self) -> bool:
@@ -136,9 +136,10 @@ def judge(guest: model.Guest, today: model.Today,
         old_qemu, version, _of_today(guest, today), old_machine, newest,
         drift.judge(guest, today, known),
         tuple(proof.judge(guest.nics, guest.vhost)),
-        {None: words.AgentState.NO_CHANNEL,
-         False: words.AgentState.DISCONNECTED,
-         True: words.AgentState.CONNECTED}[guest.channel].value)
+        None if guest.odd else {
+            None: words.AgentState.NO_CHANNEL,
+            False: words.AgentState.DISCONNECTED,
+            True: words.AgentState.CONNECTED}[guest.channel].value)
 
 
 def judge_all(guests: Iterable[model.Guest], today: model.Today

@@ -123,7 +123,8 @@ HUNG = Metric(
 AGENTS = Metric(
     f'{PREFIX}guests_agent', Kind.GAUGE,
     'Guests by their guest agent channel: whether something in the guest has '
-    'it open.', {'state': ('no_channel', 'disconnected', 'connected')})
+    'it open; unknown where libvirt does not give its XML.',
+    {'state': ('no_channel', 'disconnected', 'connected', 'unknown')})
 FROZEN = Metric(
     f'{PREFIX}guests_frozen', Kind.GAUGE,
     'Guests that are recorded as frozen, those of snapshots that are made now '

@@ -65,7 +65,7 @@ def of_guests(found: Iterable[verdicts.Verdict], now: float
         (one.guest.paused.reason,) for one in found if one.guest.paused))
     yield from counted(names.HUNG, ((one.hangs.word,) for one in found))
     yield from counted(names.AGENTS, (
-        (names.said(one.agent),) for one in found))
+        (names.said(one.agent or 'unknown'),) for one in found))
     yield Sample(names.FROZEN, (), sum(
         one.guest.frozen is not None for one in found))
     yield from counted(names.OLD_QEMU, (

@@ -14,6 +14,7 @@
 
 from typing import Any
 from unittest import mock
+import uuid
 
 import fixtures
 import libvirt
@@ -125,6 +126,17 @@ class DriverTestCase(test.NoDBTestCase):
         found = driver.KVMDriver(fake.FakeVirtAPI())
         found.init_host('host')
         return found
+
+    @staticmethod
+    def running_domain(drvr: driver.KVMDriver) -> Any:
+        """A domain with two vCPUs and no devices, which runs."""
+        name = str(uuid.uuid4())
+        domain = drvr._host.get_connection().defineXML(
+            f'<domain type="kvm"><name>{name}</name><uuid>{name}</uuid>'
+            f'<memory>65536</memory><vcpu>2</vcpu>'
+            f'<os><type>hvm</type></os><devices/></domain>')
+        domain.createWithFlags(0)
+        return domain
 
     def guest_xml(self, drvr: driver.KVMDriver,
                   properties: dict[str, str] | None = None,

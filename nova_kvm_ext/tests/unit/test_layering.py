@@ -59,7 +59,7 @@ PURE = {
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues', 'words'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
+    'boot.inside', 'cpu.reader', 'guests.busy', 'fleet.cloud', 'fleet.files',
     'fleet.this_host', 'guest_agent.client', 'guests.pauses',
     'guests.reader',
     'host.configuration',

@@ -245,7 +245,7 @@ class SeveralGuestsTestCase(test_agent.AgentTestCase):
             row['frozen_until_the_end'] for row in found])
 
     def test_one_that_cannot_be_thawed(self):
-        """The others are, and the watchdog continues with that one."""
+        """The others are thawed; the watchdog goes on with the hung guest."""
         def hang(*args: Any) -> None:
             self.domains[0].replies['guest-fsfreeze-thaw'] = (
                 test_agent.libvirt_error(*test_client.TIMED_OUT))

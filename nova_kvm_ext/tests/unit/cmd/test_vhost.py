@@ -43,6 +43,7 @@ class ListTestCase(base.BaseTestCase):
         self.kernel = model.VhostFacts(70, 2, 2)
         self.domain = mock.Mock()
         self.domain.XMLDesc.return_value = XML
+        self.domain.controlInfo.return_value = [0, 0, 0]
         self.connection = mock.Mock()
         self.connection.listAllDomains.return_value = [self.domain]
         self.connect = self.useFixture(fixtures.MockPatchObject(
@@ -105,10 +106,23 @@ class ListTestCase(base.BaseTestCase):
     def test_a_domain_that_ends_meanwhile(self):
         gone = mock.Mock()
         gone.XMLDesc.side_effect = vhost.libvirt.libvirtError('no domain')
+        gone.controlInfo.side_effect = vhost.libvirt.libvirtError('no domain')
         off = mock.Mock()
         off.XMLDesc.return_value = '<domain type="kvm"/>'
+        off.controlInfo.return_value = [0, 0, 0]
         self.connection.listAllDomains.return_value = [gone, off, self.domain]
         self.assertEqual(2, len(self.rows()[1]))
+
+    def test_a_guest_that_hangs(self):
+        hangs = mock.Mock()
+        hangs.name.return_value = 'hangs'
+        hangs.controlInfo.return_value = [2, 0, 60000]
+        hangs.connect.return_value.getLibVersion.return_value = 11_003_000
+        self.connection.listAllDomains.return_value = [hangs, self.domain]
+        code, rows, err = self.rows()
+        self.assertEqual((0, 2), (code, len(rows)))
+        self.assertIn('hangs is left out: libvirt waits', err)
+        hangs.XMLDesc.assert_not_called()
 
     def test_only_reads(self):
         self.rows()

@@ -50,6 +50,7 @@ def domain(cpu: str, dom_id: str = " id='1'") -> mock.Mock:
     guest.is_active.return_value = bool(dom_id)
     guest.uuid = uuids.instance
     guest._domain = mock.Mock()
+    guest._domain.controlInfo.return_value = (0, 0, 0)
     return guest
 
 
@@ -224,6 +225,22 @@ class StartTestCase(CPUHooksTestCase):
         self.assertIsNone(stored.cpu_of(instance))
         self.save.assert_not_called()
         self.assertNotIn('KVML205', self.stdlog.logger.output)
+
+    def test_one_that_hangs(self):
+        """Nobody waits for its XML; a hard reboot reads its CPU."""
+        instance = self.make_instance(vcpu_model=configured())
+        drvr = self.started()
+        guest = live(EXACT)
+        guest._domain.controlInfo.return_value = (2, 0, 60000)
+        guest._domain.connect.return_value.getLibVersion.return_value = (
+            11_003_000)
+        with mock.patch('nova.virt.libvirt.host.Host.list_guests',
+                        return_value=[guest]):
+            objects.InstanceList.get_by_host.return_value = [instance]
+            self.run_errands(drvr)
+        guest.get_xml_desc.assert_not_called()
+        self.assertIsNone(stored.cpu_of(instance))
+        self.assertIn('KVML205', self.stdlog.logger.output)
 
     def test_they_are_looked_for_in_the_first_periodic_update(self):
         with (mock.patch.object(hooks.CPUHooks, 'errands',

@@ -40,23 +40,13 @@ class VCPUsTestCase(driver_base.DriverTestCase):
             'nova.tests.fixtures.libvirt.Connection.getAllDomainStats',
             lambda connection, *args: self.tell(*args)))
         self.drvr = self.started()
-        self.guests = [self.guest() for _ in range(3)]
+        self.guests = [self.running_domain(self.drvr) for _ in range(3)]
 
     def tell(self, *args: int) -> Any:
         self.asked.append(args)  # type: ignore[arg-type]
         if isinstance(self.stats, BaseException):
             raise self.stats
         return self.stats() if callable(self.stats) else self.stats
-
-    def guest(self) -> Any:
-        """A running guest, of which Nova's way counts two vCPUs."""
-        guest_id = str(uuid.uuid4())
-        domain = self.drvr._host.get_connection().defineXML(
-            f'<domain type="kvm"><name>{guest_id}</name>'
-            f'<uuid>{guest_id}</uuid><memory>65536</memory><vcpu>2</vcpu>'
-            f'<os><type>hvm</type></os><devices/></domain>')
-        domain.createWithFlags(0)
-        return domain
 
     def vcpus(self, count: int) -> dict[str, int]:
         return {'vcpu.current': count, 'vcpu.maximum': count} | {

@@ -14,7 +14,6 @@
 
 from typing import Any
 from unittest import mock
-import uuid
 
 import fixtures
 from nova import objects
@@ -48,7 +47,7 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.XMLDesc', describe))
         self.drvr = self.started()
-        self.guests = [self.guest() for _ in range(3)]
+        self.guests = [self.running_domain(self.drvr) for _ in range(3)]
         # A GiB for each guest whose XML Nova has.
         self.useFixture(fixtures.MockPatchObject(
             self.drvr, '_get_instance_disk_info_from_config',
@@ -64,15 +63,6 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def guest(self) -> Any:
-        guest_id = str(uuid.uuid4())
-        domain = self.drvr._host.get_connection().defineXML(
-            f'<domain type="kvm"><name>{guest_id}</name>'
-            f'<uuid>{guest_id}</uuid><memory>65536</memory><vcpu>2</vcpu>'
-            f'<os><type>hvm</type></os><devices/></domain>')
-        domain.createWithFlags(0)
-        return domain
 
     def sum(self) -> float:
         """In GiB; the calls for XML since the last sum are in asked."""

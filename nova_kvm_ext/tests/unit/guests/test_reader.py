@@ -107,6 +107,19 @@ class ReadGuestsTestCase(base.BaseTestCase):
         self.connection.getAllDomainStats.assert_called_once_with(
             1, 1 | 1 << 29)
 
+    def test_a_guest_that_hangs(self):
+        """Its XML, for which libvirt would wait, is not asked for."""
+        self.domain.controlInfo.return_value = [2, 0, 60000]
+        self.domain.connect.return_value.getLibVersion.return_value = (
+            11_003_000)
+        guest = self.read()
+        self.domain.XMLDesc.assert_not_called()
+        self.assertEqual(
+            ('instance-1', model.Control(2, 60.0), None, None, 70),
+            (guest.name, guest.control, guest.cpu, guest.channel,
+             guest.process.pid))
+        self.assertIn('waits', guest.odd)
+
     def test_why_it_is_paused(self):
         for number, reason, broken in ((1, 'user', False),
                                        (5, 'io_error', True),

@@ -184,6 +184,13 @@ class VerdictTestCase(base.BaseTestCase):
                                   None)),
                   vhost=lost, odd='odd').findings)
 
+    def test_the_channel_of_a_guest_that_was_not_read(self):
+        self.assertEqual(
+            ['no channel', 'disconnected', 'connected', None],
+            [judge(**what).agent for what in (
+                {'channel': None}, {'channel': False}, {'channel': True},
+                {'channel': None, 'odd': 'odd'})])
+
     def test_answers_in_words(self):
         self.assertEqual(['yes', 'no', 'unknown'], [
             verdicts.Answer(value).word for value in (True, False, None)])

@@ -743,7 +743,7 @@ class ConsistencyTestCase(RbdTestCase):
                    'stayed frozen', 'unknown', '7.2')
 
     def test_thaw_that_has_to_be_tried_again(self):
-        """It was frozen until the second one, by that one's number."""
+        """The guest was frozen until the second thaw, by its number."""
         self.during = lambda: self.domain.broken.update(
             {'fsThaw': no_answer()})
         self.check('yes', 'frozen by the guest agent', 'some', '7.2')
