@@ -46,6 +46,7 @@ from lxml import etree
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import replies
+from nova_kvm_ext.guests import busy
 from nova_kvm_ext.words import AgentState
 
 FREEZE_TIMEOUT = 60
@@ -307,7 +308,8 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
     :param timeout: seconds for all of it together
     :param details: whether interfaces and filesystems are asked for too
     :param command: as for :class:`Agent`
-    :raises errors.AgentError: the domain does not run, or libvirt failed
+    :raises errors.AgentError: the domain does not run, or libvirt failed, or
+        waits for the guest's QEMU
     """
     until = time.monotonic() + timeout
     connected = _channel(domain)
@@ -373,11 +375,19 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
 
 def _channel(domain: Any) -> bool | None:
     try:
-        return channel.connected(domain.XMLDesc(0))
+        xml = busy.xml(domain)
+        if xml is None:
+            raise errors.AgentError(
+                'libvirt waits for an answer of the guest\'s QEMU, so the '
+                'agent channel is not known.', 'See the log of the guest\'s '
+                'QEMU, and what its process waits for.',
+                fault=errors.AgentFault.LIBVIRT)
+        return channel.connected(xml)
     except etree.XMLSyntaxError as e:
         raise _failure(e, 'the XML of the domain', 0) from None
     except Exception as e:
-        # Only libvirt's own: what else there is would be our defect.
+        # Only libvirt's own: what else there is would be our defect, or an
+        # error of this project.
         if not hasattr(e, 'get_error_code'):
             raise
         raise _failure(e, 'the XML of the domain', 0) from None

@@ -161,7 +161,7 @@ class GuestsTestCase(base.BaseTestCase):
         self.assertEqual({'drifts'}, set(self.listed('--drift')[1]))
         self.written(*(domain.UUIDString() for domain in hung))
 
-        # Other calls wait for their QEMUs: neither command does, though a
+        # Other calls wait for their QEMUs: no command does, though a
         # libvirt newer than 9.0 would let the call for the XML wait 30 s.
         for domain in hung:
             threading.Thread(target=self.resume, args=(domain.UUIDString(),),
@@ -172,9 +172,13 @@ class GuestsTestCase(base.BaseTestCase):
         started = time.monotonic()
         _, found = self.listed()
         self.written(*(domain.UUIDString() for domain in hung))
+        _, out = self.run_command('agent', 'list', '-f', 'json')
         self.assertLess(time.monotonic() - started, 25)
+        agents = {one['name']: one['state'] for one in json.loads(out)}
+        self.assertEqual('disconnected', agents['well'])
         for domain in hung:
             self.assertTrue(found[domain.name()]['hangs'])
+            self.assertIn(agents[domain.name()], ('disconnected', 'unknown'))
 
     def written(self, *hung: str) -> str:
         """The text of the file for node_exporter."""

@@ -14,6 +14,7 @@ import base64
 import json
 import traceback
 from typing import Any
+from unittest import mock
 
 import fixtures
 import hypothesis
@@ -373,6 +374,20 @@ class LookTestCase(ClientTestCase):
         self.assertEqual(State.DISCONNECTED, self.look().state)
         self.domain.xml = '<domain><devices/></domain>'
         self.assertEqual(State.NO_CHANNEL, self.look().state)
+        self.assertEqual([], self.domain.asked)
+
+    def test_libvirt_waits_for_qemu(self):
+        """libvirt would answer after 30 s."""
+        with mock.patch.object(self.domain, 'XMLDesc') as XMLDesc, (
+                mock.patch.multiple(
+                    self.domain, create=True,
+                    controlInfo=lambda flags: [2, 0, 5000],
+                    connect=lambda: mock.Mock(
+                        getLibVersion=lambda: 11_003_000))):
+            error = self.fails(self.look)
+        XMLDesc.assert_not_called()
+        self.assertEqual(Fault.LIBVIRT, error.fault)
+        self.assertIn('QEMU', str(error))
         self.assertEqual([], self.domain.asked)
 
     def test_frozen(self):
