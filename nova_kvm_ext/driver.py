@@ -104,6 +104,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._cpu = cpu_hooks.CPUHooks(self._host)
         self._departures = departures.Departures()
         self._migrations = migration_hooks.Migrations(self._host)
+        self._starts = starts.Starts(self._host)
         self._published = fleet_hooks.Published()
         self._guest_agents = guest_agent_hooks.GuestAgents(self._host)
         self._snapshots = storage_hooks.Snapshots(
@@ -212,7 +213,7 @@ class KVMDriver(driver.LibvirtDriver):
                       *args: Any, **kwargs: Any) -> Any:
         """Every way in which a guest's domain is made comes through here."""
         if instance.task_state == task_states.RESCUING:
-            starts.check(instance, self._host, self._live_migration_uri)
+            self._starts.check(instance, self._live_migration_uri)
         guest = super()._create_guest(context, xml, instance, *args, **kwargs)
         self._guest_started(instance, guest)
         return guest
@@ -326,7 +327,7 @@ class KVMDriver(driver.LibvirtDriver):
                      *args: Any, **kwargs: Any) -> None:
         """With the CPU that the guest has had, if that is asked for."""
         # A start comes here too.
-        starts.check(instance, self._host, self._live_migration_uri)
+        self._starts.check(instance, self._live_migration_uri)
         with self._cpu.rebooting(instance, self._check_emulation_arch):
             super()._hard_reboot(context, instance, *args, **kwargs)
 

@@ -401,6 +401,15 @@ TABLE: tuple[LogMessage, ...] = (
         'Check that host with virsh list. If the guest runs there, end the '
         'one here and run nova-kvm-ext guest repair-migration there.',
         _OPERATOR),
+    LogMessage(
+        'KVML723',
+        'A guest is started on this host. A live migration took it to another '
+        'host, where it has been shut off since. What it wrote there is on '
+        'the disks of that host, unless the hosts share their disks.',
+        'If the disks are not shared and the newer ones are needed: stop the '
+        'server, run virsh start on the other host, and then nova-kvm-ext '
+        'guest repair-migration there.',
+        (Who.OPERATOR, Who.ADMINISTRATOR)),
 
     LogMessage(
         'KVML801',

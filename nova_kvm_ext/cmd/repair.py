@@ -170,7 +170,8 @@ class _Work:
         disks = self._disks()
         step = repair.move(
             self._server, self._here.runs, there.runs, there.why,
-            comeback.by_hand(self._server.uuid, self._uris[0], disks))
+            comeback.by_hand(self._server.uuid, self._uris[0], disks),
+            self._here.shut_off)
         results = [self._take(step, lambda: comeback.move(
             self._connection, self._server.uuid, there.uri or self._uris[0],
             disks, _say))]

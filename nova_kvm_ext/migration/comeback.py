@@ -61,11 +61,13 @@ class Here:
     :ivar runs: whether it runs or is paused here
     :ivar busy: whether libvirt has a job with it
     :ivar disks: of its live XML
+    :ivar shut_off: whether it is defined here and does not run
     """
 
     runs: bool
     busy: bool = False
     disks: tuple[reasons.Disk, ...] = ()
+    shut_off: bool = False
 
 
 def look(connection: Any, uuid: str) -> Here:
@@ -80,7 +82,7 @@ def look(connection: Any, uuid: str) -> Here:
             return Here(False)
         raise
     if not domain.isActive():
-        return Here(False)
+        return Here(False, shut_off=True)
     return Here(True, domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE,
                 reasons.disks(domain.XMLDesc(0)))
 

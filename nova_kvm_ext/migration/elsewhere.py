@@ -24,17 +24,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import libvirt
 
 from nova_kvm_ext import errors
 
 SECONDS = 15.0
-"""How long one libvirt may take to answer."""
+"""How long the host may take to answer, whichever of its addresses does."""
 
 _POLL = 0.05
 
-_RUNS, _NOT_THERE, _UNKNOWN = 'runs', 'not-there', 'unknown'
+_RUNS, _SHUT_OFF, _NOT_THERE, _UNKNOWN = (
+    'runs', 'shut-off', 'not-there', 'unknown')
 
 _ARRIVING = (libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
              libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
@@ -49,50 +51,91 @@ class Found:
         nobody could tell
     :ivar why: what kept us from knowing, '' where it is known
     :ivar uri: that answered, or was asked last
+    :ivar shut_off: whether the guest is defined there and does not run
+    :ivar late: whether time was up before anybody could tell
     """
 
     runs: bool | None
     why: str = ''
     uri: str = ''
+    shut_off: bool = False
+    late: bool = False
 
 
 def ask(uris: Iterable[str], uuid: str, seconds: float = SECONDS) -> Found:
     """Ask about a guest by its UUID.
 
-    :param uris: of the same host's libvirt, in the order in which they are
-        tried; the first one that answers counts
-    :param seconds: for each
+    :param uris: of the same host's libvirt; all are asked at once, and the
+        first that can tell counts
+    :param seconds: for all together
     """
     found = Found(None, 'it is not known how to reach that libvirt')
-    for uri in uris:
-        found = _ask(uri, uuid, seconds)
-        if found.runs is not None:
-            break
+    with contextlib.ExitStack() as stack:
+        asked = []
+        for uri in uris:
+            try:
+                asked.append(stack.enter_context(_Question(uri, uuid)))
+            except OSError as e:
+                # No memory, or no space.
+                found = Found(None, errors.clean(e), uri)
+        deadline = time.monotonic() + seconds
+        while asked:
+            for question in list(asked):
+                answer = question.answer()
+                if answer is not None:
+                    asked.remove(question)
+                    found = answer
+                    if found.runs is not None:
+                        return found
+            if asked and time.monotonic() > deadline:
+                return Found(None, f'it did not answer within {seconds:g} s',
+                             asked[-1].uri, late=True)
+            if asked:
+                time.sleep(_POLL)
     return found
 
 
-def _ask(uri: str, uuid: str, seconds: float) -> Found:
-    # A file: eventlet has a pipe of its own kind.
-    with tempfile.TemporaryFile() as answers:
-        # -P: what is installed, not what lies in this directory.
-        process = subprocess.Popen(
-            [sys.executable, '-P', '-m', __name__, uri, uuid],
-            stdin=subprocess.DEVNULL, stdout=answers.fileno(),
-            stderr=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.monotonic() + seconds
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                process.kill()
-                return Found(None, f'it did not answer within {seconds:g} s',
-                             uri)
-            time.sleep(_POLL)
-        answers.seek(0)
-        word, _, why = answers.read(4096).decode(
+class _Question:
+    """A process that asks, and is ended with the block."""
+
+    def __init__(self, uri: str, uuid: str) -> None:
+        self.uri = uri
+        # A file: eventlet has a pipe of its own kind.
+        self._answers = tempfile.TemporaryFile()
+        try:
+            # -P: what is installed, not what lies in this directory.
+            self._process = subprocess.Popen(
+                [sys.executable, '-P', '-m', __name__, uri, uuid],
+                stdin=subprocess.DEVNULL, stdout=self._answers.fileno(),
+                stderr=subprocess.DEVNULL, start_new_session=True)
+        except BaseException:
+            self._answers.close()
+            raise
+
+    def __enter__(self) -> '_Question':
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._answers.close()
+        if self._process.poll() is None:
+            self._process.kill()
+            # Else a zombie would stay until the next process is started.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+
+    def answer(self) -> Found | None:
+        """What was answered; None until then."""
+        if self._process.poll() is None:
+            return None
+        self._answers.seek(0)
+        word, _, why = self._answers.read(4096).decode(
             errors='replace').strip().partition(' ')
-    if word in (_RUNS, _NOT_THERE):
-        return Found(word == _RUNS, uri=uri)
-    return Found(None, errors.clean(why) or 'the process that asks it ended',
-                 uri)
+        if word in (_RUNS, _SHUT_OFF, _NOT_THERE):
+            return Found(word == _RUNS, uri=self.uri,
+                         shut_off=word == _SHUT_OFF)
+        return Found(
+            None, errors.clean(why) or 'the process that asks it ended',
+            self.uri)
 
 
 # In the process.
@@ -104,7 +147,7 @@ def look(uri: str, uuid: str) -> str:
         with contextlib.closing(libvirt.openReadOnly(uri)) as connection:
             domain = connection.lookupByUUIDString(uuid)
             if not domain.isActive():
-                return _NOT_THERE
+                return _SHUT_OFF
             state, reason = domain.state(0)
     except libvirt.libvirtError as e:
         if e.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:

@@ -155,11 +155,12 @@ def refusal(server: Server, here: str, runs_here: bool | None,
 
 
 def move(server: Server, runs_here: bool | None, runs_there: bool | None,
-         why: str, by_hand: str) -> Step:
+         why: str, by_hand: str, shut_off_here: bool = False) -> Step:
     """The guest itself.
 
     :param runs_there: whether the libvirt runs it where Nova has it
     :param why: what kept us from knowing that
+    :param shut_off_here: whether this host's libvirt has the guest shut off
     """
     host = errors.clean(server.host, 80)
     if runs_here and runs_there:
@@ -177,6 +178,11 @@ def move(server: Server, runs_here: bool | None, runs_there: bool | None,
     if runs_there is None:
         return Step(Name.MOVE, None, f'it does not run here, and whether it '
                     f'runs on {host} is not known: {why}')
+    if shut_off_here:
+        return Step(Name.MOVE, None, 'it is shut off here, and what it wrote '
+                    'last may be on the disks of this host alone. Start it '
+                    'here, and run this command again',
+                    f'virsh start {server.uuid}')
     return Step(Name.MOVE, None, f'it runs neither here nor on {host}: '
                 f'"openstack server reboot --hard" starts it there')
 

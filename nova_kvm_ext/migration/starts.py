@@ -18,16 +18,22 @@ would make a second one of what is left of the disk. So before a guest is
 started that is not on this host, and that last left by a live migration of
 which Nova saw no end, the destination's libvirt is asked.
 
-Nothing is refused without its word that the guest runs there.
+Nothing is refused without its word that the guest runs there. What is proved
+is not asked again: that the guest is not there; and that it never left, where
+Nova saw the migration fail and libvirt still has the guest defined here. A
+host that did not answer is asked again after a minute.
 """
 
 from collections.abc import Callable
+import threading
+import time
 from typing import Any
 
 from nova import conf as nova_conf
 from nova import context as nova_context
 from nova import exception
 from nova import objects
+from oslo_concurrency import lockutils
 
 from nova_kvm_ext import errors
 from nova_kvm_ext import log
@@ -39,47 +45,110 @@ CONF = nova_conf.CONF
 _LIVE = 'live-migration'
 _ENDED = 'completed'
 
+_ROLLED_BACK = ('failed', 'cancelled')
+"""Statuses that Nova (31 to 34) gives a live migration when it has seen the
+job of libvirt fail or be cancelled, and has rolled the migration back. A new
+nova-compute gives "error" to one that it finds cut."""
 
-def check(instance: Any, host: Any, uri_of: Callable[[str], str]) -> None:
-    """Refuse to start a guest that runs on another host.
+_MOST_PROVED = 1000
+"""Guests of which it is remembered that they are not on another host."""
+
+_SILENT = 60.0
+"""Seconds for which a host that did not answer is not asked again. Nova starts
+all guests of a host one after the other when the host has booted
+(resume_guests_state_on_host_boot)."""
+
+
+class Starts:
+    """What this nova-compute knows of guests that may run on other hosts.
 
     :param host: nova.virt.libvirt.host.Host
-    :param uri_of: Nova's, libvirt's URI of a host
-    :raises nova.exception.InstancePowerOnFailure: it runs there; tenants see
-        the text, so it names no host
     """
-    if _is_here(instance, host):
-        return
-    left = _last_left(instance)
-    if left is None:
-        return
-    destination = left.dest_compute
-    found = elsewhere.ask(_uris(left, uri_of), instance.uuid)
-    if found.runs:
-        LOG.error(
-            'KVML721 The guest is not started, because it runs on '
-            '%(destination)s: nova-compute ended while the guest was being '
-            'moved there. On %(destination)s run "nova-kvm-ext guest '
-            'repair-migration %(uuid)s".',
-            {'destination': destination, 'uuid': instance.uuid},
-            instance=instance)
-        raise exception.InstancePowerOnFailure(
-            reason='the instance runs on another host, where a live migration '
-                   'took it. An administrator can bring it back.')
-    if found.runs is None:
-        LOG.warning(
-            'KVML722 It is not known whether the guest runs on '
-            '%(destination)s, to which it was being moved when nova-compute '
-            'ended: %(why)s. It is started here.',
-            {'destination': destination, 'why': found.why},
-            instance=instance)
 
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        # The migration by which a guest did not leave, by the guest's UUID.
+        self._proved: dict[str, int] = {}
+        # Hosts that did not answer: until when they are left alone, and what
+        # was found.
+        self._silent: dict[str, tuple[float, elsewhere.Found]] = {}
+        self._lock = threading.Lock()
 
-def _is_here(instance: Any, host: Any) -> bool:
-    try:
-        return host.get_guest(instance).is_active()
-    except exception.InstanceNotFound:
-        return False
+    def check(self, instance: Any, uri_of: Callable[[str], str]) -> None:
+        """Refuse to start a guest that runs on another host.
+
+        :param uri_of: Nova's, libvirt's URI of a host
+        :raises nova.exception.InstancePowerOnFailure: it runs there; tenants
+            see the text, so it names no host
+        """
+        runs = self._runs_here(instance)
+        if runs:
+            return
+        left = _last_left(instance)
+        if left is None or self._proved.get(instance.uuid) == left.id:
+            return
+        if runs is False and left.status in _ROLLED_BACK:
+            # libvirt undefines a guest that has left (Nova's flag
+            # VIR_MIGRATE_UNDEFINE_SOURCE).
+            return
+        destination = left.dest_compute
+        # Of many guests that are started at once the first one waits.
+        with lockutils.lock(f'kvm-ext-starts-{destination}'):
+            found = self._ask(instance, left, uri_of)
+        if found.runs:
+            LOG.error(
+                'KVML721 The guest is not started, because it runs on '
+                '%(destination)s: nova-compute ended while the guest was '
+                'being moved there. On %(destination)s run "nova-kvm-ext '
+                'guest repair-migration %(uuid)s".',
+                {'destination': destination, 'uuid': instance.uuid},
+                instance=instance)
+            raise exception.InstancePowerOnFailure(
+                reason='the instance runs on another host, where a live '
+                       'migration took it. An administrator can bring it '
+                       'back.')
+        if found.runs is None:
+            LOG.warning(
+                'KVML722 It is not known whether the guest runs on '
+                '%(destination)s, to which it was being moved when '
+                'nova-compute ended: %(why)s. It is started here.',
+                {'destination': destination, 'why': found.why},
+                instance=instance)
+        elif found.shut_off:
+            LOG.warning(
+                'KVML723 The guest is defined on %(destination)s too, to '
+                'which it was being moved when nova-compute ended, and does '
+                'not run there. It is started here, from the disks that this '
+                'host has. If these are not shared, those on %(destination)s '
+                'may be newer.', {'destination': destination},
+                instance=instance)
+
+    def _runs_here(self, instance: Any) -> bool | None:
+        """Whether the guest runs here; None where libvirt does not have it."""
+        try:
+            return bool(self._host.get_guest(instance).is_active())
+        except exception.InstanceNotFound:
+            return None
+
+    def _ask(self, instance: Any, left: Any, uri_of: Callable[[str], str]
+             ) -> elsewhere.Found:
+        """Ask the destination, unless it did not answer a moment ago."""
+        destination = left.dest_compute
+        until, found = self._silent.get(
+            destination, (0.0, elsewhere.Found(None)))
+        if time.monotonic() < until:
+            return found
+        found = elsewhere.ask(_uris(left, uri_of), instance.uuid)
+        with self._lock:
+            self._silent.pop(destination, None)
+            if found.late:
+                self._silent[destination] = time.monotonic() + _SILENT, found
+            elif found.runs is False and not found.shut_off:
+                self._proved.pop(instance.uuid, None)
+                self._proved[instance.uuid] = left.id
+                while len(self._proved) > _MOST_PROVED:
+                    del self._proved[next(iter(self._proved))]
+        return found
 
 
 def _last_left(instance: Any) -> Any:

@@ -10,10 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import os
 import sys
 import time
 from unittest import mock
 
+import fixtures
 import libvirt
 from oslotest import base
 
@@ -46,17 +48,48 @@ class AskTestCase(base.BaseTestCase):
         self.assertIsNone(elsewhere.ask([], UUID).runs)
         self.assertIsNone(elsewhere.ask(['no uri'], UUID, 60).runs)
 
-    def test_bounded(self):
+    def test_process_that_ends_without_a_word(self):
         with mock.patch.object(sys, 'executable', '/bin/cat'):
             # It takes an option for a file that is not there, and ends.
-            self.assertIsNone(elsewhere.ask(['x'], UUID, 60).runs)
+            found = elsewhere.ask(['x'], UUID, 60)
+        self.assertIsNone(found.runs)
+        self.assertFalse(found.late)
+
+    def test_process_that_cannot_be_started(self):
+        with mock.patch.object(sys, 'executable', '/no/such/python'):
+            found = elsewhere.ask(['x'], UUID, 60)
+        self.assertIsNone(found.runs)
+        self.assertIn('/no/such/python', found.why)
+        with mock.patch.object(elsewhere.tempfile, 'TemporaryFile',
+                               side_effect=OSError(28, 'No space left')):
+            found = elsewhere.ask(['x'], UUID, 60)
+        self.assertIn('No space left', found.why)
+
+    def test_bounded(self):
+        silent = self.useFixture(fixtures.TempDir()).join('silent')
+        with open(silent, 'w') as f:
+            f.write('#!/bin/sh\necho $$ >> $0.pids; exec sleep 600\n')
+        os.chmod(silent, 0o700)
         started = time.monotonic()
-        with mock.patch.object(elsewhere.subprocess, 'Popen') as process:
-            process.return_value.poll.return_value = None
-            found = elsewhere.ask(['x'], UUID, 0.2)
-        self.assertIn('did not answer within 0.2 s', found.why)
-        process.return_value.kill.assert_called_once_with()
+        with mock.patch.object(sys, 'executable', silent):
+            found = elsewhere.ask(['x', 'y', 'z'], UUID, 1)
+        # For the three of them together.
         self.assertLess(time.monotonic() - started, 30)
+        self.assertEqual((None, True), (found.runs, found.late))
+        self.assertIn('did not answer within 1 s', found.why)
+        with open(f'{silent}.pids') as f:
+            for pid in f.read().split():
+                self.assertRaises(ProcessLookupError, os.kill, int(pid), 0)
+
+    def test_address_that_hangs_holds_up_no_other(self):
+        script = self.useFixture(fixtures.TempDir()).join('python')
+        with open(script, 'w') as f:
+            f.write('#!/bin/sh\n[ "$4" = bad ] && exec sleep 600\n'
+                    'echo runs\n')
+        os.chmod(script, 0o700)
+        with mock.patch.object(sys, 'executable', script):
+            found = elsewhere.ask(['bad', 'good'], UUID, 60)
+        self.assertEqual(elsewhere.Found(True, uri='good'), found)
 
 
 class LookTestCase(base.BaseTestCase):
@@ -84,4 +117,4 @@ class LookTestCase(base.BaseTestCase):
                        libvirt.VIR_DOMAIN_PAUSED_STARTING_UP):
             self.assertTrue(self.look(libvirt.VIR_DOMAIN_PAUSED, reason)
                             .startswith('unknown '))
-        self.assertEqual('not-there', self.look(5, 1, active=False))
+        self.assertEqual('shut-off', self.look(5, 1, active=False))

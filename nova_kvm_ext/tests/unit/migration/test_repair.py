@@ -84,6 +84,15 @@ class StepsTestCase(base.BaseTestCase):
             self.assertIs(needed, step.needed, words)
             self.assertIn(words, step.why)
 
+    def test_guest_that_is_shut_off_here(self):
+        # A start on its host would be one from an old disk.
+        step = repair.move(server(), False, False, '', 'virsh', True)
+        self.assertIsNone(step.needed)
+        self.assertIn('shut off here', step.why)
+        self.assertEqual(f'virsh start {server().uuid}', step.by_hand)
+        self.assertFalse(
+            repair.move(server(), False, True, '', 'virsh', True).needed)
+
     def test_files(self):
         whole = repair.Files('/i/u', True)
         for files, here, there, needed in (

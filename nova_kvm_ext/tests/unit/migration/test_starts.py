@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import threading
 from typing import Any
 from unittest import mock
 
@@ -17,6 +18,7 @@ import fixtures
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
+from oslo_utils import uuidutils
 
 from nova_kvm_ext.migration import elsewhere
 from nova_kvm_ext.migration import starts
@@ -40,6 +42,7 @@ class StartsTestCase(driver_base.DriverTestCase):
             return_value=mock.Mock(host_ip='192.0.2.7'))).mock
         self.ask = self.useFixture(fixtures.MockPatchObject(
             elsewhere, 'ask', return_value=elsewhere.Found(True))).mock
+        self.starts = starts.Starts(self.host)
 
     def find(self, context, filters):
         self.assertEqual({'instance_uuid': self.instance.uuid,
@@ -55,8 +58,12 @@ class StartsTestCase(driver_base.DriverTestCase):
             'status': 'error'} | more))
 
     def check(self):
-        starts.check(self.instance, self.host,
-                     lambda name: f'qemu+tcp://{name}/system')
+        self.starts.check(self.instance,
+                          lambda name: f'qemu+tcp://{name}/system')
+
+    def defined_here(self, active=False):
+        self.host.get_guest.side_effect = None
+        self.host.get_guest.return_value.is_active.return_value = active
 
     def refused(self):
         error = self.assertRaises(exception.InstancePowerOnFailure,
@@ -87,11 +94,10 @@ class StartsTestCase(driver_base.DriverTestCase):
         self.assertIn('no route', self.log.output)
 
     def test_is_here(self):
-        self.host.get_guest.side_effect = None
-        self.host.get_guest.return_value.is_active.return_value = True
+        self.defined_here(active=True)
         self.check()
         self.ask.assert_not_called()
-        self.host.get_guest.return_value.is_active.return_value = False
+        self.defined_here()
         self.refused()
 
     def test_did_not_leave(self):
@@ -116,6 +122,91 @@ class StartsTestCase(driver_base.DriverTestCase):
             self.records = [self.record(status=status)]
             self.refused()
 
+    def test_defined_here_after_a_migration_that_was_rolled_back(self):
+        self.defined_here()
+        for status in ('failed', 'cancelled'):
+            self.records = [self.record(status=status)]
+            self.check()
+        self.ask.assert_not_called()
+        # Nova saw no end of these.
+        for status in ('running', 'error', 'post-migrating'):
+            self.records = [self.record(status=status)]
+            self.refused()
+
+    def test_what_is_proved_is_not_asked_again(self):
+        self.ask.return_value = elsewhere.Found(False)
+        self.check()
+        self.check()
+        self.ask.assert_called_once()
+        # The guest may have left by another migration since.
+        self.records.append(self.record(id=2))
+        self.ask.return_value = elsewhere.Found(True)
+        self.refused()
+        # That it runs there may change.
+        self.ask.return_value = elsewhere.Found(False)
+        self.check()
+        self.assertEqual(3, self.ask.call_count)
+
+    def test_remembered_of_so_many(self):
+        self.ask.return_value = elsewhere.Found(False)
+        with mock.patch.object(starts, '_MOST_PROVED', 2):
+            for uuid in 'abcac':
+                self.instance.uuid = uuid * 8 + '-0000-4000-8000-' + uuid * 12
+                self.check()
+        self.assertEqual(4, self.ask.call_count)
+
+    def test_shut_off_there(self):
+        self.ask.return_value = elsewhere.Found(False, shut_off=True)
+        self.check()
+        self.assertIn('KVML723', self.log.output)
+        self.assertIn('on elsewhere too', self.log.output)
+        # Somebody may have started it there.
+        self.ask.return_value = elsewhere.Found(True)
+        self.refused()
+
+    def test_silent_host_is_asked_once_for_many_guests(self):
+        self.ask.return_value = elsewhere.Found(None, 'silent', late=True)
+        clock = self.useFixture(fixtures.MockPatchObject(
+            starts.time, 'monotonic', return_value=1000.0)).mock
+        for _ in range(3):
+            self.instance.uuid = uuidutils.generate_uuid()
+            self.check()
+        self.ask.assert_called_once()
+        self.assertEqual(3, self.log.output.count('KVML722'))
+        # Another host is asked.
+        self.records = [self.record(dest_compute='third')]
+        self.check()
+        self.assertEqual(2, self.ask.call_count)
+        self.records = [self.record()]
+        clock.return_value += starts._SILENT
+        self.ask.return_value = elsewhere.Found(True)
+        self.refused()
+
+    def test_host_that_refuses_to_answer_is_asked_again(self):
+        # That takes no time, and may have been mended.
+        self.ask.return_value = elsewhere.Found(None, 'refused')
+        self.check()
+        self.ask.return_value = elsewhere.Found(True)
+        self.refused()
+
+    def test_guests_that_are_started_at_once_wait_for_one_answer(self):
+        started, go_on = threading.Event(), threading.Event()
+
+        def ask(uris, uuid):
+            started.set()
+            go_on.wait(60)
+            return elsewhere.Found(None, 'silent', late=True)
+
+        self.ask.side_effect = ask
+        threads = [threading.Thread(target=self.check) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        started.wait(60)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        self.ask.assert_called_once()
+
     def test_destination_that_is_no_longer_known(self):
         self.node.side_effect = exception.ComputeHostNotFound(host='x')
         self.refused()
@@ -127,7 +218,7 @@ class StartsTestCase(driver_base.DriverTestCase):
             return 'qemu:///system' % name
 
         self.ask.return_value = elsewhere.Found(None, 'nobody')
-        starts.check(self.instance, self.host, no_place)
+        self.starts.check(self.instance, no_place)
         self.assertEqual([], self.ask.call_args.args[0])
 
     def test_hard_reboot_and_start(self):
@@ -151,7 +242,7 @@ class StartsTestCase(driver_base.DriverTestCase):
     def test_other_starts_ask_nobody(self):
         drvr = self.started()
         self.instance.task_state = 'spawning'
-        with (mock.patch.object(starts, 'check') as check,
+        with (mock.patch.object(drvr._starts, 'check') as check,
               mock.patch.object(libvirt_driver.LibvirtDriver,
                                 '_create_guest'),
               mock.patch.object(drvr, '_guest_started')):
