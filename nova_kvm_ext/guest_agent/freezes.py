@@ -354,11 +354,12 @@ class Freezes:
                     state.entry = self._enter(
                         state.uuid, 'snapshot of its volumes' if hold.lasting
                         else 'snapshot')
+                # Undone when the guest is thawed: it is not to wait for that.
+                state.limit.enter_context(self._limits.patience(
+                    domain, limits.VOLUME_FREEZE_TIMEOUT if hold.lasting
+                    else client.FREEZE_TIMEOUT))
                 state.asked = time.monotonic()
-                with self._limits.patience(
-                        domain, limits.VOLUME_FREEZE_TIMEOUT if hold.lasting
-                        else client.FREEZE_TIMEOUT):
-                    state.count = self._count(freeze)
+                state.count = self._count(freeze)
             elif hold.lasting:
                 raise exception.InstanceQuiesceFailed(
                     reason='the guest is frozen already; nova-kvm-ext agent '
@@ -490,8 +491,7 @@ class Freezes:
                 stood = stood if told is None else told
             return stood
 
-        reason = 'see the log'
-        again = False
+        reason, again = 'see the log', False
         if thaw is not None and not freeze.foreign:
             try:
                 thawed = self._count(thaw)
@@ -522,7 +522,7 @@ class Freezes:
         entry = freeze.entry
         if entry is None:
             # Never sent, or another program's.
-            self._holds.over(freeze)
+            self._over(freeze)
             return True
         try:
             thawed = self._thaws.thaw(
@@ -530,12 +530,12 @@ class Freezes:
         except errors.AgentError as e:
             if self._thaws.needless(freeze.uuid, e):
                 self._thaws.remove(entry)
-                self._holds.over(freeze)
+                self._over(freeze)
                 stood(0)
                 return True
             # Unlocked, it is what settle() looks for.
             self._thaws.leave(entry)
-            self._holds.over(freeze)
+            self._over(freeze)
             LOG.error('KVML405 Instance %s may be frozen: %s It is tried '
                       'again every [DEFAULT] update_resources_interval, and '
                       'when this service starts.', freeze.uuid, e)
@@ -544,7 +544,7 @@ class Freezes:
             # Nova tells the message bus of a connection that it cannot make,
             # and that may fail in its own way. settle() must find the guest.
             self._thaws.leave(entry)
-            self._holds.over(freeze)
+            self._over(freeze)
             raise
         self._thawed(freeze, stood(thawed))
         return True
@@ -555,7 +555,7 @@ class Freezes:
         if freeze.entry is not None:
             self._thaws.remove(freeze.entry)
         answered = freeze.answered
-        self._holds.over(freeze)
+        self._over(freeze)
         if answered is None:
             LOG.info('Instance %(uuid)s is not frozen, %(time).2f s after a '
                      'freeze that failed was sent.',
@@ -566,6 +566,10 @@ class Freezes:
                      'a freeze that took %(freeze).2f s.',
                      {'uuid': freeze.uuid, 'frozen': now - answered,
                       'freeze': answered - freeze.asked})
+
+    def _over(self, freeze: holds.Freeze) -> None:
+        self._holds.over(freeze)
+        freeze.limit.close()
 
     def _enter(self, uuid: str, purpose: str) -> ledger.Entry:
         try:

@@ -21,6 +21,7 @@ State and nothing else: never talks to an agent, libvirt or Nova, and is safe
 with threads and with greenlets alike.
 """
 
+import contextlib
 import dataclasses
 import enum
 import threading
@@ -55,6 +56,7 @@ class Freeze:
         the agent does not say
     :ivar count: how many file systems are frozen, as the agent says; None
         where that is not known
+    :ivar limit: the agent's time limit, which is to be undone in the end
     """
 
     uuid: str
@@ -68,6 +70,8 @@ class Freeze:
     failure: str = ''
     version: str = ''
     count: int | None = None
+    limit: contextlib.ExitStack = dataclasses.field(
+        default_factory=contextlib.ExitStack)
     holds: list['Hold'] = dataclasses.field(default_factory=list)
 
 

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import math
 import threading
+import time
 from typing import Any
 
 from nova import conf as nova_conf
@@ -58,6 +59,10 @@ WAIT_FOR_ANOTHER = 2 * client.FREEZE_TIMEOUT
 """Seconds that an operation waits for another one's freeze or thaw of the
 same guest. Those end by their own limits; this is for what nobody foresaw."""
 
+_LASTS = 10
+"""Seconds in which a limit that libvirt was told is not told again. Another
+program may stop the guest and start it, and it has no limit then."""
+
 
 def libvirt() -> Any:
     """libvirt as Nova has it: its tests put another in its place."""
@@ -70,10 +75,14 @@ class _Wanted:
 
     :ivar users: operations that have this object
     :ivar seconds: the limits, one for each operation that wants one
+    :ivar told: what libvirt was told last, in seconds; None before
+    :ivar when: libvirt was told (time.monotonic)
     """
 
     users: int = 0
     seconds: list[float] = dataclasses.field(default_factory=list)
+    told: int | None = None
+    when: float = 0
     lock: Any = dataclasses.field(default_factory=threading.Lock)
 
 
@@ -95,6 +104,8 @@ class Limits:
     def apply(self, guest: Any) -> None:
         """Set how long libvirt waits for this guest's agent."""
         with self._of(guest._domain) as wanted:
+            # A guest that has just been started has none.
+            wanted.told = None
             self._set(guest._domain, wanted)
 
     def patience(self, domain: Any, seconds: float
@@ -140,9 +151,15 @@ class Limits:
                 wanted.seconds.remove(remove)
             if call is None:
                 return
+            seconds = math.ceil(max(
+                wanted.seconds, default=CONF.kvm_ext.guest_agent_timeout))
+            now = time.monotonic()
+            # A guest that is frozen waits for each call.
+            if seconds == wanted.told and now - wanted.when < _LASTS:
+                return
             try:
-                call(math.ceil(max(wanted.seconds, default=(
-                    CONF.kvm_ext.guest_agent_timeout))), 0)
+                call(seconds, 0)
+                wanted.told, wanted.when = seconds, now
             except libvirt().libvirtError as e:
                 # It does not run (yet, any more), or is no QEMU.
                 LOG.debug('No time limit for the guest agent: %s',

@@ -400,6 +400,37 @@ class LimitsTestCase(ConcurrentTestCase):
         self.assertEqual(test_hooks.LIMIT, self.domain.timeout)
         self.assertEqual({}, limits._wanted)
 
+    def test_a_frozen_guest_waits_for_no_limit(self):
+        """libvirt is told before the freeze, and after the thaw."""
+        told = []
+        domain = self.domain
+        set_limit = domain.agentSetResponseTimeout
+        domain.agentSetResponseTimeout = lambda seconds, flags: (
+            told.append((seconds, domain.frozen)), set_limit(seconds, flags))
+        snapshot = Snapshot(self, 'one')
+        snapshot.go_on.set()
+        snapshot.start().end()
+        with self.driver._guest_agents.freezes.operating(self.instance):
+            self.quiesce()
+            self.unquiesce()
+        self.settled()
+        self.assertEqual([client.FREEZE_TIMEOUT, test_hooks.LIMIT] * 2,
+                         [seconds for seconds, _ in told])
+        self.assertEqual({False}, {frozen for _, frozen in told})
+
+    def test_a_limit_that_may_be_lost_is_set_again(self):
+        limits = self.driver._guest_agents.limits
+        with limits.patience(self.domain, 60):
+            self.domain.timeout = -2
+            with limits.patience(self.domain, 30):
+                self.assertEqual(-2, self.domain.timeout)
+            limits.apply(self.guest)
+            self.assertEqual(60, self.domain.timeout)
+            self.domain.timeout = -2
+            with mock.patch.object(test_hooks.limits, '_LASTS', 0):
+                with limits.patience(self.domain, 30):
+                    self.assertEqual(60, self.domain.timeout)
+
     def test_threads(self):
         limits = self.driver._guest_agents.limits
         wrong: list[int] = []
