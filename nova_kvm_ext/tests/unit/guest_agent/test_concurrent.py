@@ -34,7 +34,8 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import holds
-from nova_kvm_ext.tests.unit.guest_agent import test_hooks
+from nova_kvm_ext.guest_agent import limits as agent_limits
+from nova_kvm_ext.tests.unit.guest_agent import agents
 
 VOLUMES = ('one', 'two', 'three')
 ORDERS = list(itertools.permutations(VOLUMES))
@@ -46,12 +47,12 @@ XML = '<domain><devices>{}</devices></domain>'.format(''.join(
     DISK.format(volume, 'bcd'[n]) for n, volume in enumerate(VOLUMES)))
 
 
-class StrictDomain(test_hooks.Domain):
+class StrictDomain(agents.Domain):
     """A domain that threads use, with an agent that freezes once only."""
 
     def fsFreeze(self) -> int:
         if self.frozen:
-            raise test_hooks.libvirt_error(
+            raise agents.libvirt_error(
                 1, "internal error: unable to execute QEMU agent command "
                 "'guest-fsfreeze-freeze': The command guest-fsfreeze-freeze "
                 "has been disabled for this instance")
@@ -116,7 +117,7 @@ class Snapshot:
         return self
 
 
-class ConcurrentTestCase(test_hooks.HooksTestCase):
+class ConcurrentTestCase(agents.HooksTestCase):
 
     def setUp(self):
         super().setUp()
@@ -182,7 +183,7 @@ class VolumesTestCase(ConcurrentTestCase):
     def test_one_snapshot_fails(self):
         for broken, end in itertools.product(VOLUMES, ORDERS):
             started = self.snapshots(VOLUMES, os_require_quiesce='yes')
-            started[broken].fails = test_hooks.libvirt_error(1, 'no space')
+            started[broken].fails = agents.libvirt_error(1, 'no space')
             for volume in end:
                 self.assertTrue(self.domain.frozen, (broken, end))
                 started[volume].end()
@@ -201,8 +202,8 @@ class VolumesTestCase(ConcurrentTestCase):
             go_on.wait(_TIMEOUT)
 
         self.domain.during['fsFreeze'] = fail
-        self.domain.broken['fsFreeze'] = test_hooks.libvirt_error(
-            test_hooks.UNRESPONSIVE, test_hooks.SILENT)
+        self.domain.broken['fsFreeze'] = agents.libvirt_error(
+            agents.UNRESPONSIVE, agents.SILENT)
         started = [Snapshot(self, volume, **properties)
                    for volume in VOLUMES]
         started[0].start()
@@ -233,8 +234,8 @@ class VolumesTestCase(ConcurrentTestCase):
     @ddt.idata(ORDERS)
     def test_thaw_fails(self, end):
         started = self.snapshots(VOLUMES)
-        self.domain.broken['guest-fsfreeze-thaw'] = test_hooks.libvirt_error(
-            test_hooks.UNRESPONSIVE, test_hooks.SILENT)
+        self.domain.broken['guest-fsfreeze-thaw'] = agents.libvirt_error(
+            agents.UNRESPONSIVE, agents.SILENT)
         for volume in end:
             started[volume].end()
         self.all_well(started)
@@ -249,8 +250,8 @@ class VolumesTestCase(ConcurrentTestCase):
         """Nothing is known of the freeze then; the snapshots are made."""
         started = self.snapshots(VOLUMES)
         for name in ('guest-fsfreeze-status', 'guest-fsfreeze-thaw'):
-            self.domain.broken[name] = test_hooks.libvirt_error(
-                test_hooks.UNRESPONSIVE, test_hooks.SILENT)
+            self.domain.broken[name] = agents.libvirt_error(
+                agents.UNRESPONSIVE, agents.SILENT)
         for volume in end:
             started[volume].end()
         self.all_well(started)
@@ -264,11 +265,11 @@ class VolumesTestCase(ConcurrentTestCase):
         started = self.snapshots(VOLUMES)
         self.domain.frozen = self.domain.active = False
         for name in ('guest-fsfreeze-status', 'guest-fsfreeze-thaw'):
-            self.domain.broken[name] = test_hooks.libvirt_error(
+            self.domain.broken[name] = agents.libvirt_error(
                 55, 'domain is not running')
         if how == 'goes':
             self.connection.lookupByUUIDString.side_effect = (
-                test_hooks.libvirt_error(fakelibvirt.VIR_ERR_NO_DOMAIN, 'x'))
+                agents.libvirt_error(fakelibvirt.VIR_ERR_NO_DOMAIN, 'x'))
         for volume in end:
             started[volume].end()
             self.assertIsNone(started[volume].error)
@@ -394,10 +395,10 @@ class LimitsTestCase(ConcurrentTestCase):
                 limits.apply(self.guest)
                 self.assertEqual(60, self.domain.timeout)
             self.assertEqual(60, self.domain.timeout)
-        self.assertEqual(test_hooks.LIMIT, self.domain.timeout)
+        self.assertEqual(agents.LIMIT, self.domain.timeout)
         with limits.exactly(self.domain, 1):
             self.assertEqual(1, self.domain.timeout)
-        self.assertEqual(test_hooks.LIMIT, self.domain.timeout)
+        self.assertEqual(agents.LIMIT, self.domain.timeout)
         self.assertEqual({}, limits._wanted)
 
     def test_a_frozen_guest_waits_for_no_limit(self):
@@ -405,8 +406,13 @@ class LimitsTestCase(ConcurrentTestCase):
         told = []
         domain = self.domain
         set_limit = domain.agentSetResponseTimeout
-        domain.agentSetResponseTimeout = lambda seconds, flags: (
-            told.append((seconds, domain.frozen)), set_limit(seconds, flags))
+
+        def tell(seconds: int, flags: int) -> None:
+            told.append((seconds, domain.frozen))
+            set_limit(seconds, flags)
+
+        self.useFixture(fixtures.MockPatchObject(
+            domain, 'agentSetResponseTimeout', tell))
         snapshot = Snapshot(self, 'one')
         snapshot.go_on.set()
         snapshot.start().end()
@@ -414,7 +420,7 @@ class LimitsTestCase(ConcurrentTestCase):
             self.quiesce()
             self.unquiesce()
         self.settled()
-        self.assertEqual([client.FREEZE_TIMEOUT, test_hooks.LIMIT] * 2,
+        self.assertEqual([client.FREEZE_TIMEOUT, agents.LIMIT] * 2,
                          [seconds for seconds, _ in told])
         self.assertEqual({False}, {frozen for _, frozen in told})
 
@@ -427,7 +433,7 @@ class LimitsTestCase(ConcurrentTestCase):
             limits.apply(self.guest)
             self.assertEqual(60, self.domain.timeout)
             self.domain.timeout = -2
-            with mock.patch.object(test_hooks.limits, '_LASTS', 0):
+            with mock.patch.object(agent_limits, '_LASTS', 0):
                 with limits.patience(self.domain, 30):
                     self.assertEqual(60, self.domain.timeout)
 
@@ -450,7 +456,7 @@ class LimitsTestCase(ConcurrentTestCase):
             thread.join(_TIMEOUT)
         self.assertEqual([], wrong)
         self.assertEqual({}, limits._wanted)
-        self.assertEqual(test_hooks.LIMIT, self.domain.timeout)
+        self.assertEqual(agents.LIMIT, self.domain.timeout)
 
 
 class HoldsTestCase(ConcurrentTestCase):
@@ -484,4 +490,4 @@ class HoldsTestCase(ConcurrentTestCase):
 
     def test_longer_than_a_freeze(self):
         self.assertGreater(
-            test_hooks.limits.WAIT_FOR_ANOTHER, client.FREEZE_TIMEOUT)
+            agent_limits.WAIT_FOR_ANOTHER, client.FREEZE_TIMEOUT)

@@ -26,16 +26,16 @@ from oslo_utils.fixture import uuidsentinel as uuids
 from testtools import matchers
 
 from nova_kvm_ext.metrics import names
-from nova_kvm_ext.tests.unit.guest_agent import test_hooks
+from nova_kvm_ext.tests.unit.guest_agent import agents
 
 
 def no_answer() -> Exception:
-    return test_hooks.libvirt_error(
-        test_hooks.UNRESPONSIVE, test_hooks.SILENT)
+    return agents.libvirt_error(
+        agents.UNRESPONSIVE, agents.SILENT)
 
 
 @ddt.ddt
-class LiveSnapshotTestCase(test_hooks.HooksTestCase):
+class LiveSnapshotTestCase(agents.HooksTestCase):
     """Nova's own code, whose end is a ``finally`` that freezes and thaws."""
 
     def setUp(self):
@@ -127,14 +127,14 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
 
     def test_required_of_an_agent_that_is_not_there(self):
         """Before anything is copied."""
-        self.domain.xml = test_hooks.XML.format('disconnected')
+        self.domain.xml = agents.XML.format('disconnected')
         self.assertRaises(exception.QemuGuestAgentNotEnabled, self.snapshot,
                           os_require_quiesce='yes')
         self.device.rebase.assert_not_called()
 
     def test_agent_that_goes_while_the_disk_is_copied(self):
         def go(*args, **kwargs):
-            self.domain.xml = test_hooks.XML.format('disconnected')
+            self.domain.xml = agents.XML.format('disconnected')
 
         self.device.rebase.side_effect = go
         self.assertRaises(exception.InstanceQuiesceFailed, self.snapshot,
@@ -189,7 +189,7 @@ class LiveSnapshotTestCase(test_hooks.HooksTestCase):
 
 
 @ddt.ddt
-class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
+class VolumeSnapshotTestCase(agents.HooksTestCase):
     """A volume that is a file; libvirt would freeze by itself."""
 
     def take(self, snapshot: Any, **properties: str) -> None:
@@ -244,7 +244,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
 
     def test_snapshot_that_fails_until_it_is_not_quiesced(self):
         """Nova tries again; one snapshot is one, by how it was made."""
-        broken = test_hooks.libvirt_error(1, 'broken')
+        broken = agents.libvirt_error(1, 'broken')
         self.take(mock.Mock(side_effect=[broken, None]))
         self.was_counted(no_not_frozen_made=1)
         self.assertRaises(fakelibvirt.libvirtError, self.take,
@@ -259,7 +259,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.settled()
 
     def test_snapshot_that_fails(self):
-        snapshot = mock.Mock(side_effect=test_hooks.libvirt_error(1, 'broken'))
+        snapshot = mock.Mock(side_effect=agents.libvirt_error(1, 'broken'))
         self.assertRaises(fakelibvirt.libvirtError, self.take, snapshot,
                           os_require_quiesce='yes')
         snapshot.assert_called_once()
@@ -308,7 +308,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
         self.settled()
 
     def test_no_agent(self):
-        self.domain.xml = test_hooks.NO_CHANNEL
+        self.domain.xml = agents.NO_CHANNEL
         snapshot = mock.Mock()
         self.take(snapshot)
         self.assertFalse(snapshot.call_args.kwargs['quiesce'])
@@ -317,7 +317,7 @@ class VolumeSnapshotTestCase(test_hooks.HooksTestCase):
 
 
 @ddt.ddt
-class ColdSnapshotTestCase(test_hooks.HooksTestCase):
+class ColdSnapshotTestCase(agents.HooksTestCase):
     """Nova suspends the guest, and copies what is on its disk."""
 
     def suspend(self, state: int = power_state.RUNNING, live: bool = False,
@@ -344,7 +344,7 @@ class ColdSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertIn('The snapshot is not quiesced', self.log.output)
 
     def test_without_an_agent(self):
-        self.domain.xml = test_hooks.NO_CHANNEL
+        self.domain.xml = agents.NO_CHANNEL
         self.assertTrue(self.suspend())
         self.assertNotIn('not quiesced', self.log.output)
 
@@ -357,7 +357,7 @@ class ColdSnapshotTestCase(test_hooks.HooksTestCase):
         self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
 
 
-class RbdTestCase(test_hooks.HooksTestCase):
+class RbdTestCase(agents.HooksTestCase):
     """A Ceph that is none."""
 
     def setUp(self):
@@ -395,7 +395,7 @@ class RbdTestCase(test_hooks.HooksTestCase):
         """As Nova's: of the copy, or of a guest that cannot be frozen."""
         self.assertTrue(protect)
         if self.domain.active and self.domain.xml == (
-                test_hooks.XML.format('connected')):
+                agents.XML.format('connected')):
             self.assertNotEqual('volume', volume)
         self.note(f'create_snap {volume}')()
 
@@ -659,7 +659,7 @@ class ConsistencyTestCase(RbdTestCase):
 
     @ddt.data(False, True)
     def test_no_agent(self, file):
-        self.domain.xml = test_hooks.XML.format('disconnected')
+        self.domain.xml = agents.XML.format('disconnected')
         if file:
             self.of_file()
         self.check('no', 'no guest agent is connected')
