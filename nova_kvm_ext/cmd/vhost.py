@@ -37,7 +37,7 @@ from nova_kvm_ext import words
 with lazy.imports():
     import libvirt
 
-    from nova_kvm_ext.guests import busy
+    from nova_kvm_ext import live_xml
     from nova_kvm_ext.vhost import process
     from nova_kvm_ext.vhost import proof
 
@@ -107,7 +107,7 @@ def _running(connection: libvirt.virConnect
             libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         # One that ends meanwhile has nothing to show.
         with contextlib.suppress(libvirt.libvirtError):
-            xml = busy.xml(domain)
+            xml = live_xml.read(domain)
             if xml is None:
                 print(f'warning: {errors.clean(domain.name(), 80)} is left '
                       'out: libvirt waits for an answer of its QEMU',

@@ -47,7 +47,7 @@ from nova_kvm_ext.cpu import traits
 from nova_kvm_ext.cpu import usable
 from nova_kvm_ext import designer
 from nova_kvm_ext import errors
-from nova_kvm_ext.guests import busy
+from nova_kvm_ext import live_xml
 from nova_kvm_ext import log
 from nova_kvm_ext import request
 from nova_kvm_ext.settings import Settings
@@ -80,7 +80,7 @@ def _xml_at_once(guest: Any) -> str:
     :param guest: nova.virt.libvirt.guest.Guest
     :raises errors.HostError: libvirt would wait for its QEMU
     """
-    if busy.owes(guest._domain):
+    if live_xml.owes(guest._domain):
         raise errors.HostError('libvirt waits for an answer of its QEMU')
     return guest.get_xml_desc()
 

@@ -46,7 +46,7 @@ from lxml import etree
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import replies
-from nova_kvm_ext.guests import busy
+from nova_kvm_ext import live_xml
 from nova_kvm_ext.words import AgentState
 
 FREEZE_TIMEOUT = 60
@@ -375,7 +375,7 @@ def look(domain: Any, timeout: float = 5, details: bool = True,
 
 def _channel(domain: Any) -> bool | None:
     try:
-        xml = busy.xml(domain)
+        xml = live_xml.read(domain)
         if xml is None:
             raise errors.AgentError(
                 'libvirt waits for an answer of the guest\'s QEMU, so the '

@@ -19,7 +19,7 @@ connection of its own and a time limit, there is never a second one beside it,
 and Nova's own way, which needs no QEMU's answer, is there for what is missing.
 A newer libvirt is not asked at all: there a guest whose QEMU owes an answer
 holds up also those calls that need none of QEMU
-(:mod:`nova_kvm_ext.guests.busy`).
+(:mod:`nova_kvm_ext.live_xml`).
 After an answer that came too late that way is taken for a while: where QEMUs
 get too little CPU time, all of them together take longer than the limit, and
 none of them hangs.
@@ -33,8 +33,8 @@ from nova import exception
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.guests import busy
 from nova_kvm_ext.guests import descriptions
+from nova_kvm_ext import live_xml
 from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
@@ -125,7 +125,7 @@ class VCPUs:
                 # What stands for libvirt in Nova's own tests has no such call.
                 if not hasattr(self._host.get_connection(),
                                'getAllDomainStats') or (
-                        self._host.has_min_version(busy.XML_WAITS)):
+                        self._host.has_min_version(live_xml.XML_WAITS)):
                     return {}
                 self._connection = self._host._connect(self._host._uri, False)
         except (exception.NovaException, libvirt.libvirtError) as e:

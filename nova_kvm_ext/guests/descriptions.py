@@ -13,7 +13,7 @@
 """The XML of guests for Nova's periodic update, which waits for no guest.
 
 Nova sums up the disks of all guests by their XML, for which a newer libvirt
-may have to wait (:mod:`nova_kvm_ext.guests.busy`). Nova then leaves the guest
+may have to wait (:mod:`nova_kvm_ext.live_xml`). Nova then leaves the guest
 out of the sum. A QEMU whose storage hangs would hold up each update like that.
 :class:`Descriptions` keeps the XML of each guest and gives Nova that of the
 last update where a guest is busy.
@@ -23,9 +23,9 @@ from typing import Any
 
 from nova.virt.libvirt import driver as nova_driver
 
-from nova_kvm_ext.guests import busy
+from nova_kvm_ext import live_xml
 
-BUSY = (busy.JOB, busy.OCCUPIED)
+BUSY = (live_xml.JOB, live_xml.OCCUPIED)
 """States of a guest whose disks are taken from the XML of the last update."""
 
 _NOT_RUNNING = -1
@@ -50,7 +50,7 @@ class Descriptions:
 
     def view(self, driver: Any) -> Any:
         """What Nova's code that sums up disks is to take for the driver."""
-        if not self._host.has_min_version(busy.XML_WAITS):
+        if not self._host.has_min_version(live_xml.XML_WAITS):
             return driver
         return _View(driver, _host=_View(
             driver._host, list_instance_domains=self._domains))

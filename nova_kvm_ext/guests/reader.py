@@ -38,11 +38,11 @@ from nova_kvm_ext.cpu import document
 from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
-from nova_kvm_ext.guests import busy
 from nova_kvm_ext.guests import drift
 from nova_kvm_ext.guests import model
 from nova_kvm_ext.guests import pauses
 from nova_kvm_ext.guests import reasons
+from nova_kvm_ext import live_xml
 from nova_kvm_ext.settings import Settings
 from nova_kvm_ext.vhost import process
 from nova_kvm_ext.vhost import proof
@@ -92,7 +92,7 @@ def read_guests(connection: Any, frozen: Mapping[str, model.Frozen],
             stats.get('state.state'), frozen=frozen.get(uuid),
             paused=_paused(stats))
         try:
-            text = busy.xml(domain)
+            text = live_xml.read(domain)
             if text is None:
                 found.append(dataclasses.replace(
                     guest, control=_control(domain),

@@ -59,7 +59,7 @@ PURE = {
     'traits', 'vhost.policy', 'vhost.proof', 'vhost.queues', 'words'}
 # They read this host, by themselves or with a connection they are handed.
 READERS = {
-    'boot.inside', 'cpu.reader', 'guests.busy', 'fleet.cloud', 'fleet.files',
+    'boot.inside', 'cpu.reader', 'fleet.cloud', 'fleet.files',
     'fleet.this_host', 'guest_agent.client', 'guests.pauses',
     'guests.reader',
     'host.configuration',
@@ -70,7 +70,7 @@ READERS = {
     'host.post_copy_facts', 'host.probe', 'host.service',
     'host.storage_facts',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
-    'images.headers', 'images.qemu_img', 'log', 'metrics.counted',
+    'images.headers', 'images.qemu_img', 'live_xml', 'log', 'metrics.counted',
     'migration.dirty_rate',
     'migration.records',
     'rollback.cloud',

@@ -18,7 +18,7 @@ from unittest import mock
 import fixtures
 from oslotest import base
 
-from nova_kvm_ext.guests import busy
+from nova_kvm_ext import live_xml
 
 WAITS = 9_001_000
 
@@ -34,7 +34,7 @@ class BusyTestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.slept = self.useFixture(
-            fixtures.MockPatchObject(busy.time, 'sleep')).mock
+            fixtures.MockPatchObject(live_xml.time, 'sleep')).mock
 
     def domain(self, *controls: Any, version: int = WAITS) -> mock.Mock:
         domain = mock.Mock()
@@ -44,40 +44,41 @@ class BusyTestCase(base.BaseTestCase):
         return domain
 
     def test_a_guest_that_is_well(self):
-        self.assertEqual('<domain 0/>', busy.xml(self.domain((0, 0, 0))))
-        self.assertEqual('<domain 2/>', busy.xml(self.domain((0, 0, 0)), 2))
+        self.assertEqual('<domain 0/>', live_xml.read(self.domain((0, 0, 0))))
+        self.assertEqual('<domain 2/>',
+                         live_xml.read(self.domain((0, 0, 0)), 2))
 
     def test_qemu_hangs(self):
         for milliseconds in (1000, 60000):
             domain = self.domain((2, 0, milliseconds))
-            self.assertIsNone(busy.xml(domain))
+            self.assertIsNone(live_xml.read(domain))
             domain.XMLDesc.assert_not_called()
 
     def test_qemu_answers_a_moment_later(self):
-        self.assertEqual('<domain 0/>', busy.xml(
+        self.assertEqual('<domain 0/>', live_xml.read(
             self.domain((2, 0, 10), (2, 0, 60), (0, 0, 0))))
         self.assertEqual(2, self.slept.call_count)
 
     def test_qemu_begins_to_hang(self):
         domain = self.domain((2, 0, 950), (2, 0, 999), (2, 0, 1000))
-        self.assertIsNone(busy.xml(domain))
+        self.assertIsNone(live_xml.read(domain))
         domain.XMLDesc.assert_not_called()
 
     def test_a_libvirt_that_gives_it_at_once(self):
-        self.assertEqual('<domain 0/>', busy.xml(
+        self.assertEqual('<domain 0/>', live_xml.read(
             self.domain((2, 0, 60000), version=WAITS - 1)))
 
     def test_other_states(self):
         """A job, as a migration, and a broken monitor."""
         for state in (1, 3):
-            self.assertEqual('<domain 0/>', busy.xml(
+            self.assertEqual('<domain 0/>', live_xml.read(
                 self.domain((state, 0, 60000))))
 
     def test_libvirt_does_not_tell(self):
-        self.assertEqual('<domain 0/>', busy.xml(self.domain(Error())))
-        self.assertEqual('<domain 0/>', busy.xml(mock.Mock(
+        self.assertEqual('<domain 0/>', live_xml.read(self.domain(Error())))
+        self.assertEqual('<domain 0/>', live_xml.read(mock.Mock(
             spec=['XMLDesc'], XMLDesc=lambda flags: '<domain 0/>')))
 
     def test_what_is_not_of_libvirt_is_raised(self):
-        self.assertRaises(ZeroDivisionError, busy.xml,
+        self.assertRaises(ZeroDivisionError, live_xml.read,
                           self.domain(ZeroDivisionError()))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether libvirt gives the XML of a guest at once.
+"""The XML of a running guest, without a wait for its QEMU.
 
 A libvirt newer than 9.0 does not give the XML of a guest while another call
 waits for the guest's QEMU: libvirt waits, too, and gives up after 30 s (seen
@@ -36,7 +36,7 @@ take milliseconds."""
 _POLL = 0.05
 
 
-def xml(domain: Any, flags: int = 0) -> str | None:
+def read(domain: Any, flags: int = 0) -> str | None:
     """The XML of a running guest, without a wait for its QEMU.
 
     :param domain: libvirt.virDomain, or Nova's proxy of one
