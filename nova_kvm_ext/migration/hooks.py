@@ -30,6 +30,7 @@ import contextlib
 import contextvars
 import copy
 import threading
+import time
 from typing import Any
 
 from nova.compute import vm_states
@@ -74,6 +75,13 @@ _OPERATION_ABORTED = 78
 (libvirt-virterror.html#virErrorNumber)."""
 
 
+_PATIENCE = 2.0
+"""Seconds that libvirt's word of a completed job may come after Nova has seen
+the guest gone: another thread has it."""
+
+_POLL = 0.05
+
+
 class Watch:
     """One live migration, from its start to its end, in one thread.
 
@@ -109,6 +117,7 @@ class Watch:
         self.verdict = verdict.Verdict()
         self.acted = ''
         self.statistics: Mapping[str, Any] | None = None
+        self.listens = False
         self.completed = False
         self.recovered = False
 
@@ -251,8 +260,14 @@ class Watch:
 
     def sum_up(self) -> None:
         """Say in one line what the migration took, once it is completed."""
+        if not self.completed:
+            return
+        deadline = time.monotonic() + _PATIENCE
+        while (self.listens and self.statistics is None and
+                time.monotonic() < deadline):
+            time.sleep(_POLL)
         last = self._course.last
-        if not self.completed or (self.statistics is None and last is None):
+        if self.statistics is None and last is None:
             return
         if self.statistics is not None:
             took = completed.Completed.read(self.statistics)
@@ -440,6 +455,7 @@ class Migrations:
             connection = self._host.get_connection()
             callback = connection.domainEventRegisterAny(
                 guest._domain, event, watch.ended, None)
+            watch.listens = True
         except libvirt.libvirtError as e:
             LOG.debug('libvirt does not report what the migration took: %s',
                       errors.clean(e))

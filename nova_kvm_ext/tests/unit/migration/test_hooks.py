@@ -373,6 +373,9 @@ class StatisticsTestCase(MigratingTestCase):
         self.addCleanup(patch.stop)
         self.connection = mock.Mock()
         self.connection.domainEventRegisterAny.return_value = 17
+        patch = mock.patch.object(hooks, '_PATIENCE', 0)
+        patch.start()
+        self.addCleanup(patch.stop)
 
     def move(self, samples: Any, drvr: Any = None, **kwargs: Any) -> Domain:
         drvr = drvr or self.started()
@@ -401,6 +404,25 @@ class StatisticsTestCase(MigratingTestCase):
              'of downtime were allowed.'],
             self.lines('INFO Live migration completed'))
         self.connection.domainEventDeregisterAny.assert_called_once_with(17)
+
+    def test_word_that_comes_a_moment_after_the_end(self):
+        waited = []
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 3:
+                _, _, callback, opaque = (
+                    self.connection.domainEventRegisterAny.call_args.args)
+                callback(self.connection, mock.Mock(), END, opaque)
+
+        with (mock.patch.object(hooks, '_PATIENCE', 3600),
+              mock.patch.object(hooks.time, 'sleep', sleep)):
+            self.move(idle())
+        self.assertIn('downtime 0.087 s', self.log.output)
+
+    def test_word_that_does_not_come(self):
+        self.move(idle())
+        self.assertIn('downtime not known', self.log.output)
 
     def test_a_libvirt_without_events(self):
         self.connection.domainEventRegisterAny.side_effect = (
