@@ -200,6 +200,13 @@ class LimitsTestCase(base.BaseTestCase):
         self.assertIn('2 hosts do not tell', found.notes[0])
         self.assertIn('b, c', found.notes[0])
 
+    def test_without_a_cpu_map(self):
+        host = fleets.host('a')
+        found = of(dataclasses.replace(host, cpu=dataclasses.replace(
+            host.cpu, expands={})), x86_map=None)
+        self.assertEqual('x86-64-v3', found.model)
+        self.assertIn('CPU map is not on this machine', found.notes[0])
+
     def test_several_architectures(self):
         arm = fleets.host('b')
         arm = dataclasses.replace(arm, cpu=dataclasses.replace(
