@@ -19,7 +19,8 @@ from nova_kvm_ext.known_errors.row import DIED
 from nova_kvm_ext.known_errors.row import HOST_CHECK
 from nova_kvm_ext.known_errors.row import KnownError
 
-_SEEN = 'libvirt 9.0, Ceph 16.2'
+_OLD = 'libvirt 9.0, Ceph 16.2'
+_SEEN = 'libvirt 9.0 and 11.3, Ceph 16.2 and 18.2'
 _BLOCKDEV = (
     '2026-11-27T03:02:34.950048Z qemu-system-x86_64: -blockdev {"driver":'
     '"rbd","pool":"vms","image":"disk","server":[{"host":"127.0.0.77",'
@@ -27,6 +28,13 @@ _BLOCKDEV = (
     '"key-secret":"libvirt-1-storage-auth-secret0","node-name":'
     '"libvirt-1-storage","cache":{"direct":false,"no-flush":false},'
     '"auto-read-only":true,"discard":"unmap"}: ')
+# libvirt 11.3 and QEMU 10.0.
+_NEWER = (
+    '2026-11-27T10:24:37.418324Z qemu-system-x86_64: -blockdev {"driver":'
+    '"rbd","pool":"vms","image":"disk","server":[{"host":"198.51.100.1",'
+    '"port":"6789"}],"user":"nova","auth-client-required":["cephx","none"],'
+    '"key-secret":"libvirt-1-storage-auth-secret0","node-name":'
+    '"libvirt-1-storage","read-only":false}: ')
 
 ROWS: tuple[KnownError, ...] = (
     KnownError(
@@ -37,7 +45,7 @@ ROWS: tuple[KnownError, ...] = (
         'can be reached, or the key or the user is wrong, which QEMU does not '
         'always report.',
         'See that the monitors can be reached from this host. ' + HOST_CHECK,
-        _SEEN,
+        _OLD,
         (DIED + _BLOCKDEV + 'error connecting: Connection timed out',
          '[errno 110] RADOS timed out (error connecting to the cluster)')),
     KnownError(
@@ -46,12 +54,13 @@ ROWS: tuple[KnownError, ...] = (
         r'|RADOS (permission denied|invalid argument) '
         r'\(error connecting to the cluster\)',
         'Ceph refuses the key: it is the key of another user or no key at '
-        'all, or Ceph has no such user.',
+        'all, there is no keyring of that user, or Ceph has no such user.',
         'Compare the secret in libvirt (virsh secret-get-value) and the '
         'keyring of this host with ceph auth get; see [libvirt] rbd_user. ' +
         HOST_CHECK,
         _SEEN,
         (DIED + _BLOCKDEV + 'error connecting: Permission denied',
+         DIED + _NEWER + 'error connecting: Permission denied',
          DIED + _BLOCKDEV + 'error connecting: Invalid argument',
          '[errno 13] RADOS permission denied (error connecting to the '
          'cluster)',
@@ -88,6 +97,8 @@ ROWS: tuple[KnownError, ...] = (
         _SEEN,
         (DIED + _BLOCKDEV + 'error opening pool nopool: No such file or '
          'directory',
+         DIED + _NEWER + 'error opening pool nopool: No such file or '
+         'directory',
          "[errno 2] RADOS object not found (error opening pool 'nopool')")),
     KnownError(
         'ceph-permission',
@@ -100,6 +111,10 @@ ROWS: tuple[KnownError, ...] = (
         _SEEN,
         (DIED + _BLOCKDEV + 'error reading header from disk: Operation not '
          'permitted',
+         DIED + '2026-11-27T10:25:44.473+0000 7f6fc3fff6c0 -1 librbd::image::'
+         'OpenRequest: failed to stat v2 image header: (1) Operation not '
+         'permitted\n' + _NEWER + 'error reading header from disk: Operation '
+         'not permitted',
          '[errno 1] RBD permission error (error listing images)')),
     KnownError(
         'ceph-image-gone',
@@ -111,6 +126,8 @@ ROWS: tuple[KnownError, ...] = (
         _SEEN,
         (DIED + _BLOCKDEV + 'error reading header from gone_disk: No such '
          'file or directory',
+         DIED + _NEWER + 'error reading header from gone: No such file or '
+         'directory',
          "[errno 2] RBD image not found (error opening image b'gone' at "
          'snapshot None)')),
     KnownError(
@@ -129,7 +146,23 @@ ROWS: tuple[KnownError, ...] = (
          'Failed to resize file: Cannot send after transport endpoint '
          'shutdown',
          "[errno 108] RBD connection was shutdown (error creating snapshot "
-         "b'zz' from b'disk')")),
+         "b'zz' from b'disk')",
+         "[errno 108] RBD connection was shutdown (error opening image "
+         "b'two' at snapshot None)")),
+    KnownError(
+        'ceph-full',
+        r'RBD (insufficient space available|disk quota exceeded) \('
+        r'|RADOS no space \(',
+        'The pool, or all of Ceph, is full, or the pool has reached its '
+        'quota. Most often Ceph reports no error then: guests that write, and '
+        'snapshots, wait until there is space.',
+        'Add space or raise the quota (ceph df, ceph osd pool get-quota). '
+        'What waits goes on then. ' + HOST_CHECK,
+        'source (src/pybind/rbd/rbd.pyx and src/pybind/rados/rados.pyx of '
+        'Ceph 18.2)',
+        ('[errno 28] RBD insufficient space available (error creating image)',
+         '[errno 122] RBD disk quota exceeded (error creating image)',
+         "[errno 28] RADOS no space (error reading b'disk')")),
     KnownError(
         'secret-without-value',
         r"Secret not found: secret '\S*' does not have a value",
@@ -137,7 +170,7 @@ ROWS: tuple[KnownError, ...] = (
         'ephemeral one loses it when libvirt restarts.',
         'Set it (virsh secret-set-value) to the key of Ceph\'s user (ceph '
         'auth get-key).',
-        'libvirt 9.0',
+        'libvirt 9.0 and 11.3',
         ("Secret not found: secret 'd9cd7487-3099-4d65-a423-a1ebe4539bef' "
          'does not have a value',)),
 )

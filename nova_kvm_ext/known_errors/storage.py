@@ -108,7 +108,7 @@ ROWS: tuple[KnownError, ...] = (
         'storage.',
         'Define it (virsh secret-define, secret-set-value) with the UUID of '
         '[libvirt] rbd_secret_uuid or of Cinder\'s rbd_secret_uuid.',
-        'libvirt 9.0',
+        'libvirt 9.0 and 11.3',
         ('Secret not found: no secret with matching uuid '
          "'11111111-2222-3333-4444-555555555555'",)),
     KnownError(
