@@ -293,7 +293,9 @@ class Services:
                         self._state, service.compute, service.command),
                     env=self.environment(service.environment), umask=0o022,
                     stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, start_new_session=True)
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                    # ceph-osd of Debian 13 looks for its classes in lib/...
+                    cwd='/')
             self._pid_file(name).write_text(f'{process.pid}\n')
         if wait:
             self.wait(*names)

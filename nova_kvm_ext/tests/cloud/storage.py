@@ -17,10 +17,12 @@ Images and disks are files, or all lie in the Ceph of
 :mod:`nova_kvm_ext.tests.cloud.ceph`. Volumes, where there are any, are of two
 types beside each other: RBD, and files on an NFS share.
 
-A kernel need not have an NFS client. A program in the place of mount binds the
-directory that the server would export instead: what Cinder, Nova, libvirt and
-QEMU do is the same, but for the network. The directory is a file system of its
-own, because Nova asks whether a path is a mount point.
+A kernel need not have an NFS client. A program in the place of mount mounts
+the directory that the server would export instead: what Cinder, Nova, libvirt
+and QEMU do is the same, but for the network. The directory is a file system of
+its own, because Nova asks whether a path is a mount point. bindfs mounts it
+under the type of a network's file system, without which libvirt refuses live
+migrations (its virFileIsSharedFS()); where there is no FUSE it is bound.
 
 It starts nothing.
 """
@@ -28,6 +30,7 @@ It starts nothing.
 import dataclasses
 import json
 import pathlib
+import shutil
 import textwrap
 from typing import Any
 
@@ -40,9 +43,17 @@ KINDS = ('files', 'ceph')
 TYPES = ('rbd', 'nfs')
 """Types of volumes, and Cinder's backends for them."""
 
+NFS_IS_SHARED = bool(
+    shutil.which('bindfs') and pathlib.Path('/dev/fuse').exists())
+"""Whether libvirt takes what stands for NFS for a network's file system."""
+
 EXPORT = '/export'
 _FILE = 'storage.json'
 _NFS_MIB = 8192
+# Nothing is kept: another compute writes to the same files.
+_BIND = ('bindfs -o subtype=glusterfs,allow_other,direct_io,attr_timeout=0,'
+         'entry_timeout=0,negative_timeout=0' if NFS_IS_SHARED else
+         '/bin/mount --no-mtab --bind')
 
 Options = dict[str, dict[str, Any]]
 
@@ -192,7 +203,7 @@ def _write_programs(state: pathlib.Path) -> None:
                     echo "mount.nfs: access denied by server: $share" >&2
                     exit 32
                 fi
-                exec /bin/mount --no-mtab --bind {state}/nfs "$last"'''),
+                exec {_BIND} {state}/nfs "$last"'''),
             # All is root here. Cinder asks for this one all the same.
             ('sudo', '''\
                 [ "$1" != cinder-rootwrap ] || shift 2

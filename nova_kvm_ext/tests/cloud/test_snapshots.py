@@ -18,6 +18,7 @@ the time, so a snapshot for which it was not frozen needs its journal.
 
 import configparser
 
+from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import volumes
 
@@ -33,14 +34,15 @@ class HostSnapshotTestCase(volumes.HostVolumeTestCase):
             image = self.snapshot(server)
             self.assertIsNotNone(image, self.events(server, 'createImage'))
             states.append(self.state_of_image(image))
-            self.assertEqual('yes', self.said_of(image))
+            self.assertEqual(('yes', consistency.Reason.FROZEN.value),
+                             self.said_of(image))
         self.assert_thawed(server)
         self.assertEqual(['clean'] * _HOW_MANY, states)
 
     def said_of(self, image):
-        """Whether an image says that it is quiesced."""
-        return self.cloud.image.get_image(
-            image.id).properties['kvm_ext_quiesced']
+        """What an image says: is it quiesced, and why so."""
+        said = self.cloud.image.get_image(image.id).properties
+        return said[consistency.QUIESCED], said[consistency.REASON]
 
     def _writing(self, **wanted):
         """A server that writes to its disk without pause."""
@@ -70,6 +72,24 @@ class ColdSnapshotTestCase(HostSnapshotTestCase):
         self.wait_for_status(server, 'ACTIVE')
         self.assertIn('os_require_quiesce', log())
         self.assertIn('cold snapshot', log())
+        self.assertIn(consistency.Reason.COLD.value,
+                      self.events(server, 'createImage'))
+        self.assert_thawed(server)
+
+    def _not_required(self, **more):
+        """An image that says nothing of quiescing."""
+        return self.make_image(volumes.base.guest_file(), properties={
+            'hw_qemu_guest_agent': 'yes'}, **more)
+
+    def _made(self, server):
+        """A snapshot is made, and says what it is."""
+        log = self.log_since(self.host)
+        made = self.snapshot(server)
+        self.assertIsNotNone(made, self.events(server, 'createImage'))
+        self.assertIn('is not quiesced', log())
+        self.assertEqual('needs recovery', self.state_of_image(made))
+        self.assertEqual(('no', consistency.Reason.COLD.value),
+                         self.said_of(made))
         self.assert_thawed(server)
 
     def _need_ceph(self):
@@ -80,20 +100,8 @@ class ColdSnapshotTestCase(HostSnapshotTestCase):
         self.change(self.host, {
             'workarounds': {'disable_libvirt_livesnapshot': True}})
         self._refused(self._writing(host=self.host))
-
-    def test_made_where_quiescing_is_not_required(self):
-        self.change(self.host, {
-            'workarounds': {'disable_libvirt_livesnapshot': True}})
-        image = self.make_image(volumes.base.guest_file(), properties={
-            'hw_qemu_guest_agent': 'yes'})
-        server = self._writing(host=self.host, image=image)
-        log = self.log_since(self.host)
-        made = self.snapshot(server)
-        self.assertIsNotNone(made, self.events(server, 'createImage'))
-        self.assertIn('is not quiesced', log())
-        self.assertEqual('needs recovery', self.state_of_image(made))
-        self.assertEqual('no', self.said_of(made))
-        self.assert_thawed(server)
+        self._made(self._writing(
+            host=self.host, image=self._not_required()))
 
     def test_image_is_not_in_ceph(self):
         self._need_ceph()
@@ -104,10 +112,12 @@ class ColdSnapshotTestCase(HostSnapshotTestCase):
 
     def test_glance_shows_no_direct_url(self):
         self._need_ceph()
-        server = self._writing(host=self.host)
-        self._tell_glance('False')
+        strict = self._writing(host=self.host)
+        server = self._writing(host=self.host, image=self._not_required())
         self.addCleanup(self._tell_glance, 'True')
-        self._refused(server)
+        self._tell_glance('False')
+        self._refused(strict)
+        self._made(server)
 
     def test_user_may_not_write_to_the_pool_of_images(self):
         self._need_ceph()

@@ -55,8 +55,8 @@ class VolumeBackedTestCase(test_migration.Migrating, volumes.VolumeTestCase):
                                 host=self.first)
         self.wait_for_agent(server)
         self.attach(server, self.volume(kind))
-        # libvirt takes what stands for NFS for no shared file system.
-        if kind != 'nfs' or base.STATE not in os.environ:
+        if kind != 'nfs' or base.STATE not in os.environ or (
+                storage.NFS_IS_SHARED):
             self.move(server, self.second)
             self.move(server, self.first)
         larger = self.make_flavor(
@@ -92,25 +92,58 @@ class HostVolumeTestCase(volumes.HostVolumeTestCase):
 
     @ddt.data(*storage.TYPES)
     def test_attached_and_detached_under_load(self, kind):
+        self.need(kind)
         server = self.boot()
         self.wait_for_agent(server)
         self.write_load(server, '/data')
         volume = self.volume(kind, image=self.filesystem)
         for _ in range(2):
-            self.attach(server, volume)
-            place = self.mount(server, volume)
-            self.write_load(server, place)
-            self.sh_wait(server, f'sleep 2; test -s {place}/load')
+            place = self._attach_and_write(server, volume)
             # Of a volume that is written to.
             snapshot = self.snapshot_of(volume)
             self.assertEqual('available', snapshot.status)
-            self.sh_wait(server, (
-                f'for proc in /proc/[0-9]*; do '
-                f'[ "$(readlink $proc/cwd)" = {place} ] && '
-                f'kill -9 ${{proc##*/}}; done; umount {place}'))
+            self._unmount(server, place)
             self.detach(server, volume)
         self.assert_thawed(server)
         self.assertEqual('clean', self.state_of_volume(volume))
+
+    @ddt.data(*storage.TYPES)
+    def test_several_under_load(self, kind):
+        """Three volumes: snapshots of all at once, and detached one by one.
+
+        Each is detached while the guest writes to the others.
+        """
+        self.need(kind)
+        server = self.boot()
+        self.wait_for_agent(server)
+        several = [self.volume(kind, image=self.filesystem) for _ in range(3)]
+        places = [self._attach_and_write(server, volume)
+                  for volume in several]
+        self.assertEqual(
+            ['available'] * 3, [snapshot.status for snapshot in
+                                self.snapshots_at_once(several)])
+        self.assert_thawed(server)
+        for volume, place in zip(several, places):
+            self._unmount(server, place)
+            self.detach(server, volume)
+            self.assertEqual('clean', self.state_of_volume(volume))
+        self.assert_thawed(server)
+        self.assert_sound()
+
+    def _attach_and_write(self, server, volume):
+        """Have a guest write to a volume; returns where it is mounted."""
+        self.attach(server, volume)
+        place = self.mount(server, volume)
+        self.write_load(server, place)
+        self.sh_wait(server, f'sleep 2; test -s {place}/load')
+        return place
+
+    def _unmount(self, server, place):
+        """End what writes to a volume, and unmount it."""
+        self.sh_wait(server, (
+            f'for proc in /proc/[0-9]*; do '
+            f'[ "$(readlink $proc/cwd)" = {place} ] && '
+            f'kill -9 ${{proc##*/}}; done; umount {place}'))
 
     @ddt.data(*storage.TYPES)
     def test_snapshots_of_a_volume_backed_server_are_quiesced(self, kind):

@@ -158,11 +158,18 @@ class VolumeTestCase(base.CloudTestCase):
 
         :returns: the snapshot, of which status tells whether it was made
         """
-        snapshot = self.cloud.block_storage.create_snapshot(
-            volume_id=volume.id, is_forced=True,
-            name=f'kvm-ext-{uuid.uuid4()}')
-        self.addCleanup(self.remove_snapshots, [snapshot.id])
-        return self.wait_for_snapshot(snapshot)
+        return self.snapshots_at_once([volume])[0]
+
+    def snapshots_at_once(self, several: Iterable[Any]) -> list[Any]:
+        """The same of several volumes, without waiting for each."""
+        made = []
+        for volume in several:
+            snapshot = self.cloud.block_storage.create_snapshot(
+                volume_id=volume.id, is_forced=True,
+                name=f'kvm-ext-{uuid.uuid4()}')
+            self.addCleanup(self.remove_snapshots, [snapshot.id])
+            made.append(snapshot)
+        return [self.wait_for_snapshot(snapshot) for snapshot in made]
 
     def wait_for_snapshot(self, snapshot: Any) -> Any:
         """Wait until Cinder has made a snapshot, or has failed to."""
