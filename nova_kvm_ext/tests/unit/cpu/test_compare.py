@@ -39,6 +39,7 @@ class CompareTestCase(base.BaseTestCase):
     def test_what_libvirts_yes_does_not_change(self):
         """libvirt's comparison does not look at these."""
         for cpu, stands in (
+                (CPU('host-passthrough'), True),
                 (CPU('custom', 'Nehalem', arch='aarch64'), True),
                 (CPU('custom', 'no-such', fallback='forbid'), True),
                 (CPU('custom', 'Haswell'), False),
