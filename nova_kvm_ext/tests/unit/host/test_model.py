@@ -103,6 +103,11 @@ class DeviceTestCase(base.BaseTestCase):
         self.assertIn('this package is in /ours/a b. Link it: ln -s '
                       "'/ours/a b' /nova/virt/", install.check(elsewhere))
 
+    def test_python_takes_the_first_directory(self):
+        """Nova's package may be in several places."""
+        found = model.InstallFacts(('/a', '/b'), '/door', 'no module')
+        self.assertEqual('ln -s /door /a/', install.remedy(found))
+
     def test_nothing_to_mend_where_the_driver_is_found(self):
         well = model.InstallFacts(('/nova/virt',), '/door', None)
         self.assertEqual('', install.remedy(well))
