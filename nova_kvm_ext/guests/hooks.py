@@ -43,6 +43,7 @@ from nova_kvm_ext.guests import pauses
 from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.guests import resume
 from nova_kvm_ext.guests import resumer
+from nova_kvm_ext import live_xml
 from nova_kvm_ext import log
 from nova_kvm_ext import words
 
@@ -86,16 +87,21 @@ class _Guest:
 
     :ivar seen: monotonic time at which its pause was first seen
     :ivar since: of the I/O error, or of the first look at it
-    :ivar said: whether the log has the reason of this pause
+    :ivar said: the cause of this pause that the log has, None for none
     :ivar history: of its resumes
     :ivar told: whether the log says that resuming does not help
     """
 
     seen: float
     since: datetime.datetime
-    said: bool = False
+    said: reasons.Cause | None = None
     history: resume.History = resume.History()
     told: bool = False
+
+    @property
+    def explained(self) -> bool:
+        """Whether the log has what caused this pause."""
+        return self.said not in (None, reasons.Cause.NOT_KNOWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +188,7 @@ class IOPauses:
                 # Another pause than the last.
                 guest.history, guest.seen = history, now
                 guest.since = timeutils.utcnow(with_timezone=True)
-                guest.said = False
+                guest.said = None
             return guest
 
     def _event_of(self, uuid: str) -> _Event | None:
@@ -197,10 +203,14 @@ class IOPauses:
 
     def _say_by_event(self, domain: Any, guest: _Guest) -> None:
         uuid = domain.UUIDString()
-        event = self._event_of(uuid)
-        if event is None:
+        if not any(event.uuid == uuid for event in tuple(self._events)):
             return
-        disk = next((disk for disk in reasons.disks(domain.XMLDesc(0))
+        xml = live_xml.read(domain)
+        event = None if xml is None else self._event_of(uuid)
+        if xml is None or event is None:
+            # The event is kept for the next look.
+            return
+        disk = next((disk for disk in reasons.disks(xml)
                      if event.alias and disk.alias == event.alias or
                      event.path and disk.source == event.path), None)
         if disk is None:
@@ -211,26 +221,32 @@ class IOPauses:
         self._say(uuid, pause.words(paths=True), pause.cause)
 
     def _say(self, uuid: str, words: str, cause: reasons.Cause | None) -> None:
-        """Log why a guest is paused, once for each pause."""
+        """Log why a guest is paused, once for each pause.
+
+        Once more where the cause was not known at first.
+        """
+        cause = cause or reasons.Cause.NOT_KNOWN
         with self._lock:
             guest = self._guests.get(uuid)
-            if guest is None or guest.said:
+            if guest is None or guest.explained or guest.said is cause:
                 return
-            guest.said = True
+            guest.said = cause
             again = guest.history.vain > 1
-        if cause is reasons.Cause.NO_SPACE and (
-                CONF.kvm_ext.resume_io_paused == 'auto'):
+        resumes = CONF.kvm_ext.resume_io_paused == 'auto'
+        if cause is reasons.Cause.NO_SPACE and resumes:
             # One that cannot be helped says so once, not with each try.
             (LOG.debug if again else LOG.warning)(
                 'KVML811 The guest is %s. It is resumed when there is space '
                 'again.', words, instance_uuid=uuid)
         else:
             LOG.warning(
-                'KVML812 The guest is %(words)s. It stays paused until "virsh '
-                'resume"%(why)s.',
+                'KVML812 The guest is %(words)s. It stays paused until '
+                '%(until)s"virsh resume"%(why)s.',
                 {'words': words,
-                 'why': ' ([kvm_ext] resume_io_paused = never)'
-                 if CONF.kvm_ext.resume_io_paused == 'never' else ''},
+                 'until': 'the cause is found to be missing space, or until '
+                 if cause is reasons.Cause.NOT_KNOWN and resumes else '',
+                 'why': '' if resumes else
+                 ' ([kvm_ext] resume_io_paused = never)'},
                 instance_uuid=uuid)
 
     # Nova's periodic update.
@@ -340,7 +356,7 @@ class IOPauses:
             allowed = (CONF.kvm_ext.resume_io_paused == 'auto' and
                        meant_to_run[uuid] and
                        guest.history.due(time.monotonic()))
-            if allowed or not guest.said or guest.history.vain:
+            if allowed or not guest.explained or guest.history.vain:
                 jobs.append(resumer.Job(uuid, allowed))
         with self._lock:
             jobs = [dataclasses.replace(

@@ -21,6 +21,7 @@ from typing import Any
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guests import reasons
+from nova_kvm_ext import live_xml
 
 PAUSED = 3
 """VIR_DOMAIN_PAUSED of virDomainState, see
@@ -35,6 +36,8 @@ older libvirt has no name for it."""
 
 _KEEPS_MESSAGES = 11_001_000
 """The libvirt from which on it is there, as virConnectGetLibVersion counts."""
+
+_BUSY = 'QEMU is busy with another request'
 
 _CONTROL_OK = 0
 """VIR_DOMAIN_CONTROL_OK of virDomainControlState."""
@@ -87,14 +90,17 @@ def read(domain: Any) -> reasons.Pause | None:
     reason = reason_of(domain)
     if reason is not reasons.Reason.IO_ERROR:
         return None if reason is None else reasons.Pause(reason)
-    by_target = {disk.target: disk
-                 for disk in reasons.disks(domain.XMLDesc(0))}
+    xml = live_xml.read(domain)
+    if xml is None:
+        # Without the place of the disks nothing is known of their space.
+        return reasons.Pause(reason, unknown=_BUSY)
+    by_target = {disk.target: disk for disk in reasons.disks(xml)}
     told = _told(domain)
     control, error = _asked(domain.controlInfo, 0)
     asked: dict[str, int] | None = None
     unknown = ''
     if error is None and control[0] != _CONTROL_OK:
-        unknown = 'QEMU is busy with another request'
+        unknown = _BUSY
     elif error is None and len({cause for cause, _ in told.values()}) != 1:
         # Where libvirt knows the cause itself QEMU is left alone: a libvirt
         # as new as that has other calls wait for this one (11.3: 30 s, also

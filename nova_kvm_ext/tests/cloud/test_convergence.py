@@ -16,12 +16,22 @@
 The link has a few MiB/s. Guests write to their memory as their agent is told
 to. Each policy is seen to act, and the guest lives on afterwards with what it
 had in its memory.
+
+QEMU's emulation may miss that a page was written while the page is copied
+(QEMU, commit 9458a9a1df1a, "memory: fix race between TCG and accesses to dirty
+bitmap", which narrows the race): a guest's kernel was seen to panic after a
+migration. A check whose guest has panicked says so and takes another guest.
 """
 
 import base64
+from collections.abc import Callable
+import functools
 import os
 import pathlib
 import time
+from typing import Any
+
+from testtools import content
 
 from nova_kvm_ext.tests.cloud import base
 from nova_kvm_ext.tests.cloud import test_migration
@@ -55,7 +65,30 @@ done
 """
 _STOP = 'kill $(cat /tmp/writer); rm -f /tmp/writer'
 
-_WILL, _WILL_NOT = 'will converge', 'will not converge'
+_WILL_NOT = 'will not converge'
+
+_GUESTS = 3
+"""How many guests a check takes at most."""
+
+
+class Harmed(Exception):
+    """QEMU's emulation has harmed a guest."""
+
+
+def _with_guests(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check that takes another guest for one that the emulation harmed."""
+    @functools.wraps(check)
+    def checked(self: Any) -> None:
+        harmed: list[str] = []
+        while len(harmed) < _GUESTS:
+            try:
+                return check(self)
+            except Harmed as e:
+                harmed.append(str(e))
+                self.addDetail('figures', content.text_content(
+                    f'panicked after a migration: {", ".join(harmed)}'))
+        self.fail(f'{_GUESTS} guests have panicked after their migrations')
+    return checked
 
 
 class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
@@ -98,7 +131,12 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
         """It runs there, and with the memory that it had."""
         self.assertEqual(host, self.host_of(server))
         self.wait_for_status(server, 'ACTIVE')
-        self.wait_for_agent(server)
+
+        def lives():
+            if 'Kernel panic' in self.console_file(server):
+                raise Harmed(server.id)
+            return self.agent(server)['state'] == 'connected'
+        self.wait('agent that answers', lives)
         self.assertEqual(server.id, self.run_in(
             server, 'cat /tmp/mark').strip())
         self.assert_sound()
@@ -116,6 +154,7 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
                 for event in self.cloud.compute.get_server_action(
                     action.request_id, server).events}
 
+    @_with_guests
     def test_idle_and_slow(self):
         self.options('abort')
         for script in (None, _SLOW) * ROUNDS:
@@ -129,6 +168,7 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
                 r'iterations [0-9]+, sent [0-9.]+ MiB')
             self.remove(server)
 
+    @_with_guests
     def test_abort(self):
         self.options('abort')
         log = self.log_since(self.first)
@@ -145,6 +185,7 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
         self.wait_for_status(server, 'ACTIVE')
         self.assertNotIn('Error monitoring migration', log())
 
+    @_with_guests
     def test_pause(self):
         self.options('pause')
         log = self.log_since(self.first)
@@ -153,9 +194,9 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
         self.assertIn('the guest is paused until it has moved', log())
         self.assert_unharmed(server, self.second)
 
+    @_with_guests
     def test_post_copy(self):
-        before = _USERFAULTFD.read_text()
-        self.addCleanup(_USERFAULTFD.write_text, before)
+        self.addCleanup(_USERFAULTFD.write_text, _USERFAULTFD.read_text())
         _USERFAULTFD.write_text('1')
         self.options('post-copy', post_copy=True)
         log = self.log_since(self.first)
@@ -164,6 +205,7 @@ class HostMigrationTestCase(test_migration.Migrating, base.HostTestCase):
         self.assertIn('it is switched to post-copy', log())
         self.assert_unharmed(server, self.second)
 
+    @_with_guests
     def test_wait_for_one_that_stops(self):
         self.options()
         for _ in range(ROUNDS):

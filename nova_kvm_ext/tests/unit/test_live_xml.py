@@ -59,6 +59,12 @@ class BusyTestCase(base.BaseTestCase):
             self.domain((2, 0, 10), (2, 0, 60), (0, 0, 0))))
         self.assertEqual(2, self.slept.call_count)
 
+    def test_qemu_answers_one_after_the_other(self):
+        domain = self.domain()
+        domain.controlInfo.side_effect = None
+        domain.controlInfo.return_value = (2, 0, 10)
+        self.assertEqual('<domain 0/>', live_xml.read(domain))
+
     def test_qemu_begins_to_hang(self):
         domain = self.domain((2, 0, 950), (2, 0, 999), (2, 0, 1000))
         self.assertIsNone(live_xml.read(domain))

@@ -72,6 +72,9 @@ class Domain:
         return [self.now[0], 0, 0, 1, 0]
 
     def XMLDesc(self, flags: int = 0) -> str:
+        if self.version > 9_000_000 and self.control[0] == 2 and (
+                self.control[2] >= 1000):
+            raise AssertionError('libvirt would wait for QEMU')
         return self.xml
 
     def controlInfo(self, flags: int = 0) -> list[int]:

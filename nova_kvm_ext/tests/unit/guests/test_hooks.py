@@ -153,6 +153,23 @@ class StepTestCase(HooksTestCase):
         self.assertEqual(1, len(self.said(WORDS)))
         self.assertEqual(5, len(self.rounds))
 
+    def test_said_again_once_the_cause_is_known(self):
+        unknown = self.outcome(
+            words='paused by an I/O error: which disk is not known: QEMU is '
+            'busy', cause='not known', may=False)
+        self.guest()
+        self.pauses.step()
+        for _ in range(2):
+            self.rounds[-1].answers = [unknown]
+            self.rounds[-1].ended = True
+            self.pauses.step()
+        self.assertEqual(1, len(self.said('QEMU is busy')))
+        self.assertEqual(1, len(self.said('found to be missing space')))
+        self.rounds[-1].answers = [self.outcome()]
+        self.rounds[-1].ended = True
+        self.pauses.step()
+        self.assertEqual(1, len(self.said(WORDS)))
+
     def test_ever_more_seldom(self):
         self.guest()
         resumes = 0
@@ -352,6 +369,21 @@ class EventTestCase(HooksTestCase):
         self.assertEqual(1, len(self.said(WORDS)))
         self.pauses.step()
         self.rounds[0].answers = [self.outcome()]
+        self.pauses.step()
+        self.assertEqual(1, len(self.said(WORDS)))
+
+    def test_guest_whose_qemu_owes_an_answer(self):
+        # No thread of Nova's events waits for it.
+        domain = self.domains[uuids.guest]
+        domain.version, domain.control = 11_003_000, (2, 0, 9000)
+        self.happens()
+        self.told()
+        self.pauses.step()
+        self.assertEqual([], self.log.call_args_list)
+        # The event is kept until its disk can be told.
+        domain.control = (0, 0, 0)
+        self.pauses.step()
+        self.rounds[0].ended = True
         self.pauses.step()
         self.assertEqual(1, len(self.said(WORDS)))
 

@@ -73,6 +73,18 @@ class ReadTestCase(base.BaseTestCase):
             self.assertIs(NOT_KNOWN, pause.cause)
             self.assertIn('QEMU is busy', pause.unknown)
 
+    def test_newer_libvirt_that_waits_for_qemu(self):
+        # Nothing is known of the space for a disk without a place, so what
+        # libvirt keeps does not make it one that may be resumed.
+        pause = pauses.read(domains.Domain(
+            control=(2, 0, 9000), asks=False, version=11_003_000,
+            messages=["I/O error: disk='vda', index='1', path='/a', "
+                      "timestamp='2026-11-27 02:22:11.123+0000', "
+                      "message='No space left on device'"]))
+        self.assertIs(NOT_KNOWN, pause.cause)
+        self.assertEqual((), pause.disks)
+        self.assertIn('QEMU is busy', pause.unknown)
+
     def test_libvirt_fails(self):
         pause = pauses.read(domains.Domain(errors=domains.Error(
             'Timed out during operation:\n\x1b[31m cannot acquire')))
@@ -91,7 +103,7 @@ class ReadTestCase(base.BaseTestCase):
                    "message='No space left on device'")
         # They are all there is where QEMU is busy, or keeps no status.
         several: list[dict[str, Any]] = [
-            {'control': (2, 0, 9)}, {'errors': {}}, {'errors': {'vdb': 2}}]
+            {'control': (1, 0, 9)}, {'errors': {}}, {'errors': {'vdb': 2}}]
         for more in several:
             pause = pauses.read(domains.Domain(
                 version=11_001_000, messages=[message, 'tainted'],

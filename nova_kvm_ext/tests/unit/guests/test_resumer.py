@@ -82,7 +82,8 @@ class LookTestCase(base.BaseTestCase):
     def test_busy_for_a_moment(self):
         domain = domains.Domain(errors={'vda': 2})
         with mock.patch.object(domain, 'controlInfo', side_effect=[
-                [2, 0, 5], [2, 0, 5], [0, 0, 0]]):
+                [2, 0, 5]] * 4 + [[0, 0, 0]] * 2):
+            # Twice a look: once for its XML.
             self.assertIsNotNone(self.look(domain).resumed)
 
 
