@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import os
+import time
 from typing import Any
 
 from nova.compute import power_state
@@ -129,11 +130,13 @@ class KVMDriver(driver.LibvirtDriver):
         with (self._health.starting(),
               host_hooks.process_ends_unless_started(self._host)):
             with _wrong_options_said():
+                began = time.monotonic()
                 self._settle_options()
-                self._host_check.at_start()
+                self._host_check.at_start(
+                    self._cpu.told, time.monotonic() - began)
             super().init_host(host)
         self._published.start(
-            self._host.get_connection, self._cpu.host, host)
+            self._host.get_connection, lambda: self._cpu.host, host)
         self._errands.begin(self._guest_agents.errands, functools.partial(
             self._cpu.errands, host))
         self._guest_agents.service_starts()
@@ -169,7 +172,7 @@ class KVMDriver(driver.LibvirtDriver):
                     CONF.instances_path, CONF.state_path))
 
         resolved = virt_type.resolve(settings, probe_kvm)
-        choice = self._cpu.settle(settings, resolved.value)
+        choice = self._cpu.settle(settings, resolved.value, connection)
         LOG.info('Guests run with virt_type=%(type)s (%(why)s), '
                  'cpu_mode=%(mode)s (%(mode_option)s)%(models)s.',
                  {'type': resolved.value, 'why': resolved.reason,

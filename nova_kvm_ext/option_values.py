@@ -132,11 +132,13 @@ class Pair:
         :param other: another pair, whose option of ``[libvirt]`` does not go
             with this value; by default this pair's, if it is not the same
         """
+        if not self.is_ours:
+            return None
         theirs = other or self
         found = source(self._conf, NOVAS, theirs._novas)
         said = theirs._nova_value
         said = ', '.join(said) if isinstance(said, list) else str(said)
-        if not self.is_ours or not found or (other is None and (
+        if not found or (other is None and (
                 self._our_value.lower() == said.lower())):
             return None
         return Override(

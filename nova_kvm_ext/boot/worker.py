@@ -201,6 +201,8 @@ class Boot:
         self.events.step('nova', 'release ' + version.version_string())
         self.driver = kvm_driver.KVMDriver(cloudless.virtapi())
         self.driver.init_host(cloudless.CONF.host)
+        # There is no periodic update here.
+        self.driver._host_check.finish()
         self.record = dataclasses.replace(
             self.record, uri=self.driver._host._uri)
         self.record.write()

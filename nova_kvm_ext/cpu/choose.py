@@ -305,7 +305,7 @@ def _warnings(settings: Settings, features: tuple[tuple[str, str], ...],
         yield (f'[libvirt] cpu_model_extra_flags = {", ".join(stuck)}: QEMU '
                f'refuses to migrate a guest with it, so that no guest of this '
                f'host can be live migrated.')
-    available = host.available
+    available = host.available if features else None
     if available is not None and settings.cpu_mode != 'none':
         surely, _ = unshown.given(
             (name for name, _ in features), host.caps.host_model.vendor

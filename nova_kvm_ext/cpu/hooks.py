@@ -105,7 +105,10 @@ class CPUHooks:
     def __init__(self, host: Any) -> None:
         self._nova_host = host
         self._settings: Settings | None = None
-        self._host: usable.Host | None = None
+        # Without libvirt's CPU map until that is needed: to read it takes as
+        # long as a tenth of Nova's start.
+        self._bare: usable.Host | None = None
+        self._mapped = False
         self.choice: choose.CPUChoice | None = None
         # What the hard reboot under way in this thread or greenlet is of, and
         # the CPU to keep: Nova configures the guest in the same one.
@@ -118,6 +121,17 @@ class CPUHooks:
         """What guests of this host can have; None until that is settled."""
         return self._host
 
+    @property
+    def told(self) -> capabilities.DomainCapabilities | None:
+        """What libvirt has told of that."""
+        return None if self._bare is None else self._bare.caps
+
+    @property
+    def _host(self) -> usable.Host | None:
+        if self._bare is not None and not self._mapped:
+            self._bare, self._mapped = reader.with_map(self._bare), True
+        return self._bare
+
     def diagnostics(self, instance: Any) -> dict[str, Any]:
         """The guest's exact CPU, for its server's diagnostics.
 
@@ -128,22 +142,28 @@ class CPUHooks:
 
     # -- at start-up ----------------------------------------------------------
 
-    def settle(self, settings: Settings,
-               virt_type: str) -> choose.CPUChoice:
+    def settle(self, settings: Settings, virt_type: str,
+               connection: Any) -> choose.CPUChoice:
         """Make the host-wide choice. Asks libvirt.
 
         :param virt_type: the resolved type
+        :param connection: Nova's proxy of libvirt.virConnect
         :raises errors.InvalidOption: it cannot be
         :raises errors.HostError: libvirt's answer cannot be read
         """
         self._settings = settings
-        host = self._read_host(virt_type)
+        self._bare = self._read_host(virt_type, connection)
+        self._mapped = False
+        host = self._bare
+        if settings.cpu_models or settings.extra_flags:
+            host = self.host or host
         if host.caps.odd:
             LOG.warning('KVML201 libvirt\'s answer about domain capabilities '
                         'has what this driver does not understand and leaves '
                         'out: %s.', usable.some(host.caps.odd))
-        self._host = self._asked(host, choose.questions(settings, host))
-        self.choice = choose.choose(settings, self._host)
+        host = self._bare = self._asked(
+            host, choose.questions(settings, host))
+        self.choice = choose.choose(settings, host)
         for warning in self.choice.warnings:
             LOG.warning('KVML202 %s', warning)
         return self.choice
@@ -156,7 +176,8 @@ class CPUHooks:
         return reader.with_answers(
             self._nova_host.get_connection(), host, cpus)
 
-    def _read_host(self, virt_type: str) -> usable.Host:
+    @staticmethod
+    def _read_host(virt_type: str, connection: Any) -> usable.Host:
         """What libvirt says of the machine type that guests get by default.
 
         Asked on the connection: Nova's Host would keep the answer, and must
@@ -169,8 +190,8 @@ class CPUHooks:
             return unknown
         try:
             return reader.read_host(
-                self._nova_host.get_connection(), virt_type, arch,
-                libvirt_utils.get_default_machine_type(arch))
+                connection, virt_type, arch,
+                libvirt_utils.get_default_machine_type(arch), mapped=False)
         except nova_driver.libvirt.libvirtError as e:
             # KVM that is broken must not keep the service from starting:
             # Nova starts too, and its other guests must be looked after.
@@ -290,7 +311,7 @@ class CPUHooks:
         choice, settings = self.choice, self._settings
         assert choice and settings and self._host
         # At most one question for each model, of which there are some 150.
-        self._host = self._asked(self._host, choose.questions_of_guest(
+        self._bare = self._asked(self._host, choose.questions_of_guest(
             choice, found, self._host))
         needs = choose.GuestNeeds(
             found, request.required_traits(instance.flavor.extra_specs or {}),

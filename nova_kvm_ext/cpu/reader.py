@@ -84,22 +84,27 @@ def _parsed_map(files: tuple[tuple[str, int, int, int, int], ...]
 
 def read_host(connection: Any, virt_type: str, arch: str,
               machine: str | None = None, emulator: str | None = None,
-              root: str = '/') -> usable.Host:
+              root: str = '/', mapped: bool = True) -> usable.Host:
     """Ask libvirt what CPUs guests can have.
 
     :param connection: libvirt.virConnect, or Nova's proxy of one
     :param machine: machine type; None for libvirt's default
     :param emulator: path of the QEMU program; None for libvirt's default
+    :param mapped: whether to read libvirt's CPU map; else
+        :func:`with_map` does
     :raises errors.HostError: libvirt's answer is none
     :raises libvirt.libvirtError: there are no such guests on this host
     """
     question = emulator, arch, machine, virt_type
     caps = capabilities.parse(connection.getDomainCapabilities(*question, 0))
-    return usable.Host(
-        virt_type,
-        dataclasses.replace(
-            caps, supported=_supported(connection, question)),
-        read_map(root))
+    found = usable.Host(virt_type, dataclasses.replace(
+        caps, supported=_supported(connection, question)))
+    return with_map(found, root) if mapped else found
+
+
+def with_map(host: usable.Host, root: str = '/') -> usable.Host:
+    """The same host, with libvirt's CPU map."""
+    return dataclasses.replace(host, x86_map=read_map(root))
 
 
 def _supported(connection: Any, question: tuple[str | None, ...]

@@ -40,20 +40,24 @@ class Published:
     """What this host publishes, worked out once."""
 
     def __init__(self) -> None:
-        self._read: Callable[[], export.Export] | None = None
+        self._read: Callable[[], export.Export | None] | None = None
         self._document: dict[str, Any] | None = None
 
-    def start(self, connect: Callable[[], Any], host: usable.Host | None,
-              name: str) -> None:
+    def start(self, connect: Callable[[], Any],
+              host: Callable[[], usable.Host | None], name: str) -> None:
         """The document is worked out when it is first asked for.
 
         :param connect: gives Nova's proxy of libvirt.virConnect
-        :param host: what its guests can have; None where that is not known
+        :param host: gives what its guests can have; None where that is not
+            known
         :param name: nova-compute's name of this host
         """
-        self._document = None
-        self._read = None if host is None else (
-            lambda: this_host.read(connect(), host, name))
+        def read() -> export.Export | None:
+            found = host()
+            return (None if found is None else
+                    this_host.read(connect(), found, name))
+
+        self._document, self._read = None, read
 
     def add_to(self, resources: dict[str, Any]) -> dict[str, Any]:
         """Nova's resources of this host, with the document in its place.
@@ -62,7 +66,9 @@ class Published:
         """
         if self._document is None and self._read is not None:
             try:
-                self._document = export.to_dict(self._read())
+                found = self._read()
+                if found is not None:
+                    self._document = export.to_dict(found)
             except exception.NovaException as e:
                 # No connection to libvirt. The next round tries it again.
                 LOG.debug('What guests can have is not published yet: %s',

@@ -59,8 +59,10 @@ class Health:
             self._state = record.new_state(CONF.host, CONF.kvm_ext.host_check)
             self._write()
         yield
-        self._tell('libvirt', **_answers(self._state['libvirt']))
-        self._tell('', phase='running', since=probe.clock())
+        with self._lock:
+            self._state['libvirt'] |= _answers(self._state['libvirt'])
+            self._state |= {'phase': 'running', 'since': probe.clock()}
+            self._write()
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ from typing import Any
 
 from oslo_utils import uuidutils
 
+from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext.cpu import choose
 from nova_kvm_ext.cpu import reader as cpu_reader
 from nova_kvm_ext import errors
@@ -293,11 +294,13 @@ def _virt_type_given(found: model.LibvirtFacts) -> str:
 def _read_guests(
         settings: options.HostOptions, found: model.LibvirtFacts,
         connection: Any, cache_dir: str | None, arch: str,
-        use: model.UseFacts, proved: bool
+        use: model.UseFacts, proved: bool,
+        known: model.ProbeFacts | None
 ) -> tuple[model.LibvirtFacts, model.ProbeFacts]:
     """What libvirt does with the probe guest, and what guests can have.
 
     :param proved: whether ``use`` is QEMU's own
+    :param known: what happened to the probe guest before
     """
     wanted = settings.settings.virt_type if settings.settings else 'kvm'
     virt_type = 'kvm' if wanted == 'auto' else wanted
@@ -317,6 +320,8 @@ def _read_guests(
         tried = untried(f'there is no probe guest for {arch}')
     elif virt_type == 'kvm' and not use.works and proved:
         tried = untried('QEMU\'s user cannot open /dev/kvm')
+    elif known is not None:
+        tried = known
     elif cache_dir is not None:
         tried = _probe(connection, settings, virt_type, found.models,
                        cache_dir)
@@ -335,7 +340,7 @@ def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
         choice = choose.as_configured(settings.settings, models)
         result = probe.cached_run(
             connection, virt_type=virt_type, cpu_xml=choice.to_xml(),
-            cache_file=os.path.join(cache_dir, 'kvm-ext-probe.json'),
+            cache_file=_kept(cache_dir),
             directories=virt_type_.directories(
                 settings.instances_path, settings.state_path)
             if settings.files else ('/var/tmp', '/dev/shm'))
@@ -344,11 +349,48 @@ def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
     return model.ProbeFacts(virt_type, result.runs, result.reason, True)
 
 
+def read_early(settings: options.HostOptions,
+               told: capabilities.DomainCapabilities | None,
+               connect: Callable[[], Any], cache_dir: str | None,
+               root: str = '/') -> model.EarlyFacts:
+    """What tells whether a check can keep the service from starting.
+
+    Some milliseconds: no process is started, and no guest.
+
+    :param told: what libvirt has told that guests can have; None where it
+        was not asked
+    :param connect: as for :func:`read_host`
+    :param cache_dir: where the probe guest's answer is kept; None where no
+        such guest is needed
+    """
+    assert settings.settings is not None
+    caps = told or capabilities.DomainCapabilities()
+    tried = None
+    if cache_dir is not None and caps.emulator:
+        choice = choose.as_configured(
+            settings.settings, [found.name for found in caps.models])
+        kept = probe.kept_run(
+            connect(), virt_type=settings.settings.virt_type,
+            cpu_xml=choice.to_xml(), cache_file=_kept(cache_dir))
+        if kept is not None:
+            tried = model.ProbeFacts(
+                settings.settings.virt_type, kept.runs, kept.reason, True)
+    return model.EarlyFacts(
+        settings.settings.virt_type, caps.emulator or '', tried,
+        settings.settings.vhost_net, tuple(
+            read_program(word, root) for word in settings.helper[:1]))
+
+
+def _kept(cache_dir: str) -> str:
+    return os.path.join(cache_dir, 'kvm-ext-probe.json')
+
+
 def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
               connect: Callable[[], Any] | None = None, *,
               cache_dir: str | None = None, service: bool = False,
               install: model.InstallFacts | None = None,
               python: nova_python.Python | None = None,
+              tried: model.ProbeFacts | None = None,
               root: str = '/') -> model.HostFacts:
     """Everything that the checks look at.
 
@@ -365,6 +407,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
         the Python of this process
     :param service: whether this process is nova-compute
     :param python: the Python of nova-compute; None for that of this process
+    :param tried: what happened to the probe guest, where that is known
     :param root: directory below which files are looked up
     :returns: always something: what could not be read says so
     """
@@ -406,9 +449,9 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
     directories = _directories(settings, user, root)
     groups = {device.group for device in devices.values()} | {
         directory.group for directory in directories} | set(user.groups)
-    libvirt, tried = _read_guests(
+    libvirt, guest = _read_guests(
         settings, libvirt, connection, cache_dir, arch, use,
-        user.known and bool(place.here))
+        user.known and bool(place.here), tried)
     emulator = read_emulator(
         distro, arch, root, libvirt.emulator,
         # libvirt has run QEMU to tell, and two more processes take 0.1 s.
@@ -432,7 +475,7 @@ def read_host(settings: options.HostOptions, uri: str = 'qemu:///system',
         post_copy=post_copy_facts.read(arch, user, root)
         if settings.post_copy else model.PostCopyFacts(),
         emulator=emulator,
-        libvirt=libvirt, probe=tried,
+        libvirt=libvirt, probe=guest,
         group_names={gid: name for gid in sorted(groups)
                      if (name := known.group_name(gid))},
         root=os.geteuid() == 0, cpu_map=cpu_reader.read_map(root))

@@ -40,7 +40,9 @@ import nova.privsep
 from nova import utils
 from nova.virt.libvirt import driver as libvirt_driver
 
+from nova_kvm_ext.cpu import capabilities
 from nova_kvm_ext import errors
+from nova_kvm_ext.host.checks import early as checks_early
 from nova_kvm_ext.host.checks import runner
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
@@ -63,6 +65,9 @@ _NO_MATTER = ('KVM401', 'KVM402', 'KVM503', 'KVM504')
 itself warns of old versions of libvirt and QEMU, and refuses older ones."""
 
 _PRIVSEP = 'KVM403'
+
+PROMPT = 5.0
+"""Seconds in which a libvirt that is well has told what guests can have."""
 
 _DISABLES = ('KVM404', 'KVM405')
 """A full or read-only disk keeps new guests away and never the service: who
@@ -203,25 +208,33 @@ class HostCheck:
         self._driver = driver
         self._seen = seen
         self._facts: model.HostFacts | None = None
+        # What reads the host, while the checks have not run.
+        self._due: Callable[[], model.HostFacts] | None = None
         self._fault = ''
         # A service that was disabled before it was started again is enabled
         # by Nova when libvirt answers, mostly before we look.
         self._may_be_disabled = True
 
-    def at_start(self) -> None:
+    def at_start(self, told: capabilities.DomainCapabilities | None = None,
+                 seconds: float = 0) -> None:
         """Check everything, say it, and refuse to start on a FAIL.
 
         Comes after Nova's own options have been told what this driver's
-        mean.
+        mean. Where it is known that nothing refuses, the first periodic
+        update checks instead.
 
         What is wrong with the directory of instances alone does not refuse:
         :meth:`again` disables scheduling for as long as it is so.
 
         Nor does what is wrong with Ceph.
 
+        :param told: what libvirt has told that guests can have
+        :param seconds: what that has taken. A libvirt that is slow has a
+            reason, which is said before Nova asks it more
         :raises errors.HostError: no guest can run as nova.conf asks; not for
             ``host_check = warn``
         """
+        self._facts, self._due = None, None
         if CONF.kvm_ext.host_check == 'off':
             return
         wanted = options.HostOptions.from_conf(CONF)
@@ -232,24 +245,19 @@ class HostCheck:
             # What `auto` has become.
             settings=wanted.settings and dataclasses.replace(
                 wanted.settings, virt_type=virt_type))
-        self._facts = facts.read_host(
-            wanted, uri=self._driver._host._uri,
-            connect=self._driver._host.get_connection,
-            # A guest tells whether KVM works, once in a boot of this host.
-            # Software needs no such proof.
-            cache_dir=CONF.state_path if virt_type == 'kvm' else None,
-            service=True)
-        results = self._results(self._facts)
-        self._seen(results, _first_fault(results))
-        for result in results:
-            if result.result in (verdict.WARN, verdict.FAIL):
-                (LOG.error if result.result == verdict.FAIL else LOG.warning)(
-                    '%s', _sentence(result))
-        LOG.info('Host check: %s.', ', '.join(
-            f'{sum(found.result == kind for found in results)} {kind}'
-            for kind in (verdict.PASS, verdict.WARN, verdict.FAIL,
-                         verdict.SKIP)))
-        failed = [result for result in results
+        # A guest tells whether KVM works, once in a boot of this host.
+        # Software needs no such proof.
+        cache_dir = CONF.state_path if virt_type == 'kvm' else None
+        connect = self._driver._host.get_connection
+        early = facts.read_early(wanted, told, connect, cache_dir)
+        self._due = functools.partial(
+            facts.read_host, wanted, uri=self._driver._host._uri,
+            connect=connect, cache_dir=cache_dir, service=True,
+            tried=early.probe)
+        if seconds <= PROMPT and checks_early.settled(
+                early, helper=_runs_helper()):
+            return
+        failed = [result for result in self._check(self._due())
                   if result.result == verdict.FAIL and
                   result.code not in _DISABLES and
                   not result.code.startswith(_CEPH)]
@@ -261,6 +269,31 @@ class HostCheck:
                 'nova-kvm-ext host check shows all; [kvm_ext] host_check = '
                 'warn starts the service nevertheless.')
 
+    def finish(self) -> None:
+        """Check everything and say it, if that is left to do.
+
+        It stays so for as long as libvirt does not answer: Nova disables the
+        service itself then, and what libvirt would tell is not asked again.
+        """
+        found = self._due and self._due()
+        if found and not found.libvirt.error:
+            self._fault = _first_fault(self._check(found))
+
+    def _check(self, found: model.HostFacts) -> list[verdict.CheckResult]:
+        """Check everything, and say it."""
+        self._facts, self._due = found, None
+        results = self._results(found)
+        self._seen(results, _first_fault(results))
+        for result in results:
+            if result.result in (verdict.WARN, verdict.FAIL):
+                (LOG.error if result.result == verdict.FAIL else LOG.warning)(
+                    '%s', _sentence(result))
+        LOG.info('Host check: %s.', ', '.join(
+            f'{sum(found.result == kind for found in results)} {kind}'
+            for kind in (verdict.PASS, verdict.WARN, verdict.FAIL,
+                         verdict.SKIP)))
+        return results
+
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Around Nova's periodic look at what this host has.
@@ -269,11 +302,15 @@ class HostCheck:
         not open /dev/kvm takes minutes over an answer. The service is
         disabled before Nova asks libvirt, for the same reason, and enabled
         only after libvirt has answered.
+
+        The first time everything is checked that :meth:`at_start` left.
         """
+        late = self._due is not None
+        self.finish()
         if self._facts is None:
             yield
             return
-        fault = self._look()
+        fault = self._fault if late else self._look()
         if fault != self._fault:
             if fault:
                 LOG.error('%s', fault)
@@ -305,11 +342,9 @@ class HostCheck:
     @staticmethod
     def _results(found: model.HostFacts) -> list[verdict.CheckResult]:
         """What the checks say that matter to a running service."""
-        # `guest boot` needs no helper: it is root.
-        no_helper = not nova.privsep.sys_admin_pctxt.client_mode
         return [result for result in runner.run(found)
                 if result.code not in _NO_MATTER and
-                not (no_helper and result.code == _PRIVSEP)]
+                (_runs_helper() or result.code != _PRIVSEP)]
 
     def _enable(self) -> None:
         """Enable the service if it was us who disabled it.
@@ -326,6 +361,14 @@ class HostCheck:
                 libvirt_driver.DISABLE_PREFIX + MARK):
             self._driver._set_host_enabled(True)
         self._may_be_disabled = False
+
+
+def _runs_helper() -> bool:
+    """Whether Nova starts oslo.privsep's helper.
+
+    `guest boot` does not: it is root.
+    """
+    return bool(nova.privsep.sys_admin_pctxt.client_mode)
 
 
 def _first_fault(results: list[verdict.CheckResult]) -> str:

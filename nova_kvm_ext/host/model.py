@@ -370,6 +370,42 @@ class LibvirtPlace:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeFacts:
+    """What happened to the probe guest (:mod:`nova_kvm_ext.host.probe`).
+
+    :ivar virt_type: ``kvm`` or ``qemu``
+    :ivar runs: whether a 64-bit guest runs; None where that is not known
+    :ivar reason: what happened, or why it was not started
+    :ivar tried: whether it was started, or was to be and libvirt could not
+    """
+
+    virt_type: str
+    runs: bool | None
+    reason: str
+    tried: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyFacts:
+    """What is known of a host when the driver starts, without a look at it.
+
+    :ivar virt_type: the type of guests here, ``auto`` resolved
+    :ivar emulator: the QEMU of which libvirt has told what guests of this
+        type can have; '' where it has not told
+    :ivar probe: what the probe guest has shown in this boot of the host;
+        None where it has to be started
+    :ivar vhost_net: ``[kvm_ext] vhost_net``
+    :ivar helper: the first program of the command that oslo.privsep runs
+    """
+
+    virt_type: str
+    emulator: str = ''
+    probe: ProbeFacts | None = None
+    vhost_net: str = 'prefer'
+    helper: tuple[ProgramFacts, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class LibvirtFacts:
     """What libvirt answered.
 
@@ -412,22 +448,6 @@ class LibvirtFacts:
     models: tuple[str, ...] = ()
     domain_capabilities: capabilities.DomainCapabilities = (
         capabilities.DomainCapabilities())
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeFacts:
-    """What happened to the probe guest (:mod:`nova_kvm_ext.host.probe`).
-
-    :ivar virt_type: ``kvm`` or ``qemu``
-    :ivar runs: whether a 64-bit guest runs; None where that is not known
-    :ivar reason: what happened, or why it was not started
-    :ivar tried: whether it was started, or was to be and libvirt could not
-    """
-
-    virt_type: str
-    runs: bool | None
-    reason: str
-    tried: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,7 @@ from lxml import etree
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import kvm_proof
+from nova_kvm_ext.host import user_facts
 from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
@@ -100,6 +101,9 @@ _PANICKED = frozenset((
 _INFO_CPU_TIME = 4          # virDomainInfo.cpuTime, nanoseconds
 # libvirt/virterror.h
 _NO_DOMAIN = 42             # VIR_ERR_NO_DOMAIN
+
+TIMEOUT = 10.0
+"""Seconds that the guest has to count."""
 
 _POLL_SECONDS = 0.05
 # A guest that had this share of the time-out in CPU time was not kept from
@@ -172,7 +176,7 @@ def supported(arch: str) -> bool:
 
 def run(conn: Any, *, virt_type: str = 'kvm', cpu_xml: str | None = None,
         directory: str | None = None, emulator: str | None = None,
-        machine: str | None = None, timeout: float = 10.0) -> ProbeResult:
+        machine: str | None = None, timeout: float = TIMEOUT) -> ProbeResult:
     """Start the probe guest and wait until it succeeds, fails or is late.
 
     :param conn: an open virConnect that may write, or a proxy of one
@@ -464,6 +468,12 @@ def read_facts(conn: Any, emulator: str | None = None,
             return 'absent'
         return ' '.join(str(getattr(found, field)) for field in fields)
 
+    # The user and group that QEMU runs as are libvirt's base label of the
+    # security model "dac".
+    user = ' '.join(
+        label.text or ''
+        for label in capabilities.iterfind('host/secmodel/baselabel'))
+    ids = re.search(r'(\d+):\+?(\d+)', user)
     try:
         with open(os.path.join(
                 root, 'proc/sys/kernel/random/boot_id')) as file:
@@ -477,13 +487,13 @@ def read_facts(conn: Any, emulator: str | None = None,
         'emulator_file': status(emulator, 'st_mtime_ns', 'st_size'),
         'libvirt': str(conn.getLibVersion()),
         'qemu': str(conn.getVersion()),
-        # The user and group that QEMU runs as are libvirt's base label of
-        # the security model "dac".
-        'user': ' '.join(
-            label.text or ''
-            for label in capabilities.iterfind('host/secmodel/baselabel')),
+        'user': user,
+        'groups': '' if ids is None else ' '.join(map(
+            str, user_facts.accounts(root).groups(int(ids[1]), int(ids[2])))),
         'device': status(
             '/dev/kvm', 'st_mode', 'st_uid', 'st_gid', 'st_rdev'),
+        'acl': user_facts.read_acl(
+            os.path.join(root, 'dev/kvm')).hex(),
     }
 
 
@@ -492,7 +502,7 @@ def cached_run(conn: Any, *, cache_file: str,
                virt_type: str = 'kvm', cpu_xml: str | None = None,
                directories: Sequence[str] = (), emulator: str | None = None,
                machine: str | None = None,
-               timeout: float = 10.0) -> ProbeResult:
+               timeout: float = TIMEOUT) -> ProbeResult:
     """Like :func:`settled_run`, but a lasting answer is kept.
 
     Kept are successes, time-outs of a guest that had the CPU, and failures
@@ -516,18 +526,7 @@ def cached_run(conn: Any, *, cache_file: str,
         'virt_type': virt_type, 'cpu_xml': cpu_xml, 'emulator': emulator,
         'machine': machine, 'timeout': timeout}
     kept = _load(cache_file)
-    key = None
-    if key_facts is None:
-        try:
-            key_facts = read_facts(conn, emulator)
-        except Exception as e:
-            if not _is_libvirt_error(e):
-                raise
-            LOG.debug('Probing without the cache: %s', errors.clean(e))
-    if key_facts is not None:
-        key = hashlib.sha256(json.dumps(
-            [sorted(key_facts.items()), sorted(options.items()),
-             SECTOR.hex()]).encode()).hexdigest()
+    key_facts, key = _key(conn, key_facts, options)
     if key in kept:
         LOG.debug('The probe\'s answer is kept in %s', cache_file)
         return kept[key].result(f'answer kept in {cache_file}')
@@ -547,6 +546,39 @@ def cached_run(conn: Any, *, cache_file: str,
             return last.result(last.said_again(
                 result.reason, key_facts or {}, cache_file))
     return result
+
+
+def kept_run(conn: Any, *, cache_file: str, virt_type: str = 'kvm',
+             cpu_xml: str | None = None) -> ProbeResult | None:
+    """The answer that :func:`cached_run` would give without a guest.
+
+    :returns: None where a guest would have to be started
+    """
+    kept = _load(cache_file)
+    if not kept:
+        return None
+    _, key = _key(conn, None, {
+        'virt_type': virt_type, 'cpu_xml': cpu_xml, 'emulator': None,
+        'machine': None, 'timeout': TIMEOUT})
+    return (kept[key].result(f'answer kept in {cache_file}')
+            if key in kept else None)
+
+
+def _key(conn: Any, key_facts: Mapping[str, str] | None,
+         options: Mapping[str, Any]
+         ) -> tuple[Mapping[str, str] | None, str | None]:
+    """What an answer depends on, and the key under which it is kept."""
+    if key_facts is None:
+        try:
+            key_facts = read_facts(conn, options['emulator'])
+        except Exception as e:
+            if not _is_libvirt_error(e):
+                raise
+            LOG.debug('Probing without the cache: %s', errors.clean(e))
+            return None, None
+    return key_facts, hashlib.sha256(json.dumps(
+        [sorted(key_facts.items()), sorted(options.items()),
+         SECTOR.hex()]).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,12 +208,17 @@ def read_permissions(path: str) -> access.Permissions:
     :raises OSError: there is none, or it cannot be checked
     """
     status = os.stat(path)
-    try:
-        acl = os.getxattr(path, access.XATTR)
-    except OSError:
-        acl = None
     return access.Permissions(
-        status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), acl)
+        status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode),
+        read_acl(path) or None)
+
+
+def read_acl(path: str) -> bytes:
+    """The ACL of a file as the kernel keeps it, empty where there is none."""
+    try:
+        return os.getxattr(path, access.XATTR)
+    except OSError:
+        return b''
 
 
 def read_use(path: str, user: model.UserFacts, root: str = '/', *,

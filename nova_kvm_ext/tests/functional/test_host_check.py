@@ -166,16 +166,17 @@ class AtStartTestCase(HostCheckTestCase):
 
     def test_no_kvm_is_needed_for_qemu(self) -> None:
         self.inside('mount --no-mtab --bind /dev/null /dev/kvm')
-        said = self.process('start()', virt_type='qemu')
+        said = self.process("update('at first', start())", virt_type='qemu')
         self.assertNotIn('refused', said)
         self.assertIn('0 FAIL', said['log'])
+        self.assertEqual([False, ''], said['at first'])
 
     def test_auto_goes_on_without_kvm(self) -> None:
         self.inside('mount --no-mtab --bind /dev/null /dev/kvm')
         said = self.process('''
             probe.cached_run.return_value = probe.ProbeResult(
                 False, 'there is none', 0.1)
-            start()
+            update('at first', start())
             ''', virt_type='auto')
         self.assertNotIn('refused', said)
         self.assertIn('0 FAIL', said['log'])

@@ -37,7 +37,7 @@ PURE = {
     'guest_agent.replies', 'guests.drift', 'guests.model',
     'guests.reasons', 'guests.resume',
     'guests.verdicts', 'health.verdict', 'host.access',
-    'host.checks.causes',
+    'host.checks.causes', 'host.checks.early',
     'host.checks.device', 'host.checks.kernel', 'host.checks.libvirt',
     'host.checks.migration',
     'host.checks.nova',

@@ -126,7 +126,8 @@ class StartTestCase(guests.CPUHooksTestCase):
     def test_asks_once_and_for_the_machine_type_in_use(self):
         self.flags(hw_machine_type=['x86_64=q35'], group='libvirt')
         with mock.patch('nova_kvm_ext.cpu.reader.read_host',
-                        side_effect=lambda *args: self.fail_if_late(*args)
+                        side_effect=lambda *args, mapped:
+                        self.fail_if_late(*args)
                         ) as read:
             self.late = False
             drvr = self.started()
@@ -212,6 +213,33 @@ class StartTestCase(guests.CPUHooksTestCase):
         get_by_host.reset_mock()
         self.run_errands(drvr)
         get_by_host.assert_not_called()
+
+
+class MapTestCase(guests.CPUHooksTestCase):
+    """libvirt's CPU map is read when it is needed, and then once."""
+
+    def setUp(self):
+        super().setUp()
+        self.read = self.useFixture(fixtures.MockPatch(
+            'nova_kvm_ext.cpu.reader.read_map', return_value=hosts.MAP)).mock
+
+    def test_the_start_needs_none(self):
+        found = self.started()
+        self.assertEqual(0, self.read.call_count)
+        for _ in (1, 2):
+            self.assertIs(hosts.MAP, found._cpu.host.known)
+            self.assertTrue(found._cpu.our_traits())
+        self.assertEqual(1, self.read.call_count)
+
+    def test_a_model_does(self):
+        self.started(cpu_mode='custom', cpu_model='Nehalem')
+        self.assertEqual(1, self.read.call_count)
+
+    def test_flags_do(self):
+        self.flags(cpu_mode='host-model', group='libvirt',
+                   cpu_model_extra_flags=['pcid'])
+        self.started()
+        self.assertEqual(1, self.read.call_count)
 
 
 class WishTestCase(guests.CPUHooksTestCase):

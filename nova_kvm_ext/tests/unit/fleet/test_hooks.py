@@ -83,11 +83,11 @@ class PublishedTestCase(base.BaseTestCase):
         self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
 
     def test_nothing_known(self):
-        self.published.start(lambda: self.connection, None, 'me')
+        self.published.start(lambda: self.connection, lambda: None, 'me')
         self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
 
     def test_libvirt_is_asked_once(self):
-        self.published.start(lambda: self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, lambda: self.host, 'me')
         self.connection.getLibVersion.assert_not_called()
         for _ in range(2):
             self.published.add_to(self.NOVAS)
@@ -96,12 +96,12 @@ class PublishedTestCase(base.BaseTestCase):
     def test_libvirt_is_away(self):
         connect = mock.Mock(side_effect=[
             exception.HypervisorUnavailable(host='me'), self.connection])
-        self.published.start(connect, self.host, 'me')
+        self.published.start(connect, lambda: self.host, 'me')
         self.assertIs(self.NOVAS, self.published.add_to(self.NOVAS))
         self.assertIsNot(self.NOVAS, self.published.add_to(self.NOVAS))
 
     def test_document(self):
-        self.published.start(lambda: self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, lambda: self.host, 'me')
         before = dict(self.NOVAS)
         found = self.published.add_to(self.NOVAS)
         self.assertEqual(before, self.NOVAS)
@@ -115,13 +115,13 @@ class PublishedTestCase(base.BaseTestCase):
         self.assertEqual(info[export.MARK]['digest'], said.cpu.digest)
 
     def test_what_nova_has_not_filled_in(self):
-        self.published.start(lambda: self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, lambda: self.host, 'me')
         for odd in ({}, {'cpu_info': ''}, {'cpu_info': None},
                     {'cpu_info': '7'}, {'cpu_info': '{'}):
             self.assertIs(odd, self.published.add_to(odd))
 
     def test_what_would_not_fit(self):
-        self.published.start(lambda: self.connection, self.host, 'me')
+        self.published.start(lambda: self.connection, lambda: self.host, 'me')
         size = len(self.published.add_to(self.NOVAS)['cpu_info'])
         with mock.patch.object(hooks, '_MOST_BYTES', size):
             self.assertIsNot(self.NOVAS, self.published.add_to(self.NOVAS))

@@ -150,6 +150,8 @@ class FakeHost(fixtures.Fixture):
         self.nodes: dict[str, os.stat_result] = {}
         self.connection: Any = FakeConnection()
         self.runs: bool | None = True
+        self.tried: model.ProbeFacts | None = None
+        self.cache_dir: str | None = '/nowhere'
         self.uri, self.service = 'qemu:///system', False
         self.settings: dict[str, Any] = {}
         self.options: dict[str, Any] = {'post_copy': True}
@@ -330,4 +332,5 @@ class FakeHost(fixtures.Fixture):
         return facts.read_host(
             options.HostOptions(**wanted), self.uri,
             connection if connect is not None else None,
-            cache_dir='/nowhere', service=self.service, root=self.root)
+            cache_dir=self.cache_dir, service=self.service, tried=self.tried,
+            root=self.root)

@@ -365,6 +365,7 @@ class HostCheckTestCase(driver_base.DriverTestCase):
         super().setUp()
         self.results = [PASSED]
         self.read_host = self.patch(facts, 'read_host')
+        self.read_host.return_value.libvirt.error = ''
         self.read_again = self.patch(facts, 'read_again')
         self.run = self.patch(runner, 'run')
         self.run.side_effect = lambda found: list(self.results)
@@ -392,14 +393,15 @@ class AtStartTestCase(HostCheckTestCase):
             with mock.patch.object(probe, 'cached_run',
                                    return_value=probe.ProbeResult(
                                        runs, 'so', 0.1)):
-                self.started(virt_type='auto')
+                found = self.started(virt_type='auto')
+            found._host_check.finish()
             args, kwargs = self.read_host.call_args
             self.assertEqual(virt_type, args[0].settings.virt_type)
             self.assertEqual(driver.CONF.state_path if runs else None,
                              kwargs['cache_dir'])
 
     def test_software_needs_no_proof(self):
-        self.started(virt_type='qemu')
+        self.started(virt_type='qemu')._host_check.finish()
         self.assertIsNone(self.read_host.call_args.kwargs['cache_dir'])
 
     def test_a_fail_stops_the_service(self):
@@ -470,6 +472,136 @@ class AtStartTestCase(HostCheckTestCase):
             cpu_mode='host-passthrough')
         self.assertIn('[kvm_ext] cpu_mode', str(error))
         self.read_host.assert_not_called()
+
+
+SPACE = verdict.CheckResult('KVM405', 'Space', verdict.FAIL, 'it is full')
+
+
+@ddt.ddt
+class LateTestCase(HostCheckTestCase):
+    """Where nothing can refuse, the first update checks."""
+
+    def setUp(self):
+        super().setUp()
+        self.resources = self.patch(libvirt_driver.LibvirtDriver,
+                                    'get_available_resource')
+        self.enabled = self.patch(libvirt_driver.LibvirtDriver,
+                                  '_set_host_enabled')
+        self.patch(objects.Service, 'get_by_compute_host').side_effect = (
+            exception.ComputeHostNotFound(host='host'))
+
+    def said(self, word: str) -> int:
+        return self.stdlog.logger.output.count(word)
+
+    def start(self, *results: verdict.CheckResult, **kvm_ext: Any) -> Any:
+        self.results = list(results) or [PASSED]
+        return self.started(**{'virt_type': 'qemu'} | kvm_ext)
+
+    def test_the_start_reads_nothing(self):
+        self.start(WARNED)
+        self.read_host.assert_not_called()
+        self.assertEqual(0, self.said('Host check'))
+
+    def test_said_once_by_the_first_update(self):
+        found = self.start(WARNED, CEPH)
+        seen = []
+        self.resources.side_effect = lambda node: seen.append(
+            self.said('KVM301'))
+        for _ in range(3):
+            found.get_available_resource('node')
+        # Before Nova asks libvirt.
+        self.assertEqual([1, 1, 1], seen)
+        self.assertEqual(1, self.said('KVM603'))
+        self.assertEqual(
+            1, self.said('Host check: 0 PASS, 1 WARN, 1 FAIL, 0 SKIP'))
+        self.read_host.assert_called_once()
+        self.assertEqual(2, self.read_again.call_count)
+        self.enabled.assert_not_called()
+
+    def test_finish(self):
+        """As guest boot does, which has no update."""
+        found = self.start(WARNED)
+        found._host_check.finish()
+        found._host_check.finish()
+        self.assertEqual(1, self.said('KVM301'))
+        self.read_host.assert_called_once()
+
+    def test_finish_after_a_start_that_checked(self):
+        found = self.start(WARNED, virt_type='kvm')
+        found._host_check.finish()
+        self.read_host.assert_called_once()
+        self.start(host_check='off')._host_check.finish()
+        self.read_host.assert_called_once()
+
+    def test_what_only_keeps_new_guests_away(self):
+        found = self.start(SPACE)
+        for number in (1, 2):
+            found.get_available_resource('node')
+            self.assertEqual(number, self.enabled.call_count)
+        self.assertEqual(1, self.said('KVM405'))
+        self.assertIs(False, self.enabled.call_args.args[0])
+        self.results = [PASSED]
+        found.get_available_resource('node')
+        self.assertIn('Host check: repaired', self.stdlog.logger.output)
+
+    def test_libvirt_is_away(self):
+        """Nothing is concluded that no later update would ask again."""
+        found = self.start(FAILED)
+        self.read_host.return_value.libvirt.error = 'no connection'
+        for _ in (1, 2):
+            found.get_available_resource('node')
+        self.enabled.assert_not_called()
+        self.assertEqual(0, self.said('KVM205'))
+        self.read_host.return_value.libvirt.error = ''
+        found.get_available_resource('node')
+        self.enabled.assert_called_once()
+        self.assertEqual(1, self.said('KVM205'))
+
+    def test_health(self):
+        found = self.start(SPACE)
+        health = found._health
+        self.assertIsNone(health._state['host_check']['at'])
+        found.get_available_resource('node')
+        self.assertIn('KVM405', health._state['host_check']['fault'])
+
+    def test_a_guest_that_ran_is_not_started_again(self):
+        answer = probe.ProbeResult(True, 'it ran', 0.1)
+        with mock.patch.object(probe, 'kept_run', return_value=answer) as run:
+            found = self.start(virt_type='kvm')
+        self.read_host.assert_not_called()
+        self.assertEqual(driver.CONF.state_path, run.call_args.kwargs[
+            'cache_file'].rpartition('/')[0])
+        found._host_check.finish()
+        said = self.read_host.call_args.kwargs['tried']
+        self.assertEqual((True, 'it ran'), (said.runs, said.reason))
+
+    @ddt.data({'virt_type': 'kvm'},
+              {'virt_type': 'kvm', 'vhost_net': 'off'})
+    def test_in_doubt_the_start_checks(self, settings):
+        """Here no guest has run."""
+        self.assertRaises(exception.InvalidConfiguration, self.start, FAILED,
+                          **settings)
+
+    def test_no_helper(self):
+        with mock.patch.object(facts, 'read_program',
+                               return_value=mock.Mock(path=None)):
+            self.assertRaises(exception.InvalidConfiguration, self.start,
+                              HELPER)
+
+    def test_libvirt_does_not_tell(self):
+        """libvirt's error has its own line, and then the checks theirs."""
+        with mock.patch(
+                'nova.tests.fixtures.libvirt.Connection.'
+                'getDomainCapabilities', side_effect=libvirt_error('no')), \
+                mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host'):
+            self.start(WARNED)
+        self.read_host.assert_called_once()
+
+    def test_slow_libvirt(self):
+        """The reason is said before Nova asks libvirt more."""
+        with mock.patch.object(hooks, 'PROMPT', -1):
+            self.start(WARNED)
+        self.assertEqual(1, self.said('KVM301'))
 
 
 class AgainTestCase(HostCheckTestCase):

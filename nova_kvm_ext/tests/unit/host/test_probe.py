@@ -629,6 +629,15 @@ class TestFacts(base.BaseTestCase):
         self.assertEqual('', facts['user'])
         self.assertTrue(all(isinstance(v, str) for v in facts.values()))
 
+    def test_who_may_open_the_device(self) -> None:
+        before = self.read()
+        with mock.patch('os.getxattr', return_value=b'an ACL'):
+            self.assertEqual(b'an ACL'.hex(), self.read()['acl'])
+        self.write('etc/passwd', 'qemu:x:64055:109::/:/bin/false\n')
+        self.write('etc/group', 'kvm:x:104:qemu\n')
+        self.assertEqual(('109', '104 109'),
+                         (before['groups'], self.read()['groups']))
+
 
 class TestCache(ProbeTestCase):
 
@@ -676,6 +685,34 @@ class TestCache(ProbeTestCase):
             self.assertTrue(started)
             result, started = self.ask(key_facts=facts)
             self.assertEqual((not kept, not kept), (result.runs, started))
+
+    def test_kept_run(self) -> None:
+        """The same answer, without a guest."""
+        conn = Connection()
+
+        def kept(**options: Any) -> probe.ProbeResult | None:
+            return probe.kept_run(conn, cache_file=self.cache_file, **options)
+
+        self.assertIsNone(kept())
+        probe.cached_run(conn, cache_file=self.cache_file,
+                         directories=[self.directory])
+        started = list(conn.created)
+        self.assertIs(True, kept().runs)
+        self.assertIn(self.cache_file, kept().reason)
+        self.assertIsNone(kept(virt_type='qemu'))
+        self.assertIsNone(kept(cpu_xml='<cpu mode="maximum"/>'))
+        conn.version += 1
+        self.assertIsNone(kept())
+        self.assertEqual(started, conn.created)
+
+    def test_kept_run_without_libvirt(self) -> None:
+        conn = Connection()
+        probe.cached_run(conn, cache_file=self.cache_file,
+                         directories=[self.directory])
+        with mock.patch.object(conn, 'getCapabilities',
+                               side_effect=LibvirtError('lost', 38)):
+            self.assertIsNone(
+                probe.kept_run(conn, cache_file=self.cache_file))
 
     def test_refusal_is_not_kept(self) -> None:
         conn = Connection(error=LibvirtError('denied'), starts=False)
