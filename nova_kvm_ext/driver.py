@@ -494,8 +494,8 @@ class KVMDriver(driver.LibvirtDriver):
 
     def _get_disk_over_committed_size_total(self) -> int:
         """Nova's sum, in which a guest that is busy is not waited for."""
-        return super()._get_disk_over_committed_size_total.__func__(
-            self._descriptions.view(self))
+        with self._descriptions.view(self) as view:
+            return super()._get_disk_over_committed_size_total.__func__(view)
 
     if not node_devices.kept_by_nova(driver.LibvirtDriver):
         # Nova 31 to 33: Nova 34 makes the list once (functools.cache).

@@ -298,8 +298,8 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML510',
         'QEMU of a running guest does not answer libvirt. The service '
-        'continues without that answer, and asks for the vCPUs of each guest '
-        'separately until libvirt answers again.',
+        'continues without that answer. With libvirt 9.0 it asks for the '
+        'vCPUs of each guest separately until libvirt answers again.',
         'Check the guest that is named: virsh domcontrol shows for how long '
         'its QEMU has not answered. The usual cause is a storage that hangs. '
         'If nothing else helps, virsh destroy ends that QEMU.',

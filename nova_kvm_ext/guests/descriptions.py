@@ -16,17 +16,26 @@ Nova sums up the disks of all guests by their XML, for which a newer libvirt
 may have to wait (:mod:`nova_kvm_ext.live_xml`). Nova then leaves the guest
 out of the sum. A QEMU whose storage hangs would hold up each update like that.
 :class:`Descriptions` keeps the XML of each guest and gives Nova that of the
-last update where a guest is busy.
+last update where a guest is busy. Where there is none, Nova leaves the guest
+out at once. Guests whose QEMU owes libvirt an answer are named in the log.
 """
 
+from collections.abc import Iterator
+import contextlib
 from typing import Any
 
 from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import live_xml
+from nova_kvm_ext import log
+
+LOG = log.getLogger(__name__)
 
 BUSY = (live_xml.JOB, live_xml.OCCUPIED)
 """States of a guest whose disks are taken from the XML of the last update."""
+
+HANGS = 5.0
+"""Seconds without an answer after which a QEMU is named."""
 
 _NOT_RUNNING = -1
 """What virDomainGetID says of a guest that does not run."""
@@ -44,23 +53,43 @@ class Descriptions:
     def __init__(self, host: Any) -> None:
         self._host = host
         self._kept: dict[str, str] = {}
+        # Of whom the operator was told.
+        self._said: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def view(self, driver: Any) -> Any:
+    @contextlib.contextmanager
+    def view(self, driver: Any) -> Iterator[Any]:
         """What Nova's code that sums up disks is to take for the driver."""
         if not self._host.has_min_version(live_xml.XML_WAITS):
-            return driver
-        return _View(driver, _host=_View(
-            driver._host, list_instance_domains=self._domains))
+            yield driver
+            return
+        hanging: set[str] = set()
 
-    def _domains(self, *args: Any, **kwargs: Any) -> list[Any]:
-        domains = self._host.list_instance_domains(*args, **kwargs)
-        listed = {domain.UUIDString() for domain in domains}
-        self._kept = {uuid: xml for uuid, xml in list(self._kept.items())
-                      if uuid in listed}
-        return [_Domain(domain, self._kept) for domain in domains]
+        def domains(*args: Any, **kwargs: Any) -> list[Any]:
+            found = self._host.list_instance_domains(*args, **kwargs)
+            listed = {domain.UUIDString() for domain in found}
+            self._kept = {uuid: xml for uuid, xml in list(self._kept.items())
+                          if uuid in listed}
+            return [_Domain(domain, self._kept, hanging) for domain in found]
+
+        yield _View(driver, _host=_View(
+            driver._host, list_instance_domains=domains))
+        self._say(frozenset(hanging))
+
+    def _say(self, hanging: frozenset[str]) -> None:
+        """Name the guests whose QEMU does not answer, once for each change."""
+        if hanging - self._said:
+            LOG.warning(
+                'KVML510 libvirt has waited for more than %(seconds)d s for '
+                'an answer of QEMU of these guests: %(guests)s. The service '
+                'continues without that answer.',
+                {'seconds': HANGS,
+                 'guests': ', '.join(sorted(hanging))})
+        elif self._said and not hanging:
+            LOG.info('libvirt waits for no QEMU any more.')
+        self._said = hanging
 
 
 class _View:
@@ -77,25 +106,35 @@ class _View:
 class _Domain(_View):
     """libvirt's domain, which gives its XML without waiting."""
 
-    def __init__(self, domain: Any, kept: dict[str, str]) -> None:
+    def __init__(self, domain: Any, kept: dict[str, str], hanging: set[str]
+                 ) -> None:
         super().__init__(domain)
         self._kept = kept
+        self._hanging = hanging
 
     def XMLDesc(self, flags: int = 0) -> str:
         uuid = self.UUIDString()
         kept = self._kept.get(uuid) if not flags else None
-        if kept is not None and self._busy():
-            return kept
+        if self._is_busy():
+            if kept is not None:
+                return kept
+            if not flags and live_xml.owes(self._real):
+                # As libvirt would after 30 s.
+                raise nova_driver.libvirt.libvirtError(
+                    'libvirt waits for an answer of QEMU')
         xml = self._real.XMLDesc(flags)
         if not flags:
             self._kept[uuid] = xml
         return xml
 
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         if self._real.ID() == _NOT_RUNNING:
             return False
         try:
-            return self._real.controlInfo(0)[0] in BUSY
+            state, _, milliseconds = self._real.controlInfo(0)
         except nova_driver.libvirt.libvirtError:
             # It has ended meanwhile, or is not known: as Nova does.
             return False
+        if state == live_xml.OCCUPIED and milliseconds >= HANGS * 1000:
+            self._hanging.add(self.UUIDString())
+        return state in BUSY

@@ -19,6 +19,7 @@ import fixtures
 from nova import objects
 from nova.tests.fixtures import libvirt as fakelibvirt
 
+from nova_kvm_ext import live_xml
 from nova_kvm_ext.tests.unit import driver_base
 
 GIB = 2**30
@@ -37,6 +38,9 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.controlInfo',
             lambda domain, flags=0: self.control_info(domain)))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.connect',
+            lambda domain: domain._connection))
         self.asked: list[str] = []
         real = fakelibvirt.Domain.XMLDesc
 
@@ -81,9 +85,52 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
         self.assertEqual((3, 3), (self.sum(), len(self.asked)))
 
     def test_a_guest_that_no_update_has_seen(self):
-        """Nova asks, and handles what libvirt answers."""
-        self.control[self.guests[0].UUIDString()] = (2, 0, 60000)
-        self.assertEqual((3, 3), (self.sum(), len(self.asked)))
+        """Nova leaves it out, as after an error of libvirt; in no time."""
+        hangs = self.guests[0].UUIDString()
+        self.control[hangs] = (2, 0, 60000)
+        self.assertEqual((2, 2), (self.sum(), len(self.asked)))
+        self.assertIn('Error from libvirt while getting description',
+                      self.stdlog.logger.output)
+        # A call that ends, and a migration, for which libvirt does not wait.
+        for state in (2, 1):
+            self.control[hangs] = (state, 0, 10)
+            with mock.patch.object(live_xml, 'owes', return_value=False):
+                self.assertEqual((3, 3 if state == 2 else 2),
+                                 (self.sum(), len(self.asked)))
+
+    def test_hanging_guests_are_named_once(self):
+        first, second, _ = (guest.UUIDString() for guest in self.guests)
+
+        def said() -> list[str]:
+            self.sum()
+            lines = [line for line in self.stdlog.logger.output.splitlines()
+                     if 'KVML510' in line]
+            return [''.join(str(number) for number, guest in
+                            enumerate(self.guests)
+                            if guest.UUIDString() in line) for line in lines]
+
+        self.assertEqual([], said())
+        self.control[first] = (2, 0, 4999)
+        self.assertEqual([], said())
+        self.control[first] = (1, 0, 60000)
+        self.assertEqual([], said())
+        self.control[first] = (2, 0, 5000)
+        for _ in range(2):
+            self.assertEqual(['0'], said())
+        self.control[second] = (2, 0, 60000)
+        for _ in range(2):
+            self.assertEqual(['0', '01'], said())
+        # One of two is well again: nothing to do.
+        self.control[first] = (0, 0, 0)
+        self.assertEqual(['0', '01'], said())
+        self.assertNotIn('waits for no QEMU', self.stdlog.logger.output)
+        self.control[second] = (0, 0, 0)
+        for _ in range(2):
+            self.assertEqual(['0', '01'], said())
+        self.assertEqual(1, self.stdlog.logger.output.count(
+            'waits for no QEMU'))
+        self.control[first] = (2, 0, 60000)
+        self.assertEqual(['0', '01', '0'], said())
 
     def test_what_cannot_be_told_is_asked(self):
         """A broken monitor, and a guest that ended meanwhile."""
