@@ -154,6 +154,17 @@ class FrozenTimesTestCase(base.BaseTestCase):
     def test_never_frozen(self):
         self.assertEqual([], test_frozen_times.frozen_times(''))
 
+    def test_a_guest_that_is_not_thawed_yet(self):
+        lines = _LIBVIRT_LOG.splitlines(keepends=True)
+        freeze, thaw = (next(
+            number for number, line in enumerate(lines) if word in line)
+            for word in ('guest-fsfreeze-freeze', 'guest-fsfreeze-thaw'))
+        self.assertEqual(
+            [number <= freeze for number in range(thaw + 2)],
+            [test_frozen_times.is_over(''.join(lines[:number]))
+             for number in range(thaw + 2)])
+        self.assertTrue(test_frozen_times.is_over(_LIBVIRT_LOG))
+
 
 class FilesystemTestCase(base.BaseTestCase):
 
