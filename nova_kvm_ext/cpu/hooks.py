@@ -31,6 +31,7 @@ import os
 import re
 from typing import Any
 
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
@@ -366,7 +367,10 @@ class CPUHooks:
             if had is not None:
                 self._say_drift(instance, had, got)
             instance.vcpu_model = _vcpu_model(got)
-            instance.save()
+            # Nova's compute manager saves a new server as soon as spawn() has
+            # returned; where it ends before, :meth:`errands` come to it.
+            if instance.task_state != task_states.SPAWNING:
+                instance.save()
         except Exception:
             # The guest runs. Nova saves the instance too when it is done, and
             # whatever ails the database must not end the guest.

@@ -135,11 +135,15 @@ class Host:
         return found
 
     def instance(self) -> Any:
+        from nova.compute import task_states
+
         instance = self.cloudless.create_instance(
             self.context, str(uuid.uuid4()), self.image, vcpus=1,
             memory_mb=64, extra_specs={})
         # The usual flavor has a disk, and Nova compares its size.
         instance.flavor.root_gb = 1
+        # As the compute manager has a server that it builds.
+        instance.task_state = task_states.SPAWNING
         return instance
 
     def fill(self, guests: int, running: int) -> None:

@@ -300,6 +300,16 @@ class ContractTestCase(base.BaseTestCase):
                  'images.qemu_img_info(path, format)')):
             self.assertIn(question, inspect.getsource(find(path)), path)
 
+    def test_nova_saves_a_new_server(self):
+        """cpu/hooks.py leaves it to Nova to save the CPU."""
+        source = inspect.getsource(find(
+            'nova.compute.manager:ComputeManager._build_and_run_instance'))
+        spawns = source.index('self.driver.spawn(')
+        saves = source.index(
+            'instance.save(expected_task_state=task_states.SPAWNING)')
+        self.assertGreater(saves, spawns)
+        self.assertNotIn('instance.refresh(', source[spawns:saves])
+
     def test_how_nova_watches_a_live_migration(self):
         """migration/hooks.py hands it another guest and method to call."""
         source = inspect.getsource(

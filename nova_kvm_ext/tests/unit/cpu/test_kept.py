@@ -18,6 +18,7 @@ from unittest import mock
 
 import fixtures
 from lxml import etree
+from nova.compute import task_states
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
@@ -44,6 +45,15 @@ class KeptTestCase(guests.CPUHooksTestCase):
         self.assertEqual(guests.EXACT, stored.cpu_of(instance))
         self.save.assert_called_once_with()
         self.assertNotIn('another CPU', self.stdlog.logger.output)
+
+    def test_a_new_server(self):
+        """Nova saves it when spawn() has returned."""
+        instance = self.make_instance()
+        instance.task_state = task_states.SPAWNING
+        self.start(self.started(), instance, guests.live(guests.EXACT))
+        self.assertEqual(guests.EXACT, stored.cpu_of(instance))
+        self.assertIn('vcpu_model', instance.obj_what_changed())
+        self.save.assert_not_called()
 
     def test_survives_the_database(self):
         instance = self.make_instance()
