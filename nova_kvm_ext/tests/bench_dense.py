@@ -216,7 +216,7 @@ class Host:
         for name, action in loops.items():
             if not only or name in only:
                 found[name] = self.in_turns(
-                    max(rounds, 3) if name == 'start' else rounds, action,
+                    max(rounds, 12) if name == 'start' else rounds, action,
                     f'{guests} guests, {name}')
         return found
 
