@@ -458,12 +458,14 @@ class KVMDriver(driver.LibvirtDriver):
             self, context: Any, live_snapshot: bool,
             current_power_state: int, instance: Any) -> None:
         """Nova copies the disk of a guest that it suspends: a cold one."""
-        if self._needs_suspend_resume_for_snapshot(
+        suspended = self._snapshots.is_suspended(instance)
+        if suspended or self._needs_suspend_resume_for_snapshot(
                 live_snapshot, current_power_state):
             image_meta = instance.image_meta
             self._snapshots.cold(
                 instance, self._requires_quiesce(image_meta),
-                functools.partial(self._can_quiesce, instance, image_meta))
+                functools.partial(self._can_quiesce, instance, image_meta),
+                suspended)
         elif current_power_state == power_state.SHUTDOWN:
             self._snapshots.of_guest_that_is_off()
         super()._suspend_guest_for_snapshot(

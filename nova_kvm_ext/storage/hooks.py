@@ -26,6 +26,8 @@ import contextvars
 import dataclasses
 from typing import Any
 
+from nova.compute import task_states
+from nova.compute import vm_states
 from nova import exception
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
@@ -98,9 +100,20 @@ class Snapshots:
 
     def _learn_of_freeze(self, operation: operations.Operation | None
                          ) -> None:
-        self._learn(
-            consistency.Consistency(consistency.Reason.NOT_RUNNING)
-            if operation is None else consistency_of(operation))
+        """What happened to a freeze; None where the guest does not run."""
+        if operation is not None:
+            self._learn(consistency_of(operation))
+        elif not self._suspended():
+            self.of_guest_that_is_off()
+
+    def _suspended(self) -> bool:
+        """Whether Nova has suspended the guest for this snapshot.
+
+        With live snapshots disabled it does so before Ceph makes one.
+        """
+        taken = self._taken.get()
+        return (taken is not None and
+                taken.known.reason is consistency.Reason.COLD)
 
     def _known_of(self, image_id: str) -> consistency.Consistency | None:
         taken = self._taken.get()
@@ -155,8 +168,14 @@ class Snapshots:
         return volumes.guest_to_snapshot(
             self._freezes, instance, guest, required)
 
-    def cold(self, instance: Any, required: bool,
-             check: Callable[[], Any]) -> None:
+    @staticmethod
+    def is_suspended(instance: Any) -> bool:
+        """Whether a server is suspended: its memory is saved on the disk."""
+        return (instance.obj_attr_is_set('vm_state') and
+                instance.vm_state == vm_states.SUSPENDED)
+
+    def cold(self, instance: Any, required: bool, check: Callable[[], Any],
+             suspended: bool = False) -> None:
         """Nova is about to suspend a guest for a snapshot.
 
         What the guest has not written out then is in its memory alone, so the
@@ -164,18 +183,24 @@ class Snapshots:
 
         :param required: the image's os_require_quiesce
         :param check: Nova's, whether the guest can be frozen
+        :param suspended: whether the guest was suspended before. A server
+            that is shelved then is not refused: Nova has ended the guest.
         :raises nova.exception.InstanceQuiesceFailed: the guest must be
             quiesced
         """
         self._learn(consistency.Consistency(consistency.Reason.COLD))
-        reason = ('Nova makes a cold snapshot: it suspends the guest and '
+        reason = (
+            'the server is suspended, and what the guest has not written yet '
+            'is in its saved memory. Resume the server first') if suspended \
+            else ('Nova makes a cold snapshot: it suspends the guest and '
                   'copies the disk, and what the guest has not written yet is '
                   'missing. See [workarounds] disable_libvirt_livesnapshot; '
                   'for disks in Ceph, whether the image is in the same Ceph, '
                   'its direct URL is shown (show_multiple_locations or '
                   'show_image_direct_url of Glance) and Nova\'s Ceph user '
                   'may write to the pool of images')
-        if required:
+        if required and not (
+                suspended and instance.task_state == task_states.SHELVING):
             LOG.error('KVML402 The snapshot fails, because the image says '
                       'os_require_quiesce and the guest is not quiesced: %s.',
                       reason, instance=instance)

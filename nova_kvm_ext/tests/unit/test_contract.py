@@ -201,7 +201,8 @@ NAMES = (
     'nova.exception:FlavorDiskSmallerThanImage',
     'nova.compute.utils:disk_ops_semaphore',
     'nova.network.model:VIF_TYPE_TAP', 'nova.compute.vm_states:BUILDING',
-    'nova.compute.vm_states:PAUSED',
+    'nova.compute.vm_states:PAUSED', 'nova.compute.vm_states:SUSPENDED',
+    'nova.compute.task_states:SHELVING',
 )
 
 OPTIONS = (

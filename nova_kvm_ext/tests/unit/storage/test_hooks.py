@@ -12,6 +12,7 @@
 
 """What the driver does about snapshots, on Nova's fake libvirt."""
 
+import functools
 import os
 import time
 from typing import Any
@@ -20,6 +21,8 @@ from unittest import mock
 import ddt
 import fixtures
 from nova.compute import power_state
+from nova.compute import task_states
+from nova.compute import vm_states
 from nova import exception
 from nova.tests.fixtures import libvirt as fakelibvirt
 from oslo_utils.fixture import uuidsentinel as uuids
@@ -355,6 +358,25 @@ class ColdSnapshotTestCase(agents.HooksTestCase):
 
     def test_live(self):
         self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
+
+    @ddt.data('yes', 'no')
+    def test_server_that_is_suspended(self, required):
+        """What it has not written is in its saved memory."""
+        self.instance.vm_state = vm_states.SUSPENDED
+        self.instance.task_state = task_states.IMAGE_SNAPSHOT
+        call = functools.partial(
+            self.suspend, power_state.SHUTDOWN, os_require_quiesce=required)
+        if required == 'yes':
+            self.assertRaises(exception.InstanceQuiesceFailed, call)
+        else:
+            self.assertFalse(call())
+        self.assertIn('Resume the server first', self.log.output)
+
+    def test_server_that_is_shelved(self):
+        self.instance.vm_state = vm_states.SUSPENDED
+        self.instance.task_state = task_states.SHELVING
+        self.assertFalse(self.suspend(power_state.SHUTDOWN,
+                                      os_require_quiesce='yes'))
 
 
 class RbdTestCase(agents.HooksTestCase):
@@ -763,10 +785,16 @@ class ConsistencyTestCase(RbdTestCase):
         self.check('no', 'cold snapshot: suspended and copied')
         self.assertIn('fsFreeze', self.domain.calls)
 
-    def test_cold(self):
+    @ddt.data(False, True)
+    def test_cold(self, file):
         self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
-        self.of_file()
+        # Ceph makes a snapshot then too, of a guest that does not run.
+        self.driver.suspend.side_effect = lambda *args: setattr(
+            self.domain, 'active', False)
+        if file:
+            self.of_file()
         self.check('no', 'cold snapshot: suspended and copied')
+        self.assertFalse(self.domain.active)
 
     @ddt.data(False, True)
     def test_guest_that_is_off(self, file):
@@ -776,6 +804,12 @@ class ConsistencyTestCase(RbdTestCase):
         if file:
             self.of_file()
         self.check('unknown', 'the guest did not run')
+
+    def test_server_that_is_suspended(self):
+        self.instance.vm_state = vm_states.SUSPENDED
+        self.state.return_value = power_state.SHUTDOWN
+        self.domain.active = False
+        self.check('no', 'cold snapshot: suspended and copied')
 
     def test_guest_that_goes_off_meanwhile(self):
         self.domain.active = False
