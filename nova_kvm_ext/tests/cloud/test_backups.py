@@ -56,7 +56,12 @@ class HostBackupTestCase(volumes.HostVolumeTestCase):
         self.assertEqual(['clean'] * 2, [
             self.state_of_snapshot(one) for one in made])
         # One that cannot be frozen, and the other is not left so.
-        self.sh(servers[1], 'kill -STOP $PPID; sleep 60; kill -CONT $PPID')
+        self.sh(servers[1], (
+            'agent=$PPID; sleep 3; kill -STOP $agent; '
+            'echo "@nke stopped" > /dev/console; '
+            'sleep 60; kill -CONT $agent'))
+        self.wait('agent that is stopped', lambda: '@nke stopped' in
+                  self.console_file(servers[1]))
         result = self._back_up(servers, several)
         self.assertEqual(1, result.returncode, result.stderr)
         self.assertEqual('', result.stdout)
