@@ -16,12 +16,14 @@ Through the public APIs alone.
 """
 
 import os
+import pathlib
 import subprocess
 import tempfile
 
 import ddt
 
 from nova_kvm_ext.tests.cloud import base
+from nova_kvm_ext.tests.cloud import storage
 
 
 class BootTestCase(base.CloudTestCase):
@@ -45,6 +47,13 @@ class BootTestCase(base.CloudTestCase):
 class FormatTestCase(base.CloudTestCase):
     """Images of each format; qemu-img makes them of the test guest's."""
 
+    @property
+    def in_ceph(self):
+        """Whether images and disks are known to be in Ceph."""
+        state = os.environ.get(base.STATE)
+        return bool(state) and (
+            storage.of(pathlib.Path(state)).kind == 'ceph')
+
     def _make(self, target: str, disk_format: str, options: str = ''):
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, 'image')
@@ -52,7 +61,11 @@ class FormatTestCase(base.CloudTestCase):
                 ['qemu-img', 'convert', '-f', 'raw', '-O', target,
                  *(['-o', options] if options else []), base.guest_file(),
                  path], check=True)
-            return self.make_image(path, disk_format=disk_format)
+            # Glance 33 takes no VHDX into Ceph: its look at what it gets
+            # ends too early there.
+            return self.make_image(
+                path, disk_format=disk_format,
+                **({'store': 'files'} if self.in_ceph else {}))
 
     @ddt.named_data(
         ['qcow2', 'qcow2', 'qcow2'], ['vdi', 'vdi', 'vdi'],
@@ -64,6 +77,8 @@ class FormatTestCase(base.CloudTestCase):
             1, self.report(self.boot(image=self._make(*made))).cpus)
 
     def test_refuses_vhd_and_says_why(self):
+        if self.in_ceph:
+            self.skipTest('With disks in Ceph Nova alone checks images')
         server = self.wait_for_status(
             self.ask_for(image=self._make('vpc', 'vhd')), 'ERROR')
         self.assertIn('qemu-img convert', self.fault(server))
