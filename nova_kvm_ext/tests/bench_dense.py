@@ -124,6 +124,7 @@ class Host:
         self.connection = libvirt.open(uri)
         self.instances: list[Any] = []
         self.running: list[Any] = []
+        self.updated = False
         self.meter = Meter(bench_drivers.CallCounter(
             libvirt.virConnect, libvirt.virDomain))
         self.drivers = {name: self.start(name) for name in self.classes}
@@ -215,9 +216,19 @@ class Host:
             'start': self.start}
         for name, action in loops.items():
             if not only or name in only:
+                progress = f'{guests} guests, {name}'
+                if name == 'periodic update' and not self.updated:
+                    # With what is done once for each guest that runs.
+                    self.updated = True
+                    found['first update'] = self.in_turns(
+                        1, action, progress, 'KVMDriver')
                 found[name] = self.in_turns(
                     max(rounds, 12) if name == 'start' else rounds, action,
-                    f'{guests} guests, {name}')
+                    progress)
+                if name == 'periodic update':
+                    # This one takes no minutes.
+                    found[name]['KVMDriver'] += self.in_turns(
+                        4, action, progress, 'KVMDriver')['KVMDriver']
         return found
 
     def boots(self, at_once: int, rounds: int) -> dict[str, Any]:
