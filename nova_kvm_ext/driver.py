@@ -172,7 +172,7 @@ class KVMDriver(driver.LibvirtDriver):
                     CONF.instances_path, CONF.state_path))
 
         resolved = virt_type.resolve(settings, probe_kvm)
-        choice = self._cpu.settle(settings, resolved.value, connection)
+        choice = self._cpu.settle(settings, resolved.value)
         LOG.info('Guests run with virt_type=%(type)s (%(why)s), '
                  'cpu_mode=%(mode)s (%(mode_option)s)%(models)s.',
                  {'type': resolved.value, 'why': resolved.reason,

@@ -143,17 +143,16 @@ class CPUHooks:
 
     # -- at start-up ----------------------------------------------------------
 
-    def settle(self, settings: Settings, virt_type: str,
-               connection: Any) -> choose.CPUChoice:
+    def settle(self, settings: Settings,
+               virt_type: str) -> choose.CPUChoice:
         """Make the host-wide choice. Asks libvirt.
 
         :param virt_type: the resolved type
-        :param connection: Nova's proxy of libvirt.virConnect
         :raises errors.InvalidOption: it cannot be
         :raises errors.HostError: libvirt's answer cannot be read
         """
         self._settings = settings
-        self._bare = self._read_host(virt_type, connection)
+        self._bare = self._read_host(virt_type)
         self._mapped = False
         host = self._bare
         if settings.cpu_models or settings.extra_flags:
@@ -177,8 +176,7 @@ class CPUHooks:
         return reader.with_answers(
             self._nova_host.get_connection(), host, cpus)
 
-    @staticmethod
-    def _read_host(virt_type: str, connection: Any) -> usable.Host:
+    def _read_host(self, virt_type: str) -> usable.Host:
         """What libvirt says of the machine type that guests get by default.
 
         Asked on the connection: Nova's Host would keep the answer, and must
@@ -191,7 +189,7 @@ class CPUHooks:
             return unknown
         try:
             return reader.read_host(
-                connection, virt_type, arch,
+                self._nova_host.get_connection(), virt_type, arch,
                 libvirt_utils.get_default_machine_type(arch), mapped=False)
         except nova_driver.libvirt.libvirtError as e:
             # KVM that is broken must not keep the service from starting:

@@ -211,7 +211,7 @@ def pairs(session: Session) -> dict[str, Any]:
     hosts = {}
     for virt_type in ('qemu', 'kvm'):
         judge = hooks.CPUHooks(driver._host)
-        judge.settle(settings, virt_type, connection)
+        judge.settle(settings, virt_type)
         hosts[virt_type] = judge
     hosts_models = [judge._host.caps.host_model for judge in hosts.values()]
     for virt_type, judge in hosts.items():
