@@ -101,6 +101,19 @@ class ColdSnapshotTestCase(HostSnapshotTestCase):
         self._made(self._writing(
             host=self.host, image=self._not_required()))
 
+    def test_server_that_is_suspended(self):
+        server = self._writing(host=self.host)
+        self.cloud.compute.suspend_server(server)
+        self.wait_for_status(server, 'SUSPENDED')
+        log = self.log_since(self.host)
+        self.assertIsNone(self.snapshot(server), 'It was made')
+        self.assertIn('Resume the server first', log())
+        self.wait_for_status(server, 'SUSPENDED')
+        self.cloud.compute.resume_server(server)
+        self.wait_for_status(server, 'ACTIVE')
+        self.assert_thawed(server)
+        self.assertIsNotNone(self.snapshot(server))
+
     def test_image_is_not_in_ceph(self):
         self._need_ceph()
         image = self.make_image(
