@@ -47,6 +47,9 @@ import uuid
 TOLD = 'result: '
 """What the line with the results begins with."""
 
+_LEAST = {'start': 12, 'power states': 6}
+"""Rounds of what takes an instant, and is disturbed easily."""
+
 _DOMAIN = """
 <domain type='qemu'>
   <name>{name}</name><uuid>{uuid}</uuid>
@@ -223,8 +226,7 @@ class Host:
                     found['first update'] = self.in_turns(
                         1, action, progress, 'KVMDriver')
                 found[name] = self.in_turns(
-                    max(rounds, 12) if name == 'start' else rounds, action,
-                    progress)
+                    max(rounds, _LEAST.get(name, 0)), action, progress)
                 if name == 'periodic update':
                     # This one takes no minutes.
                     found[name]['KVMDriver'] += self.in_turns(
@@ -371,7 +373,8 @@ def work(uri: str, directory: str, guests: list[int], running: int,
                 2, lambda driver: host.update(host.drivers[driver]),
                 f'QEMU of {name} is stopped, periodic update', 'KVMDriver')
             found['monitor hangs, start'] = host.in_turns(
-                1, host.start, f'QEMU of {name} is stopped, start')
+                _LEAST['start'], host.start,
+                f'QEMU of {name} is stopped, start')
     found['load'].append(round(os.getloadavg()[1], 1))
     return found
 
