@@ -158,14 +158,15 @@ class KVMDriver(driver.LibvirtDriver):
         # Nova registers its libvirt event loop here, once, whoever calls
         # first. It must precede the first connection.
         self._host.initialize()
-        connection = self._host.get_connection()
+        # Nova tries a connection that it has each time it is asked for one.
+        connect = self._host.get_connection
         arch = os.uname().machine
-        models = (connection.getCPUModelNames(arch)
+        models = (connect().getCPUModelNames(arch)
                   if settings.cpu_models else ())
 
         def probe_kvm() -> tuple[bool | None, str]:
             return virt_type.probe(
-                connection, arch, choose.as_configured(settings, models),
+                connect(), arch, choose.as_configured(settings, models),
                 cache_file=os.path.join(
                     CONF.state_path, 'kvm-ext-probe.json'),
                 places=virt_type.directories(
