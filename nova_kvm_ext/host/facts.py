@@ -48,6 +48,7 @@ from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import post_copy_facts
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext.host import storage_facts
 from nova_kvm_ext.host import user_facts
 from nova_kvm_ext.host import virt_type as virt_type_
@@ -338,7 +339,7 @@ def _probe(connection: Any, settings: options.HostOptions, virt_type: str,
     assert settings.settings is not None
     try:
         choice = choose.as_configured(settings.settings, models)
-        result = probe.cached_run(
+        result = probe_answers.cached_run(
             connection, virt_type=virt_type, cpu_xml=choice.to_xml(),
             cache_file=_kept(cache_dir),
             directories=virt_type_.directories(
@@ -369,7 +370,7 @@ def read_early(settings: options.HostOptions,
     if cache_dir is not None and caps.emulator:
         choice = choose.as_configured(
             settings.settings, [found.name for found in caps.models])
-        kept = probe.kept_run(
+        kept = probe_answers.kept_run(
             connect(), virt_type=settings.settings.virt_type,
             cpu_xml=choice.to_xml(), cache_file=_kept(cache_dir))
         if kept is not None:

@@ -26,6 +26,7 @@ from nova_kvm_ext.cpu import choose
 from nova_kvm_ext import errors
 from nova_kvm_ext.host import kvm_proof
 from nova_kvm_ext.host import probe as probe_guest
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext.settings import Settings
 
 SUPPORTED = ('kvm', 'qemu')
@@ -92,7 +93,7 @@ def probe(connection: Any, arch: str, choice: choose.CPUChoice,
         says how it is known, or why not
     """
     if probe_guest.supported(arch):
-        result = probe_guest.cached_run(
+        result = probe_answers.cached_run(
             connection, cache_file=cache_file, cpu_xml=choice.to_xml(),
             directories=places)
         return result.runs, result.reason

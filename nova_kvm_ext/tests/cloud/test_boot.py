@@ -65,7 +65,7 @@ class FormatTestCase(base.CloudTestCase):
             # ends too early there.
             return self.make_image(
                 path, disk_format=disk_format,
-                **({'store': 'files'} if self.in_ceph else {}))
+                store='files' if self.in_ceph else None)
 
     @ddt.named_data(
         ['qcow2', 'qcow2', 'qcow2'], ['vdi', 'vdi', 'vdi'],

@@ -28,6 +28,7 @@ import libvirt
 from openstack import exceptions
 
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext.tests.cloud import base
 from nova_kvm_ext.tests.cloud import test_migration
 
@@ -236,8 +237,9 @@ class FaultTestCase(Faulty):
         self.addCleanup(kept.unlink)
         with mock.patch.object(probe, 'run', return_value=probe.ProbeResult(
                 True, 'it is a test', 1.0, lasting=True)):
-            probe.cached_run(libvirt.open('qemu:///system'), virt_type='kvm',
-                             cache_file=str(kept))
+            probe_answers.cached_run(
+                libvirt.open('qemu:///system'), virt_type='kvm',
+                cache_file=str(kept))
         self.change(self.host, {
             'kvm_ext': {'virt_type': 'kvm', 'cpu_mode': 'none'}})
         self.on_host(self.host, ['chmod', '0600', '/dev/kvm'])

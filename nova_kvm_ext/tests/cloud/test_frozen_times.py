@@ -19,6 +19,7 @@ that nothing is frozen longer than a guest bears.
 """
 
 import datetime
+import functools
 import itertools
 import os
 import re
@@ -87,6 +88,9 @@ class FrozenTimesTestCase(volumes.HostVolumeTestCase):
         self.host = self.hosts()[0]
         self._lines = []
 
+    def _is_over(self, before):
+        return is_over(self._log()[before:])
+
     def _log(self):
         """What libvirt has logged of agents."""
         return (self.state / 'logs' / f'{self.host}-libvirt-log' /
@@ -121,8 +125,7 @@ class FrozenTimesTestCase(volumes.HostVolumeTestCase):
             before = len(self._log())
             made = make()
             # Nova's API has an answer before the guest is thawed.
-            self.wait('thaw', lambda before=before: is_over(
-                self._log()[before:]))
+            self.wait('thaw', functools.partial(self._is_over, before))
             times += frozen_times(self._log()[before:])
             states.append('failed' if made is None else state(made))
         clean = states.count('clean')

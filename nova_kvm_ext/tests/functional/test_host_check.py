@@ -41,12 +41,14 @@ from nova.db.main import api as db
 from nova_kvm_ext.boot import cloudless
 from nova_kvm_ext.host import door
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 cloudless.configure(directory, directory, [settings])
 from nova_kvm_ext import driver as kvm_driver
 CONF = cloudless.CONF
 rpc.init(CONF)
-mock.patch.object(probe, 'cached_run', return_value=probe.ProbeResult(
-    True, 'as on a good host', 0.1)).start()
+mock.patch.object(
+    probe_answers, 'cached_run', return_value=probe.ProbeResult(
+        True, 'as on a good host', 0.1)).start()
 said = {}
 
 def become_nova():
@@ -174,7 +176,7 @@ class AtStartTestCase(HostCheckTestCase):
     def test_auto_goes_on_without_kvm(self) -> None:
         self.inside('mount --no-mtab --bind /dev/null /dev/kvm')
         said = self.process('''
-            probe.cached_run.return_value = probe.ProbeResult(
+            probe_answers.cached_run.return_value = probe.ProbeResult(
                 False, 'there is none', 0.1)
             update('at first', start())
             ''', virt_type='auto')

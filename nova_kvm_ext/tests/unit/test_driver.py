@@ -27,6 +27,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova_kvm_ext import driver
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext import option_values
 from nova_kvm_ext.tests.unit import driver_base
 from nova_kvm_ext.vhost import vif
@@ -143,7 +144,8 @@ class OptionsTestCase(driver_base.DriverTestCase):
     def auto(self, runs: bool) -> mock.Mock:
         result = probe.ProbeResult(runs, 'so says the probe', 0.1)
         with mock.patch.object(
-                probe, 'cached_run', return_value=result) as cached_run:
+                probe_answers, 'cached_run',
+                return_value=result) as cached_run:
             self.started(
                 virt_type='auto', cpu_mode='custom', cpu_model='Penryn')
         return cached_run
@@ -170,7 +172,8 @@ class OptionsTestCase(driver_base.DriverTestCase):
         self.found = driver.KVMDriver(fake.FakeVirtAPI())
         for name in ('virt_type', 'cpu_mode', 'cpu_models'):
             self.addCleanup(driver.CONF.clear_override, name, group='libvirt')
-        with mock.patch.object(probe, 'cached_run', return_value=result), \
+        with mock.patch.object(
+                probe_answers, 'cached_run', return_value=result), \
                 mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host',
                                   side_effect=look) as init_host:
             self.found.init_host('host')

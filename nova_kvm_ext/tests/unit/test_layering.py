@@ -67,7 +67,7 @@ READERS = {
     'host.install_facts',
     'host.kernel_facts',
     'host.libvirt_facts', 'host.libvirt_place', 'host.nova_python',
-    'host.post_copy_facts', 'host.probe', 'host.service',
+    'host.post_copy_facts', 'host.probe', 'host.probe_answers', 'host.service',
     'host.storage_facts',
     'host.user_facts', 'host.virt_type', 'images.answers', 'images.facts',
     'images.headers', 'images.qemu_img', 'live_xml', 'log', 'metrics.counted',

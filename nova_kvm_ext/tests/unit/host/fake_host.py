@@ -170,7 +170,7 @@ class FakeHost(fixtures.Fixture):
                 ('subprocess.run', self._run),
                 ('nova_kvm_ext.host.storage_facts.read',
                  lambda *args: self.storage),
-                ('nova_kvm_ext.host.probe.cached_run', self._probe)):
+                ('nova_kvm_ext.host.probe_answers.cached_run', self._probe)):
             self.useFixture(fixtures.MonkeyPatch(name, replacement))
         self._make()
 

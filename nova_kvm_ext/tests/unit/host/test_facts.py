@@ -162,8 +162,8 @@ class HostTestCase(base.BaseTestCase):
     def test_the_guests_answer_is_kept_where_it_is_said(self):
         host = self.useFixture(fake_host.FakeHost())
         asked = self.useFixture(fixtures.MockPatch(
-            'nova_kvm_ext.host.probe.cached_run',
-            side_effect=facts.probe.cached_run)).mock
+            'nova_kvm_ext.host.probe_answers.cached_run',
+            side_effect=facts.probe_answers.cached_run)).mock
         self.assertTrue(host.facts().probe.runs)
         said = asked.call_args.kwargs
         self.assertEqual('/nowhere/kvm-ext-probe.json', said['cache_file'])

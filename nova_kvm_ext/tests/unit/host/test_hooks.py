@@ -41,6 +41,7 @@ from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import hooks
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext.tests.unit import driver_base
 
 SAID = ("internal error: process exited while connecting to monitor: Could "
@@ -390,7 +391,7 @@ class AtStartTestCase(HostCheckTestCase):
 
     def test_auto_means_what_it_has_become(self):
         for runs, virt_type in ((False, 'qemu'), (True, 'kvm')):
-            with mock.patch.object(probe, 'cached_run',
+            with mock.patch.object(probe_answers, 'cached_run',
                                    return_value=probe.ProbeResult(
                                        runs, 'so', 0.1)):
                 found = self.started(virt_type='auto')
@@ -566,7 +567,8 @@ class LateTestCase(HostCheckTestCase):
 
     def test_a_guest_that_ran_is_not_started_again(self):
         answer = probe.ProbeResult(True, 'it ran', 0.1)
-        with mock.patch.object(probe, 'kept_run', return_value=answer) as run:
+        with mock.patch.object(
+                probe_answers, 'kept_run', return_value=answer) as run:
             found = self.start(virt_type='kvm')
         self.read_host.assert_not_called()
         self.assertEqual(driver.CONF.state_path, run.call_args.kwargs[

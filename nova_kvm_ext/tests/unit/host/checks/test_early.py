@@ -26,6 +26,7 @@ from nova_kvm_ext.host import hooks
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import probe_answers
 from nova_kvm_ext.tests.unit.host.checks import case
 from nova_kvm_ext.tests.unit.host.checks import faults
 from nova_kvm_ext.tests.unit.host import fake_host
@@ -76,7 +77,7 @@ class TruthTestCase(case.ChecksTestCase):
     @staticmethod
     def kept(host: fake_host.FakeHost) -> dict[str, str]:
         """What the probe's answer depends on."""
-        found = probe.read_facts(host.connection, root=host.root)
+        found = probe_answers.read_facts(host.connection, root=host.root)
         # There is a mock in its place.
         del found['kernel']
         return found
@@ -102,7 +103,7 @@ class TruthTestCase(case.ChecksTestCase):
                 emulator=host.connection.emulator)
         answer = (probe.ProbeResult(True, 'it ran', 1.0)
                   if before == self.kept(host) else None)
-        with fixtures.MonkeyPatch('nova_kvm_ext.host.probe.kept_run',
+        with fixtures.MonkeyPatch('nova_kvm_ext.host.probe_answers.kept_run',
                                   lambda *args, **kwargs: answer):
             return facts.read_early(
                 wanted, told, lambda: host.connection,
