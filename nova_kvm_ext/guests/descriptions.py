@@ -55,6 +55,8 @@ class Descriptions:
         self._kept: dict[str, str] = {}
         # Of whom the operator was told.
         self._said: frozenset[str] = frozenset()
+        # Nova's connection, and whether its libvirt may have to wait.
+        self._waits: tuple[Any, bool] = None, False
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -62,7 +64,7 @@ class Descriptions:
     @contextlib.contextmanager
     def view(self, driver: Any) -> Iterator[Any]:
         """What Nova's code that sums up disks is to take for the driver."""
-        if not self._host.has_min_version(live_xml.XML_WAITS):
+        if not self._may_wait():
             yield driver
             return
         hanging: set[str] = set()
@@ -77,6 +79,15 @@ class Descriptions:
         yield _View(driver, _host=_View(
             driver._host, list_instance_domains=domains))
         self._say(frozenset(hanging))
+
+    def _may_wait(self) -> bool:
+        """Whether this libvirt is so new; asked once in each connection."""
+        # A libvirt that is upgraded is another connection.
+        connection = getattr(self._host, '_wrapped_conn', None)
+        if connection is None or connection is not self._waits[0]:
+            self._waits = connection, self._host.has_min_version(
+                live_xml.XML_WAITS)
+        return self._waits[1]
 
     def _say(self, hanging: frozenset[str]) -> None:
         """Name the guests whose QEMU does not answer, once for each change."""

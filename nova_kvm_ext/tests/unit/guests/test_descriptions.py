@@ -154,6 +154,19 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
             self.assertEqual(1, self.sum())
         self.assertEqual(1, len(self.drvr._descriptions))
 
+    def test_the_version_is_asked_once_in_a_connection(self):
+        host = self.drvr._host
+        with mock.patch.object(host, 'has_min_version',
+                               side_effect=host.has_min_version) as asked:
+            self.sum()
+            self.sum()
+            self.assertEqual(1, asked.call_count)
+            # libvirt was upgraded, and Nova has connected again.
+            host._wrapped_conn = None
+            host.get_connection()
+            self.sum()
+            self.assertEqual(2, asked.call_count)
+
     def test_a_libvirt_that_gives_it_at_once(self):
         self.version = 9_000_000
         for guest in self.guests:
