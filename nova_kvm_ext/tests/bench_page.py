@@ -113,7 +113,7 @@ def draw(found: dict[str, Any], curves: dict[str, list[tuple[int, float]]],
             axes.annotate(number, points[-1], xytext=(6, -3),
                           textcoords='offset points', color=colour)
     axes.axhline(60, color='grey', linestyle=':', linewidth=1)
-    axes.annotate('the update is due each minute', (100, 60),
+    axes.annotate('the update is due each minute', (42, 60),
                   xytext=(0, 4), textcoords='offset points', color='grey')
     axes.set_xlabel('guests with one qcow2 disk each')
     axes.set_ylabel('one periodic update, s')
