@@ -13,6 +13,7 @@
 """vCPUs of all running guests in one call, and what there is without it."""
 
 import threading
+import time
 from typing import Any
 from unittest import mock
 import uuid
@@ -23,6 +24,16 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 
 from nova_kvm_ext.guests import bulk
 from nova_kvm_ext.tests.unit import driver_base
+
+
+def hang_until(answered: threading.Event) -> list[Any]:
+    """An answer that comes when it is told to."""
+    # With eventlet and Nova before 34 the call has a thread of the operating
+    # system to itself, which a greenlet cannot wake.
+    until = time.monotonic() + 60
+    while not answered.is_set() and time.monotonic() < until:
+        time.sleep(0.01)
+    return []
 
 
 class VCPUsTestCase(driver_base.DriverTestCase):
@@ -145,7 +156,7 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         said = self.useFixture(fixtures.MockPatchObject(bulk, 'LOG')).mock
         answered = threading.Event()
         self.addCleanup(answered.set)
-        self.stats = lambda: answered.wait(60) and []
+        self.stats = lambda: hang_until(answered)
         hanging = self.guests[1].UUIDString()
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.controlInfo',
@@ -176,7 +187,7 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         now.return_value = 1000.0
         answered = threading.Event()
         self.addCleanup(answered.set)
-        self.stats = lambda: answered.wait(60) and []
+        self.stats = lambda: hang_until(answered)
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.controlInfo',
             lambda domain: [1, 0, 30]))
@@ -197,7 +208,7 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         said = self.useFixture(fixtures.MockPatchObject(bulk, 'LOG')).mock
         answered = threading.Event()
         self.addCleanup(answered.set)
-        self.stats = lambda: answered.wait(60) and []
+        self.stats = lambda: hang_until(answered)
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.libvirt.Domain.controlInfo',
             mock.Mock(side_effect=fakelibvirt.libvirtError('no'))))
