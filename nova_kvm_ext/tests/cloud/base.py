@@ -197,7 +197,8 @@ class CloudTestCase(testtools.TestCase):
             time.sleep(_POLL)
         return value
 
-    def wait_for_status(self, server: Any, status: str) -> Any:
+    def wait_for_status(self, server: Any, status: str,
+                        timeout: float = TIMEOUT) -> Any:
         """Wait until a server has a status and nothing is being done.
 
         :raises Failed: it is in ERROR, which was not asked for
@@ -208,7 +209,7 @@ class CloudTestCase(testtools.TestCase):
                 raise Failed(self.fault(found))
             return found if (found.status == status and
                              found.task_state is None) else None
-        return self.wait(f'status {status}', reached)
+        return self.wait(f'status {status}', reached, timeout)
 
     def fault(self, server: Any) -> str:
         """What the API says of why a server could not be built."""

@@ -24,6 +24,7 @@ import signal
 
 from testtools import content
 
+from nova_kvm_ext.tests.cloud import base
 from nova_kvm_ext.tests.cloud import ceph
 from nova_kvm_ext.tests.cloud import test_faults
 from nova_kvm_ext.tests.cloud import volumes
@@ -88,7 +89,9 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
         is no other one.
         """
         log = self.log_since(self.host)
-        server = self.wait_for_status(self.ask_for(host=self.host), 'ERROR')
+        # Ceph's client waits 300 s for a monitor (client_mount_timeout).
+        server = self.wait_for_status(
+            self.ask_for(host=self.host), 'ERROR', 300 + base.TIMEOUT)
         self.remove(server)
         said = log()
         self.said(next(
