@@ -58,7 +58,7 @@ class FreezeTestCase(agents.HooksTestCase):
             exception.InstanceQuiesceFailed, self.quiesce)
         self.assertIn('state_path', str(error))
         self.assertNotIn('fsFreeze', self.domain.calls)
-        # The operator reads which file, the tenant that one cannot be.
+        # The log names the file for the operator. The tenant is not told.
         self.assertNotIn(driver.CONF.state_path, str(error))
         self.assertIn(driver.CONF.state_path, self.log.output)
 
