@@ -61,6 +61,9 @@ class HostCheckTestCase(driver_base.DriverTestCase):
         self.read_host = self.patch(facts, 'read_host')
         self.read_host.return_value.libvirt.error = ''
         self.read_again = self.patch(facts, 'read_again')
+        # Whatever sudo the host of the tests has.
+        self.read_program = self.patch(facts, 'read_program')
+        self.read_program.return_value.path = '/usr/bin/sudo'
         self.run = self.patch(runner, 'run')
         self.run.side_effect = lambda found: list(self.results)
         self.flags(host_check='enforce', group='kvm_ext')
@@ -278,10 +281,9 @@ class LateTestCase(HostCheckTestCase):
                           **settings)
 
     def test_no_helper(self):
-        with mock.patch.object(facts, 'read_program',
-                               return_value=mock.Mock(path=None)):
-            self.assertRaises(exception.InvalidConfiguration, self.start,
-                              HELPER)
+        self.read_program.return_value.path = None
+        self.assertRaises(exception.InvalidConfiguration, self.start, HELPER)
+        self.read_program.assert_called_with('sudo', '/')
 
     def test_libvirt_does_not_tell(self):
         """libvirt's error has its own line, and then the checks theirs."""
