@@ -351,6 +351,11 @@ class ConvertTestCase(QemuImgTestCase):
 
     def test_no_qemu_img(self):
         os.unlink(self.tool)
+        with mock.patch.dict(os.environ, PATH=os.path.dirname(self.tool)):
+            self.assertRaises(qemu_img.QemuImgFailure, self.convert)
+        self.assertEqual(set(), self.left())
+
+    def test_the_process_cannot_be_started(self):
         with mock.patch.object(
                 subprocess, 'Popen', side_effect=FileNotFoundError):
             self.assertRaises(FileNotFoundError, self.convert)
