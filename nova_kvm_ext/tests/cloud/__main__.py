@@ -44,7 +44,8 @@ _STATE = '/var/tmp/nova-kvm-ext-cloud'
 # Checks that break or change a compute run alone, the others side by side:
 # mostly guests boot, each on one CPU.
 _ALONE = (r'\.(ColdSnapshot|Fleet|FrozenTimes|HostCPU|HostMigration|'
-          r'HostRollback|IOPause|(Migration|Storage)?Fault|Soak)TestCase\.')
+          r'HostRollback|IOPause|(Migration|Storage)?Fault|Soak|'
+          r'Verdicts)TestCase\.')
 _AT_ONCE = max(1, min(4, os.cpu_count() or 1))
 # Where time is short.
 _SHORT = r'\.(test_boot\.Boot|test_agent\.)'

@@ -16,8 +16,8 @@ The instances of one compute are on a small file system. Servers fill it, are
 paused by QEMU, and are to finish what they wrote once there is space. The
 server's kernel compares what it reads back by checksums.
 
-NOVA_KVM_EXT_CLOUD_IO_PAUSES is the number of pauses (4). Eight of them take a
-minute or so.
+NOVA_KVM_EXT_CLOUD_IO_PAUSES is the number of pauses (4), rounded up to whole
+rounds: 100 make 104. Eight of them take a minute or so.
 """
 
 import collections

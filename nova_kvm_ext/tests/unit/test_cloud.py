@@ -22,11 +22,15 @@ import subprocess
 import fixtures
 from oslotest import base
 
+from nova_kvm_ext.migration import completed
+from nova_kvm_ext.migration import verdict
 from nova_kvm_ext.tests.cloud import configuration
 from nova_kvm_ext.tests.cloud import sandbox
 from nova_kvm_ext.tests.cloud import services
 from nova_kvm_ext.tests.cloud import storage
 from nova_kvm_ext.tests.cloud import test_frozen_times
+from nova_kvm_ext.tests.cloud import test_verdicts
+from nova_kvm_ext.tests.cloud import told
 from nova_kvm_ext.tests.cloud import volumes
 
 
@@ -164,6 +168,68 @@ class FrozenTimesTestCase(base.BaseTestCase):
             [test_frozen_times.is_over(''.join(lines[:number]))
              for number in range(thaw + 2)])
         self.assertTrue(test_frozen_times.is_over(_LIBVIRT_LOG))
+
+
+class MoveTestCase(base.BaseTestCase):
+    """Whether the verdict about a migration counts as right."""
+
+    def told(self, *verdicts, more=''):
+        """What the log tells where these were said, of this server."""
+        lines = [f'[instance: one] Live migration: '
+                 f'{verdict.Verdict(outcome, iteration, 1, 1, 1)}.'
+                 for iteration, outcome in verdicts]
+        return told.Told.read('\n'.join((
+            f'[instance: two] Live migration: '
+            f'{verdict.Verdict(verdict.Outcome.CONVERGES, 1)}.', *lines,
+            *([f'[instance: one] {more}'] if more else ()))), 'one')
+
+    def move(self, kind, *verdicts, status='completed', more='',
+             stopped=False):
+        return test_verdicts.Move(
+            test_verdicts.Guest(None, kind, 'wait'), 'a', 'b',
+            self.told(*verdicts, more=more), status=status, stopped=stopped)
+
+    def test_the_log(self):
+        found = self.told((2, verdict.Outcome.STALLS), more=(
+            f'Live migration completed: '
+            f'{completed.Completed(9, 0.2, 5, 3 << 30, 4 << 20)}; 0.5 s.'))
+        self.assertEqual(((2, verdict.Outcome.STALLS),), found.verdicts)
+        self.assertTrue(found.completed.startswith(
+            'downtime 0.200 s, iterations 5, sent 3072 MiB'))
+        self.assertEqual('', found.acted)
+        self.assertEqual('it is aborted (x)', self.told(more=(
+            'KVML705 The live migration will not converge: it is aborted '
+            '(x).')).acted)
+        # What it took is to be told, not that it is not known.
+        self.assertEqual('', self.told(more=(
+            f'Live migration completed: {completed.Completed()}.')).completed)
+
+    def test_the_verdict_by_the_third_iteration(self):
+        stalls, ends, unknown = (verdict.Outcome.STALLS,
+                                 verdict.Outcome.CONVERGES,
+                                 verdict.Outcome.UNKNOWN)
+        for verdicts, outcome in (
+                ((), None), (((2, stalls),), stalls),
+                (((2, stalls), (3, ends), (4, stalls)), ends),
+                (((3, unknown), (4, stalls)), unknown),
+                (((5, ends), (6, stalls)), ends)):
+            self.assertIs(outcome, self.told(*verdicts).outcome, verdicts)
+
+    def test_right(self):
+        stalls, ends = verdict.Outcome.STALLS, verdict.Outcome.CONVERGES
+        acted = ('KVML705 The live migration will not converge: it is '
+                 'aborted (x).')
+        for result, move in (
+                ('right', self.move('idle')),
+                ('right', self.move('idle', (3, ends))),
+                ('WRONG', self.move('slow', (3, stalls))),
+                ('right', self.move('fast', (3, stalls), more=acted)),
+                ('not known', self.move('fast', stopped=True)),
+                # It has arrived, and nobody has touched it.
+                ('WRONG', self.move('fast', (3, stalls))),
+                ('right', self.move('stops', (3, stalls), stopped=True)),
+                ('WRONG', self.move('stops', (3, ends), stopped=True))):
+            self.assertEqual(result, move.result, str(move))
 
 
 class FilesystemTestCase(base.BaseTestCase):
