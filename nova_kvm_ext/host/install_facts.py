@@ -63,7 +63,7 @@ def read(service: service_reader.Service | None = None
         return _unknown(ours, found.unknown, found.elsewhere)
     if found.ours:
         return ours
-    answers, why = found.ask(_QUESTION, _SECONDS)
+    answers, why, _ = found.ask(_QUESTION, _SECONDS)
     try:
         said = answers[-1]
         directories = tuple(map(str, said['nova']))

@@ -462,11 +462,14 @@ class CephFacts:
     :ivar modules: by name, why Python does not import it; '' where it does
     :ivar programs: by name, where it is; None where it is not
     :ivar step: the last that was tried: ``conf`` (reads ceph.conf),
-        ``connect``, ``pool`` (opens it), ``read`` (reads an object of it); ''
-        for none
+        ``connect``, ``pool`` (opens it), ``read`` (reads an object of it),
+        ``write`` (removes an object that there is not), ``done``; '' for none
     :ivar error: why that step failed, in words of Ceph's library; '' where
         all steps were taken
     :ivar errno: its number; None where there is none, or no answer came
+    :ivar signal: the one that ended Python in that step; None for none
+    :ivar monitors: whether ceph.conf names monitors (mon_host); False only
+        where it certainly does not
     :ivar full: whether Ceph says that the pool is full
     :ivar key_error: the same of a connection with the key that is libvirt's
         secret; None where that was not tried
@@ -483,6 +486,8 @@ class CephFacts:
     step: str = ''
     error: str = ''
     errno: int | None = None
+    signal: int | None = None
+    monitors: bool = True
     full: bool = False
     key_error: str | None = None
     key_errno: int | None = None
@@ -495,11 +500,13 @@ class SecretFacts:
     :ivar there: whether libvirt has it; None where that is not known
     :ivar has_value: whether it has a value; None where that is not known
     :ivar error: why something is not known, in libvirt's words, or ''
+    :ivar malformed: whether libvirt says that its UUID is none
     """
 
     there: bool | None = None
     has_value: bool | None = None
     error: str = ''
+    malformed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,17 +63,19 @@ class Python:
         return ' '.join(self.words)
 
     def ask(self, question: str, seconds: float, given: str = ''
-            ) -> tuple[list[Any], str]:
+            ) -> tuple[list[Any], str, int | None]:
         """Run a program that prints lines of JSON.
 
         :param question: Python
         :param seconds: after which it is killed
         :param given: what it reads on standard input
         :returns: the values of the lines that it printed, whether or not it
-            came to its end; and why it did not, or ''
+            came to its end; why it did not, or ''; and the signal that ended
+            it before its time, None where none did
         """
         uid, gid, groups = self.user or (None, None, None)
         said: Any = ''
+        signal = None
         # No pipe: on eventlet, communicate() waits for ever on that of a
         # process that has ended without reading. No file: it may be a key.
         given_file = os.memfd_create('nova-kvm-ext')
@@ -85,6 +87,7 @@ class Python:
                 stdin=given_file, capture_output=True, text=True,
                 errors='replace', timeout=seconds, user=uid, group=gid,
                 extra_groups=groups)
+            signal = -done.returncode if done.returncode < 0 else None
             said, why = done.stdout, (
                 '' if done.returncode == 0 else
                 f'gives no answer: {done.stderr or done.stdout}')
@@ -107,7 +110,7 @@ class Python:
             except ValueError:
                 # A line of a library, or one that was cut.
                 continue
-        return answers, errors.clean(why)
+        return answers, errors.clean(why), signal
 
 
 def find(service: service_reader.Service | None = None) -> Python:

@@ -51,7 +51,8 @@ class HostOptions:
     :ivar post_copy: ``[libvirt] live_migration_permit_post_copy``
     :ivar rbd_pool: ``[libvirt] images_rbd_pool``
     :ivar ceph_conf: ``[libvirt] images_rbd_ceph_conf``
-    :ivar rbd_user: ``[libvirt] rbd_user``, or ''
+    :ivar rbd_user: ``[libvirt] rbd_user``; None where it is not set: Nova
+        treats an empty one otherwise
     :ivar rbd_secret: ``[libvirt] rbd_secret_uuid``, or ''
     """
 
@@ -72,7 +73,7 @@ class HostOptions:
     post_copy: bool = False
     rbd_pool: str = 'rbd'
     ceph_conf: str = ''
-    rbd_user: str = ''
+    rbd_user: str | None = None
     rbd_secret: str = ''
 
     @property
@@ -146,7 +147,7 @@ class HostOptions:
                             False),
             rbd_pool=value('libvirt', 'images_rbd_pool', 'rbd') or 'rbd',
             ceph_conf=value('libvirt', 'images_rbd_ceph_conf', '') or '',
-            rbd_user=value('libvirt', 'rbd_user', '') or '',
+            rbd_user=value('libvirt', 'rbd_user', None),
             rbd_secret=value('libvirt', 'rbd_secret_uuid', '') or '',
             problem=problems[0].problem if problems else '',
             remedy=problems[0].remedy if problems else '')

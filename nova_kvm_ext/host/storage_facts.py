@@ -42,11 +42,15 @@ _QEMU_SECONDS = 10
 # virErrorNumber VIR_ERR_NO_SECRET
 _NO_SECRET = 66
 
+# virErrorNumber VIR_ERR_INVALID_ARG, which virSecretLookupByUUIDString() has
+# for what is not a UUID.
+_INVALID = 8
+
 # Each step is said before it is taken: the last line of one that was killed
 # tells where it hung. The errors of Ceph's library have an errno. os._exit,
 # because threads of a library that waits for Ceph would be waited for.
 _QUESTION = """
-import json, os, shutil, sys
+import json, os, shutil, sys, uuid
 sys.path[:] = [path for path in sys.path if path]
 asked = json.load(sys.stdin)
 
@@ -82,29 +86,39 @@ def cluster(**more):
 try:
     say(step='conf')
     ceph = cluster()
-    say(step='connect')
+    say(step='connect', monitors=bool(ceph.conf_get('mon_host')))
     ceph.connect()
     say(step='pool')
     pool = ceph.open_ioctx(asked['pool'])
-    say(step='read')
-    try:
-        # The list of the pool's images. An empty pool has none.
-        pool.stat('rbd_directory')
-    except rados.ObjectNotFound:
-        pass
-    say(step='done')
-except Exception as e:
-    say(**failed(e))
-else:
+    full = False
     # Not every user may ask for it.
     try:
         _, out, _ = ceph.mon_command(json.dumps({
             'prefix': 'health', 'detail': 'detail', 'format': 'json'}), b'')
         found = json.loads(out)['checks'].get('POOL_FULL', {'detail': []})
         name = "'%s'" % asked['pool']
-        say(full=any(name in one['message'] for one in found['detail']))
+        full = any(name in one['message'] for one in found['detail'])
+        say(full=full)
     except Exception:
         pass
+    say(step='read')
+    try:
+        # The list of the pool's images. An empty pool has none.
+        pool.stat('rbd_directory')
+    except rados.ObjectNotFound:
+        pass
+    # A write to a full pool waits.
+    if not full:
+        say(step='write')
+        try:
+            # Nothing is removed: no object has that name. Where the user may
+            # only read, Ceph says so first.
+            pool.remove_object('rbd_data.nova-kvm-ext.' + uuid.uuid4().hex)
+        except rados.ObjectNotFound:
+            pass
+    say(step='done')
+except Exception as e:
+    say(**failed(e))
 if asked['key']:
     try:
         cluster(key=asked['key']).connect()
@@ -149,10 +163,12 @@ def _read_secret(uuid: str, connection: Any
     except Exception as e:
         # libvirt's own, or Nova's where its proxy has lost the connection. A
         # secret that is private shows nobody its value.
-        gone = errors.libvirt_error_code(e) == _NO_SECRET
+        code = errors.libvirt_error_code(e)
+        gone = code == _NO_SECRET
         return model.SecretFacts(
             there if not gone else bool(there),
-            False if gone and there else None, errors.clean(e)), ''
+            False if gone and there else None, errors.clean(e),
+            not there and code == _INVALID), ''
     return (model.SecretFacts(True, bool(value)),
             base64.b64encode(value or b'').decode())
 
@@ -190,7 +206,7 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
     if python.unknown:
         return model.CephFacts(True, name, errors.clean(python.unknown),
                                python.elsewhere)
-    answers, why = python.ask(_QUESTION, SECONDS, json.dumps({
+    answers, why, signal = python.ask(_QUESTION, SECONDS, json.dumps({
         'user': wanted.rbd_user or None, 'conf': wanted.ceph_conf,
         'pool': wanted.rbd_pool, 'seconds': ANSWER_SECONDS, 'key': key}))
     said: dict[str, Any] = {}
@@ -210,7 +226,9 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
         step=step,
         error=errors.clean(said.get('error') or (
             '' if step in ('', 'done') else why or 'no answer')),
-        errno=_number(said.get('errno')), full=said.get('full') is True,
+        errno=_number(said.get('errno')), signal=signal,
+        monitors=said.get('monitors') is not False,
+        full=said.get('full') is True,
         key_error=errors.clean(tried.get('error', ''))
         if isinstance(tried, dict) else None,
         key_errno=_number(tried.get('errno'))

@@ -51,10 +51,12 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-key',
         r'error connecting: (Permission denied|Invalid argument)'
-        r'|RADOS (permission denied|invalid argument) '
-        r'\(error connecting to the cluster\)',
+        r'|RADOS (permission denied|I/O error) '
+        r'\(error connecting to the cluster\)'
+        r'|\[errno 95\] error connecting to the cluster',
         'Ceph refuses the key: it is the key of another user or no key at '
-        'all, there is no keyring of that user, or Ceph has no such user.',
+        'all, there is no keyring of that user, Ceph has no such user, or the '
+        'user has no capability for the monitors.',
         'Compare the secret in libvirt (virsh secret-get-value) and the '
         'keyring of this host with ceph auth get; see [libvirt] rbd_user. ' +
         HOST_CHECK,
@@ -64,20 +66,81 @@ ROWS: tuple[KnownError, ...] = (
          DIED + _BLOCKDEV + 'error connecting: Invalid argument',
          '[errno 13] RADOS permission denied (error connecting to the '
          'cluster)',
-         '[errno 22] RADOS invalid argument (error connecting to the '
-         'cluster)')),
+         '[errno 5] RADOS I/O error (error connecting to the cluster)',
+         '2026-11-27T13:45:31.785+0000 7fb4e179a6c0 -1 monclient(hunting): '
+         'handle_auth_bad_method server allowed_methods [2] but i only '
+         'support [2]\n[errno 13] RADOS permission denied (error connecting '
+         'to the cluster)',
+         '[errno 95] error connecting to the cluster')),
+    KnownError(
+        'ceph-monitors',
+        r'RADOS invalid argument \(error connecting to the cluster\)',
+        'Ceph\'s library cannot use the addresses of the monitors: mon_host '
+        'in ceph.conf has a name that this host cannot resolve, or what is no '
+        'address.',
+        'Correct mon_host; try its names with getent hosts. ' + HOST_CHECK,
+        _OLD,
+        ('[errno 22] RADOS invalid argument (error connecting to the '
+         'cluster)',)),
+    KnownError(
+        'ceph-command',
+        r'rbd: couldn\'t connect to the cluster!',
+        'The command rbd, with which Nova imports an image, has no connection '
+        'to Ceph: no monitor answers, or Ceph refuses user or key.',
+        'Compare the keyring of this host with ceph auth get; see [libvirt] '
+        'rbd_user. ' + HOST_CHECK,
+        _OLD,
+        ('2026-11-27T13:45:32.169+0000 7f37a33cd6c0 -1 monclient(hunting): '
+         'handle_auth_bad_method server allowed_methods [2] but i only '
+         'support [2]\nrbd: couldn\'t connect to the cluster!\n'
+         'rbd: -p [ --pool ] is deprecated, use --dest-pool',)),
     KnownError(
         'ceph-configuration',
         r'RADOS object not found '
-        r'\(error (calling conf_read_file|connecting to the cluster)\)',
-        'Ceph\'s library finds no configuration, or no key of its user.',
+        r'\(error (calling conf_read_file|connecting to the cluster)\)'
+        r'|RADOS invalid argument \(error calling conf_read_file\)'
+        r'|Error initializing cluster client: '
+        r'(ObjectNotFound|InvalidArgumentError)\('
+        r'|global_init: unable to open config file'
+        r'|error connecting: No such file or directory'
+        r'|error reading conf file [^\n]+: '
+        r'(No such file or directory|Invalid argument)',
+        'Ceph\'s library finds no configuration that it can read, no monitor '
+        'in it (mon_host), or no key of its user.',
         'Copy ceph.conf and the keyring to this host, readable for the user '
         'of nova-compute; see [libvirt] images_rbd_ceph_conf and rbd_user. ' +
         HOST_CHECK,
         _SEEN,
         ('[errno 2] RADOS object not found (error calling conf_read_file)',
          '[errno 2] RADOS object not found (error connecting to the '
-         'cluster)')),
+         'cluster)',
+         '[errno 22] RADOS invalid argument (error calling conf_read_file)',
+         'Error initializing cluster client: ObjectNotFound(\'RADOS object '
+         'not found (error calling conf_read_file)\')',
+         'Error initializing cluster client: InvalidArgumentError(\'RADOS '
+         'invalid argument (error calling conf_read_file)\')',
+         'global_init: unable to open config file from search list '
+         '/etc/ceph/other.conf',
+         DIED + _BLOCKDEV + 'error connecting: No such file or directory',
+         DIED + _BLOCKDEV + 'error reading conf file /etc/ceph/other.conf: '
+         'No such file or directory',
+         DIED + _BLOCKDEV + 'error reading conf file /etc/ceph/other.conf: '
+         'Invalid argument')),
+    KnownError(
+        'ceph-configuration-letters',
+        r'strict_ischar\(ch\)',
+        'ceph.conf has a character that is not ASCII, or a byte order mark. '
+        'Ceph\'s library ends the process that reads it: commands, QEMU, and '
+        'nova-compute itself.',
+        'Remove the character.',
+        _OLD,
+        ('rbd: /usr/include/boost/spirit/home/support/char_encoding/'
+         'standard.hpp:129: static bool boost::spirit::char_encoding::'
+         'standard::isblank(int): Assertion `strict_ischar(ch)\' failed.',
+         DIED + 'qemu-system-x86_64: /usr/include/boost/spirit/home/support/'
+         'char_encoding/standard.hpp:129: static bool boost::spirit::'
+         'char_encoding::standard::isblank(int): Assertion '
+         '`strict_ischar(ch)\' failed.')),
     KnownError(
         'ceph-bindings',
         r'\Arbd python libraries not found\Z',
@@ -89,8 +152,9 @@ ROWS: tuple[KnownError, ...] = (
         ('rbd python libraries not found',)),
     KnownError(
         'ceph-pool',
-        r"error opening pool \S+: No such file or directory"
-        r"|RADOS object not found \(error opening pool '\S*'\)",
+        r"error opening pool ('[^\n']*': \(2\)|[^\n']+:) "
+        r"No such file or directory"
+        r"|RADOS object not found \(error opening pool '[^\n']*'\)",
         'Ceph has no pool of that name.',
         'Correct [libvirt] images_rbd_pool, or rbd_pool of Cinder (ceph osd '
         'pool ls). ' + HOST_CHECK,
@@ -99,12 +163,18 @@ ROWS: tuple[KnownError, ...] = (
          'directory',
          DIED + _NEWER + 'error opening pool nopool: No such file or '
          'directory',
-         "[errno 2] RADOS object not found (error opening pool 'nopool')")),
+         DIED + _BLOCKDEV + 'error opening pool no pool: No such file or '
+         'directory',
+         "rbd: error opening pool 'nopool': (2) No such file or directory",
+         "[errno 2] RADOS object not found (error opening pool 'nopool')",
+         "[errno 2] RADOS object not found (error opening pool 'no pool')")),
     KnownError(
         'ceph-permission',
-        r'error reading header from \S+: Operation not permitted'
-        r'|RBD permission error \(',
-        'Ceph does not give this user access to that pool.',
+        r'error reading header from [^\n]+: Operation not permitted'
+        r'|(RBD|RADOS) permission error \('
+        r'|rbd: import failed: \(1\) Operation not permitted',
+        'Ceph does not give this user access to that pool, or only lets it '
+        'read.',
         'Give the user the pool: ceph auth caps with "profile rbd '
         'pool=...", and in the same command all that the user may do '
         'already (ceph auth get). ' + HOST_CHECK,
@@ -115,10 +185,32 @@ ROWS: tuple[KnownError, ...] = (
          'OpenRequest: failed to stat v2 image header: (1) Operation not '
          'permitted\n' + _NEWER + 'error reading header from disk: Operation '
          'not permitted',
-         '[errno 1] RBD permission error (error listing images)')),
+         '[errno 1] RBD permission error (error listing images)',
+         "[errno 1] RADOS permission error (Failed to stat 'rbd_directory')",
+         '2026-11-27T13:45:47.153+0000 7faf6f7fe6c0 -1 librbd::image::'
+         'CreateRequest: 0x55991f0b0990 handle_add_image_to_directory: error '
+         'adding image to directory: (1) Operation not permitted\n'
+         'rbd: image creation failed\n\n'
+         'Importing image: 0% complete...failed.\n'
+         'rbd: import failed: (1) Operation not permitted')),
+    KnownError(
+        'ceph-image-there',
+        r'RBD image already exists \(error creating image\)'
+        r'|rbd: import failed: \(17\) File exists',
+        'An image of that name is in Ceph already: what is left of a boot '
+        'that did not come to its end, or the disk of a guest.',
+        'Look with rbd status whether a client has the image open, and with '
+        'openstack server show whether the server exists. If neither, remove '
+        'the image with rbd rm.',
+        _OLD,
+        ('[errno 17] RBD image already exists (error creating image)',
+         '2026-11-27T13:45:29.933+0000 7fb742e9b380 -1 librbd: rbd image disk '
+         'already exists\nrbd: image creation failed\n\n'
+         'Importing image: 0% complete...failed.\n'
+         'rbd: import failed: (17) File exists')),
     KnownError(
         'ceph-image-gone',
-        r'error reading header from \S+: No such file or directory'
+        r'error reading header from [^\n]+: No such file or directory'
         r'|RBD image not found \(',
         'The disk is not in Ceph any more, or it is in another pool.',
         'Look with rbd ls and rbd trash ls. An image in the trash comes back '
@@ -128,6 +220,8 @@ ROWS: tuple[KnownError, ...] = (
          'file or directory',
          DIED + _NEWER + 'error reading header from gone: No such file or '
          'directory',
+         DIED + _BLOCKDEV + 'error reading header from gone disk: No such '
+         'file or directory',
          "[errno 2] RBD image not found (error opening image b'gone' at "
          'snapshot None)')),
     KnownError(
@@ -163,6 +257,19 @@ ROWS: tuple[KnownError, ...] = (
         ('[errno 28] RBD insufficient space available (error creating image)',
          '[errno 122] RBD disk quota exceeded (error creating image)',
          "[errno 28] RADOS no space (error reading b'disk')")),
+    KnownError(
+        'secret-named-badly',
+        r'missing username for auth|invalid secret uuid \'[^\n]*\''
+        r'|missing secret uuid or usage attribute',
+        'The user of Ceph or the UUID of the secret, by which a disk is to be '
+        'opened, is missing, or the UUID is not one.',
+        'Set [libvirt] rbd_user and rbd_secret_uuid, or those of Cinder, '
+        'together. ' + HOST_CHECK,
+        'libvirt 9.0',
+        ("XML error: invalid secret uuid 'foo'",
+         "XML error: invalid secret uuid 'what is no UUID'",
+         'XML error: missing username for auth',
+         'XML error: missing secret uuid or usage attribute')),
     KnownError(
         'secret-without-value',
         r"Secret not found: secret '\S*' does not have a value",

@@ -17,6 +17,7 @@ runs. Guests that boot from a volume may, so that the service starts anyway.
 """
 
 import errno as errno_
+import signal
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.host.checks import causes
@@ -28,7 +29,13 @@ GROUP = verdict.Group()
 _PROGRAMS = ('ceph', 'rbd')
 # What Ceph's library says of a client or key that Ceph does not take.
 _REFUSED = (errno_.EACCES, errno_.EPERM)
-_WRONG_KEY = (*_REFUSED, errno_.EINVAL)
+# EOPNOTSUPP: it asks for another way to authenticate (auth_client_required).
+_WRONG_KEY = (*_REFUSED, errno_.EOPNOTSUPP)
+
+_NO_XML = ('Nova fails when it writes the XML of such a disk, so that no '
+           'guest whose disk Nova makes runs')
+_MON_CAPABILITY = ('Its user needs a capability for the monitors (mon '
+                   '\'profile rbd\').')
 
 
 def _unused(facts: model.HostFacts) -> verdict.Said | None:
@@ -133,30 +140,45 @@ def _driver(facts: model.HostFacts) -> verdict.Said:
 @GROUP.check('KVM603', 'Secret of Ceph in libvirt', proof=(
     'With images_type = rbd, libvirt says that it has not the secret of '
     'rbd_secret_uuid or that the secret has no value; or Ceph refuses the '
-    'value as the key of rbd_user; or rbd_user is set without '
-    'rbd_secret_uuid, which libvirt refuses (missing secret uuid or usage '
-    'attribute).'))
+    'value as the key of rbd_user; or libvirt says that rbd_secret_uuid is '
+    'not a UUID; or one of rbd_user and rbd_secret_uuid is set without the '
+    'other, and Nova does not make the XML of such a disk (TypeError: '
+    'Argument must be bytes or unicode).'))
 def _secret(facts: model.HostFacts) -> verdict.Said:
     options, secret = facts.options, facts.storage.secret
     if not options.ceph:
         return verdict.skip('nova.conf names no Ceph ([libvirt] images_type, '
                             'rbd_user, rbd_secret_uuid)')
     uuid = errors.clean(options.rbd_secret)
+    # Of volumes Cinder says both.
+    if options.ceph_disks and uuid and not options.rbd_user:
+        return verdict.fail(
+            '[libvirt] rbd_secret_uuid is set and rbd_user is not: ' + _NO_XML,
+            'Set [libvirt] rbd_user to the name of Ceph\'s user, without '
+            '"client.".')
+    if options.ceph_disks and not uuid and options.rbd_user is not None:
+        return verdict.fail(
+            '[libvirt] rbd_user is set and rbd_secret_uuid is not: ' + _NO_XML,
+            'Set [libvirt] rbd_secret_uuid to the UUID of a secret that virsh '
+            'secret-list shows; or remove rbd_user, where Ceph asks for no '
+            'key.')
     if not uuid:
-        if options.ceph_disks and options.rbd_user:
-            return _weigh(
-                facts, '[libvirt] rbd_user is set and rbd_secret_uuid is '
-                'not: libvirt refuses such a disk',
-                'Set [libvirt] rbd_secret_uuid to the UUID of a secret that '
-                'virsh secret-list shows.')
         return verdict.skip('[libvirt] rbd_secret_uuid is not set')
+    if secret.malformed:
+        return _weigh(
+            facts, f'[libvirt] rbd_secret_uuid = {uuid} is not a UUID '
+            f'({secret.error})',
+            'Set [libvirt] rbd_secret_uuid to the UUID of a secret that '
+            'virsh secret-list shows.')
     define = (f'virsh secret-define, with the UUID {uuid} and the usage type '
               f'ceph; then virsh secret-set-value, with the key of '
               f'{_client(facts)}')
     if secret.there is False:
         return _weigh(facts, f'libvirt has no secret {uuid}', define)
     if secret.there is None:
-        return verdict.skip('libvirt did not answer (KVM502)')
+        return verdict.skip(
+            f'not known: libvirt says {secret.error}' if secret.error else
+            'libvirt did not answer (KVM502)')
     if secret.has_value is False:
         return _weigh(
             facts, f'the secret {uuid} of libvirt has no value',
@@ -164,12 +186,16 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             f'{_client(facts)} (ceph auth get-key {_client(facts)}). An '
             f'ephemeral secret loses its value when libvirt restarts.')
     ceph = facts.storage.ceph
-    if ceph.key_error and ceph.key_errno in _WRONG_KEY:
+    if ceph.key_error and (
+            ceph.key_errno in _WRONG_KEY or
+            # It is no key; or it is mon_host that the library cannot use.
+            ceph.key_errno == errno_.EINVAL != ceph.errno):
         return _weigh(
             facts, f'Ceph refuses the value of the secret {uuid} as the key '
             f'of {_client(facts)} ({ceph.key_error})',
             f'virsh secret-set-value {uuid}, with the output of ceph auth '
-            f'get-key {_client(facts)}')
+            f'get-key {_client(facts)}. If the value is right: '
+            f'{_MON_CAPABILITY}')
     taken = ('; Ceph takes it as the key of ' + _client(facts)
              if ceph.key_error == '' else
              '; whether it is the right one was not tried')
@@ -189,8 +215,10 @@ def _own_eyes(facts: model.HostFacts, said: verdict.Said) -> verdict.Said:
 
 @GROUP.check('KVM604', 'Connection to Ceph', proof=(
     'With images_type = rbd, Ceph\'s library, in nova-compute\'s Python and '
-    'as its user, finds no configuration or no key, or Ceph refuses the key. '
-    'An answer that does not come in time proves nothing.'))
+    'as its user, finds no configuration or no key, ends the process that '
+    'reads the configuration, or Ceph refuses the key. An answer that does '
+    'not come in time, or a name of a monitor that is not resolved, proves '
+    'nothing.'))
 def _connection(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -200,15 +228,14 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
         return verdict.skip('Ceph could not be asked (KVM601)')
     client = _client(facts)
     if ceph.step == 'conf' and ceph.error:
-        where = f'[libvirt] images_rbd_ceph_conf = {conf}' if conf else (
-            'in no place where Ceph looks for ceph.conf, as [libvirt] '
-            'images_rbd_ceph_conf is not set')
-        return _own_eyes(facts, _weigh(
-            facts, f'Ceph\'s library reads no configuration: {where} '
-            f'({ceph.error})',
-            'Copy ceph.conf of the cluster there, readable for '
-            'nova-compute\'s user.'))
+        return _configuration(facts)
     if ceph.step == 'connect' and ceph.error:
+        if ceph.errno == errno_.ENOENT and not ceph.monitors:
+            return _own_eyes(facts, _weigh(
+                facts, f'no monitor is found: {conf or "ceph.conf"} has no '
+                f'mon_host ({ceph.error})',
+                'Copy ceph.conf of the cluster there (ceph config '
+                'generate-minimal-conf makes one).'))
         if ceph.errno == errno_.ENOENT:
             return _own_eyes(facts, _weigh(
                 facts, f'there is no key of {client} ({ceph.error})',
@@ -217,10 +244,24 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
                 f'rbd_user.'))
         if ceph.errno in _WRONG_KEY:
             return _weigh(
-                facts, f'Ceph refuses {client}: there is no such user, or '
-                f'its key is another one ({ceph.error})',
+                facts, f'Ceph refuses {client}: there is no such user, its '
+                f'key is another one, or it may not ask the monitors '
+                f'({ceph.error})',
                 f'Compare the keyring of this host with ceph auth get '
-                f'{client}, or correct [libvirt] rbd_user.')
+                f'{client}, or correct [libvirt] rbd_user. '
+                f'{_MON_CAPABILITY}')
+        if ceph.errno == errno_.EINVAL:
+            # The name server may be well again in a minute.
+            return verdict.warn(
+                f'Ceph\'s library cannot use mon_host of '
+                f'{conf or "ceph.conf"} ({ceph.error})',
+                'Correct the addresses; where they are names, see that this '
+                'host can resolve them (getent hosts NAME).')
+        if ceph.errno == errno_.EIO:
+            return verdict.warn(
+                f'Ceph\'s library finds no key of {client} in its keyring, or '
+                f'cannot read it ({ceph.error})',
+                f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring')
         return verdict.warn(
             f'no monitor of Ceph accepts {client}: {ceph.error}',
             'See that the addresses of mon_host in ceph.conf are right and '
@@ -229,17 +270,43 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
     return verdict.passed(f'Ceph accepts {client}')
 
 
+def _configuration(facts: model.HostFacts) -> verdict.Said:
+    """Ceph's library could not read ceph.conf."""
+    ceph, conf = facts.storage.ceph, errors.clean(facts.options.ceph_conf)
+    where = f'[libvirt] images_rbd_ceph_conf = {conf}' if conf else (
+        'in no place where Ceph looks for ceph.conf, as [libvirt] '
+        'images_rbd_ceph_conf is not set')
+    if ceph.signal == signal.SIGABRT:
+        return _weigh(
+            facts, f'Ceph\'s library ends the process that reads '
+            f'{conf or "ceph.conf"} ({ceph.error}), nova-compute too',
+            'Remove characters that are not ASCII, also from comments and '
+            'at the beginning of the file (byte order mark).')
+    if ceph.errno is None:
+        return verdict.warn(
+            f'whether Ceph\'s library can read {conf or "ceph.conf"} is not '
+            f'known: {ceph.error}',
+            'Run nova-kvm-ext host check again when this host is less busy.')
+    return _own_eyes(facts, _weigh(
+        facts, f'Ceph\'s library reads no configuration: {where} '
+        f'({ceph.error})',
+        'Correct what is no line NAME = VALUE and no [SECTION] in it.'
+        if ceph.errno == errno_.EINVAL else
+        'Copy ceph.conf of the cluster there, readable for '
+        'nova-compute\'s user.'))
+
+
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
     'With images_type = rbd, Ceph says that there is no pool of the name in '
-    'images_rbd_pool, or refuses to let Nova\'s user read it. An answer that '
-    'does not come in time proves nothing.'))
+    'images_rbd_pool, or refuses to let Nova\'s user read it or write to it. '
+    'An answer that does not come in time proves nothing.'))
 def _pool(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
         return said
     ceph, client = facts.storage.ceph, _client(facts)
     pool = errors.clean(facts.options.rbd_pool)
-    if ceph.step not in ('pool', 'read', 'done'):
+    if ceph.step not in ('pool', 'read', 'write', 'done'):
         return verdict.skip('there is no connection to Ceph (KVM601, KVM604)')
     if ceph.full:
         return verdict.warn(
@@ -248,7 +315,7 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             'Delete what is not needed, add OSDs, or raise the quota (ceph '
             'df, ceph osd pool get-quota).')
     if ceph.step == 'done':
-        return verdict.passed(f'{client} may read the pool {pool}')
+        return verdict.passed(f'{client} may read and write the pool {pool}')
     if ceph.errno == errno_.ENOENT:
         return _weigh(
             facts, f'Ceph has no pool {pool} ([libvirt] images_rbd_pool)',
@@ -256,8 +323,9 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             f'ceph osd pool create {pool} && rbd pool init {pool}')
     if ceph.errno in _REFUSED:
         return _weigh(
-            facts, f'Ceph does not let {client} read the pool {pool} '
-            f'({ceph.error})',
+            facts, f'Ceph does not let {client} '
+            f'{"write to" if ceph.step == "write" else "read"} the pool '
+            f'{pool} ({ceph.error})',
             f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
             f'pool={pool}\' and, in the same command, all else that '
             f'{client} may do already (ceph auth get {client}).')

@@ -110,6 +110,14 @@ GUESTS: dict[str, tuple[str, ...]] = {
         "uuid='11111111-2222-3333-4444-555555555555'/></auth>"
         "<source protocol='rbd' name='pool/volume'><host name='127.0.0.1' "
         "port='1'/></source><target dev='vda' bus='virtio'/></disk>"),),
+    'secret-named-badly': tuple(domain(
+        devices="<disk type='network'><driver name='qemu' type='raw'/>"
+        f"{auth}<source protocol='rbd' name='pool/volume'>"
+        "<host name='127.0.0.1' port='1'/></source>"
+        "<target dev='vda' bus='virtio'/></disk>") for auth in (
+            "<auth username='user'><secret type='ceph' uuid='none'/></auth>",
+            "<auth username='user'><secret type='ceph'/></auth>",
+            "<auth><secret type='ceph' uuid='none'/></auth>")),
     'console-log': (domain(
         devices="<serial type='pty'><log file='/none/console.log'/>"
                 "</serial>"),),
@@ -162,9 +170,10 @@ TESTS = {
 ELSEWHERE = {
     'kvm-msr': 'needs a KVM that refuses registers',
     **dict.fromkeys(
-        ('ceph-no-answer', 'ceph-key', 'ceph-configuration', 'ceph-pool',
-         'ceph-permission', 'ceph-image-gone', 'ceph-blocklisted',
-         'secret-without-value'), 'needs a Ceph'),
+        ('ceph-no-answer', 'ceph-key', 'ceph-monitors', 'ceph-command',
+         'ceph-configuration', 'ceph-configuration-letters', 'ceph-pool',
+         'ceph-permission', 'ceph-image-gone', 'ceph-image-there',
+         'ceph-blocklisted', 'secret-without-value'), 'needs a Ceph'),
     'migration-post-copy': 'needs two libvirts; tools/run-migration-tests',
 }
 

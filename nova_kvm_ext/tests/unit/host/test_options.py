@@ -46,7 +46,7 @@ class HostOptionsTestCase(base.BaseTestCase):
 
     def test_ceph(self):
         found = self.read()
-        self.assertEqual(('rbd', '', '', ''), (
+        self.assertEqual(('rbd', '', None, ''), (
             found.rbd_pool, found.ceph_conf, found.rbd_user,
             found.rbd_secret))
         for name, value in (('images_rbd_pool', 'vms'),
@@ -59,6 +59,11 @@ class HostOptionsTestCase(base.BaseTestCase):
         self.assertEqual(('vms', '/etc/c.conf', 'cinder', 'uuid', True), (
             found.rbd_pool, found.ceph_conf, found.rbd_user,
             found.rbd_secret, found.ceph_disks))
+
+    def test_user_that_is_set_to_nothing(self):
+        """Nova asks whether it is None."""
+        self.conf.set_override('rbd_user', '', 'libvirt')
+        self.assertEqual('', self.read().rbd_user)
 
     def test_what_set_the_driver(self):
         path = self.useFixture(fixtures.TempDir()).join('nova.conf')

@@ -15,6 +15,7 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,10 @@ class ObjectNotFound(Error):
 class Ioctx:
     def stat(self, name):
         fail('read')
+    def remove_object(self, name):
+        assert name.startswith('rbd_data.nova-kvm-ext.') and len(name) > 40
+        fail('write')
+        raise ObjectNotFound('there is no such object', 2)
 def fail(step):
     wanted = os.environ['CEPH_ARGS']
     name, _, number = wanted.partition(':')
@@ -62,6 +67,9 @@ class Rados:
         fail('conf')
     def conf_set(self, name, value):
         self.options[name] = value
+    def conf_get(self, name):
+        assert name == 'mon_host'
+        return '' if os.environ['CEPH_ARGS'] == 'connect:2' else '[::1]'
     def connect(self):
         assert self.options['client_mount_timeout'] == '5', self.options
         fail('connect with key' if 'key' in self.options else 'connect')
@@ -153,6 +161,7 @@ class StorageFactsTestCase(base.BaseTestCase):
     @ddt.data(('conf:2', 'conf', 2), ('connect:2', 'connect', 2),
               ('connect:13', 'connect', 13), ('connect:110', 'connect', 110),
               ('pool:2', 'pool', 2), ('read:1', 'read', 1),
+              ('write:1', 'write', 1), ('write:110', 'write', 110),
               # The list of an empty pool's images.
               ('read:2', 'done', None))
     @ddt.unpack
@@ -160,6 +169,22 @@ class StorageFactsTestCase(base.BaseTestCase):
         found = self.read(fault).ceph
         self.assertEqual((step, number), (found.step, found.errno))
         self.assertEqual(bool(number), 'RADOS error' in found.error)
+        self.assertIs(fault != 'connect:2', found.monitors)
+        self.assertIsNone(found.signal)
+
+    def test_library_that_ends_the_process(self):
+        """As Ceph 16.2 of Debian 12 does over ceph.conf that is not ASCII."""
+        self.module('rados', RADOS.replace("fail('conf')", 'os.abort()'))
+        found = self.read().ceph
+        self.assertEqual(('conf', signal.SIGABRT, None),
+                         (found.step, found.signal, found.errno))
+        self.assertIn('gives no answer', found.error)
+
+    def test_full_pool_is_not_written_to(self):
+        """That would wait."""
+        self.module('rados', RADOS.replace("fail('write')", 'os.abort()'))
+        self.assertEqual(('done', True), (
+            (found := self.read('vms').ceph).step, found.full))
 
     @ddt.data(('vms', True), ('', False), ('health:13', False))
     @ddt.unpack
@@ -245,6 +270,17 @@ class StorageFactsTestCase(base.BaseTestCase):
         self.assertEqual((True, None), (found.secret.there,
                                         found.secret.has_value))
         self.assertIsNone(found.ceph.key_error)
+
+    def test_no_uuid(self):
+        """VIR_ERR_INVALID_ARG."""
+        self.connection.secretLookupByUUIDString.side_effect = LibvirtError(8)
+        self.assertEqual(
+            model.SecretFacts(None, None, 'libvirt error 8', True),
+            self.read().secret)
+
+    def test_value_that_libvirt_does_not_get(self):
+        self.secret.value.side_effect = LibvirtError(8)
+        self.assertIs(False, self.read().secret.malformed)
 
     @ddt.data(LibvirtError(38), RuntimeError('lost connection'))
     def test_libvirt_that_fails(self, error):

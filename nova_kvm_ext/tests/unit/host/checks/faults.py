@@ -178,9 +178,12 @@ def ceph_service(**found):
     return change
 
 
-def user_without_a_secret(host):
-    host.ceph()
-    host.options['rbd_secret'] = ''
+def ceph_options(**options):
+    """Ceph is well, and nova.conf says something else."""
+    def change(host):
+        host.ceph()
+        host.options |= options
+    return change
 
 
 def ceph_volumes(**found):
@@ -192,6 +195,8 @@ def ceph_volumes(**found):
 
 
 NO_SECRET = model.SecretFacts(False, None, 'Secret not found')
+NO_UUID = model.SecretFacts(
+    None, None, 'must be a valid UUID', malformed=True)
 NO_VALUE = model.SecretFacts(True, False, 'does not have a value')
 DENIED = 'RADOS permission denied (error connecting to the cluster)'
 TIMED_OUT = 'RADOS timed out (error connecting to the cluster)'
@@ -458,14 +463,56 @@ FAULTS = (
     Fault('secret that is no key', ceph(
         key_error='RADOS invalid argument', key_errno=22), 'KVM603', 'FAIL',
         'Ceph refuses the value'),
-    Fault('user without a secret', user_without_a_secret, 'KVM603', 'FAIL',
-          'rbd_secret_uuid is not', 'rbd_secret_uuid'),
+    Fault('user without a secret', ceph_options(rbd_secret=''), 'KVM603',
+          'FAIL', 'rbd_secret_uuid is not', 'rbd_secret_uuid'),
+    Fault('user of no name without a secret', ceph_options(
+        rbd_user='', rbd_secret=''), 'KVM603', 'FAIL',
+        'rbd_secret_uuid is not', 'remove rbd_user'),
+    Fault('secret without a user', ceph_options(rbd_user=None), 'KVM603',
+          'FAIL', 'rbd_user is not', 'rbd_user.*without "client."'),
+    Fault('secret of a user of no name', ceph_options(rbd_user=''), 'KVM603',
+          'FAIL', 'rbd_user is not', 'rbd_user'),
+    Fault('secret that is not a UUID', ceph(secret=NO_UUID), 'KVM603', 'FAIL',
+          'rbd_secret_uuid = 1{8}-.* is not a UUID .must be a valid',
+          'virsh secret-list'),
+    Fault('secret without a UUID, for volumes', ceph_volumes(secret=NO_UUID),
+          'KVM603', 'WARN', 'is not a UUID', 'virsh secret-list'),
+    Fault('secret with a key for which Ceph has no use', ceph(
+        key_error='error connecting to the cluster', key_errno=95), 'KVM603',
+        'FAIL', 'Ceph refuses the value', "profile rbd'"),
     Fault('no ceph.conf', ceph_service(
         step='conf', errno=2, error='conf_read_file'), 'KVM604', 'FAIL',
         'reads no configuration: in no place', 'Copy ceph.conf'),
     Fault('no ceph.conf, seen by another user', ceph(
         step='conf', errno=2, error='conf_read_file'), 'KVM604', 'WARN',
         'seen as this user'),
+    Fault('ceph.conf with nonsense', ceph_service(
+        step='conf', errno=22, error='RADOS invalid argument'), 'KVM604',
+        'FAIL', 'reads no configuration', 'NAME = VALUE'),
+    Fault('ceph.conf that ends the process', ceph(
+        step='conf', signal=6, error='gives no answer: Assertion'), 'KVM604',
+        'FAIL', 'ends the process that reads ceph.conf .gives.*nova-compute '
+        'too', 'not ASCII.*byte order mark'),
+    Fault('process that is ended while it reads ceph.conf', ceph_service(
+        step='conf', signal=9, error='gives no answer'), 'KVM604', 'WARN',
+        'not known: gives no answer', 'less busy'),
+    Fault('ceph.conf that hangs', ceph_service(
+        step='conf', error='does not answer within 25 s'), 'KVM604', 'WARN',
+        'not known: does not answer', 'less busy'),
+    Fault('ceph.conf without a monitor', ceph_service(
+        step='connect', errno=2, error='RADOS object not found',
+        monitors=False), 'KVM604', 'FAIL', 'no monitor.*ceph.conf has no '
+        'mon_host', 'generate-minimal-conf'),
+    Fault('monitors whose names are not known', ceph_service(
+        step='connect', errno=22, error='RADOS invalid argument',
+        key_error='RADOS invalid argument', key_errno=22), 'KVM604', 'WARN',
+        'cannot use mon_host of ceph.conf', 'getent hosts'),
+    Fault('keyring without a key', ceph(
+        step='connect', errno=5, error='RADOS I/O error'), 'KVM604', 'WARN',
+        'no key of client.nova in its keyring', 'ceph auth get client.nova'),
+    Fault('another way to authenticate', ceph(
+        step='connect', errno=95, error='error connecting to the cluster'),
+        'KVM604', 'FAIL', 'refuses client.nova', "profile rbd'"),
     Fault('no keyring', ceph_service(
         step='connect', errno=2, error='RADOS object not found'), 'KVM604',
         'FAIL',
@@ -483,6 +530,12 @@ FAULTS = (
     Fault('pool of others', ceph(
         step='read', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova read', 'ceph auth caps'),
+    Fault('pool that may only be read', ceph(
+        step='write', errno=1, error='RADOS permission error'), 'KVM605',
+        'FAIL', 'does not let client.nova write to', 'ceph auth caps'),
+    Fault('pool that does not take a write', ceph(
+        step='write', errno=110, error='RADOS timed out'), 'KVM605', 'WARN',
+        'does not answer', 'ceph osd tree'),
     Fault('full pool', ceph(full=True), 'KVM605', 'WARN',
           'the pool vms is full', 'quota'),
     Fault('no OSD', ceph(step='read', errno=110, error='RADOS timed out'),

@@ -41,6 +41,11 @@ class StorageTestCase(case.ChecksTestCase):
             ['SKIP', 'PASS', 'PASS', 'SKIP', 'SKIP'],
             list(self.results(host).values()))
         self.assertIn('not tried', self.check(host)['KVM603'].details)
+        for options in ({'rbd_user': None}, {'rbd_user': ''}):
+            host.options |= options
+            self.assertEqual('PASS', self.results(host)['KVM603'])
+        host.options |= {'rbd_user': 'nova', 'rbd_secret': ''}
+        self.assertEqual('SKIP', self.results(host)['KVM603'])
 
     def test_libvirt_elsewhere(self):
         """Its QEMU is another one; the rest is nova-compute's own."""
@@ -68,6 +73,14 @@ class StorageTestCase(case.ChecksTestCase):
         host.ceph(secret=model.SecretFacts(), key_error=None)
         self.assertEqual('SKIP', self.results(host)['KVM603'])
 
+    def test_libvirt_that_does_not_tell_of_secrets(self):
+        host = self.host()
+        host.ceph(secret=model.SecretFacts(error='authentication denied'),
+                  key_error=None)
+        found = self.check(host)['KVM603']
+        self.assertEqual(verdict.SKIP, found.result)
+        self.assertIn('libvirt says authentication denied', found.details)
+
     def test_private_secret(self):
         host = self.host()
         host.ceph(secret=model.SecretFacts(True, None, 'secret is private'),
@@ -78,6 +91,11 @@ class StorageTestCase(case.ChecksTestCase):
 
     def test_one_cause_is_said_once(self):
         host = self.host()
+        host.ceph(step='connect', errno=22, error='invalid argument',
+                  key_error='invalid argument', key_errno=22)
+        self.assertEqual(['PASS', 'WARN', 'SKIP'],
+                         list(self.results(host).values())[2:])
+        self.assertIn('not tried', self.check(host)['KVM603'].details)
         host.ceph(step='connect', errno=13, error='denied')
         self.assertEqual(['FAIL', 'SKIP'],
                          list(self.results(host).values())[3:])
