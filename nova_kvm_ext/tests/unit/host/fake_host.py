@@ -146,6 +146,8 @@ class FakeHost(fixtures.Fixture):
         self.family = family
 
     def _setUp(self) -> None:
+        # A host's own directories can be entered, whatever these tests' umask.
+        self.addCleanup(os.umask, os.umask(0o022))
         self.root = self.useFixture(fixtures.TempDir()).path
         self.nodes: dict[str, os.stat_result] = {}
         self.connection: Any = FakeConnection()

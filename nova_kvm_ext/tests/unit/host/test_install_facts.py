@@ -186,10 +186,11 @@ class InstallTestCase(base.BaseTestCase):
     def test_it_becomes_that_user(self):
         if os.geteuid() != 0:
             self.skipTest('only root can become another user')
-        for path in (self.directory, os.path.dirname(self.directory)):
+        python = self.interpreter('id -u; id -g; id -G; exit 1')
+        for path in (self.directory, os.path.dirname(self.directory),
+                     os.path.dirname(python)):
             os.chmod(path, 0o755)
-        said = self.ask((self.interpreter('id -u; id -g; id -G; exit 1'),),
-                        user=(65534, 65533, (65532,))).unknown
+        said = self.ask((python,), user=(65534, 65533, (65532,))).unknown
         self.assertIn('65534 65533 65533 65532', said)
 
     def test_the_environment(self):
