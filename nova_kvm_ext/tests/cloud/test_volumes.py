@@ -139,11 +139,16 @@ class HostVolumeTestCase(volumes.HostVolumeTestCase):
         return place
 
     def _unmount(self, server, place):
-        """End what writes to a volume, and unmount it."""
+        """End what writes to a volume, and unmount it.
+
+        A process that was killed may have to end a write first.
+        """
         self.sh_wait(server, (
             f'for proc in /proc/[0-9]*; do '
             f'[ "$(readlink $proc/cwd)" = {place} ] && '
-            f'kill -9 ${{proc##*/}}; done; umount {place}'))
+            f'kill -9 ${{proc##*/}}; done; '
+            f'for i in $(seq 30); do umount {place} && exit; sleep 1; done; '
+            f'exit 1'))
 
     @ddt.data(*storage.TYPES)
     def test_snapshots_of_a_volume_backed_server_are_quiesced(self, kind):

@@ -276,6 +276,7 @@ class ClosedTestCase(ConfigurationTestCase):
     def test_directories(self):
         self.write('.nova/nova.conf.d/a.conf')
         closed = os.path.join(self.home, '.nova/nova.conf.d')
+        os.chmod(os.path.dirname(closed), 0o755)
         os.chmod(closed, 0o750)
         self.assertIn(
             f'{closed}, where nova-compute finds its configuration, is '

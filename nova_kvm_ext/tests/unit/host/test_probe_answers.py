@@ -65,7 +65,7 @@ class TestFacts(base.BaseTestCase):
             os.utime(os.path.join(self.root, 'usr/bin/qemu'), (1, 1))
 
         def device() -> None:
-            os.chmod(os.path.join(self.root, 'dev/kvm'), 0o600)
+            os.chmod(os.path.join(self.root, 'dev/kvm'), 0o606)
 
         def libvirt() -> None:
             self.conn.lib_version += 1
