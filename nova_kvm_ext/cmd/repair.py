@@ -158,14 +158,17 @@ class _Work:
         self._server = server
         self._args = args
         self._here = comeback.look(connection, server.uuid)
-        self._uris = [args.source_uri] if args.source_uri else _uris(
-            nova, filter(None, (server.host, book.address(server.host))))
+        self._uris: list[str] = []
 
     def refusal(self) -> str:
         return repair.refusal(self._server, self._nova.host, self._here.runs,
-                              self._here.busy)
+                              self._here.busy, self._here.hangs)
 
     def all(self) -> list[Result]:
+        server, args = self._server, self._args
+        self._uris = [args.source_uri] if args.source_uri else _uris(
+            self._nova, filter(None, (
+                server.host, self._book.address(server.host))))
         there = self._ask_there()
         disks = self._disks()
         step = repair.move(
@@ -197,7 +200,14 @@ class _Work:
         return results
 
     def _ask_there(self) -> Any:
-        return elsewhere.ask(self._uris, self._server.uuid)
+        found = elsewhere.ask(
+            self._uris, self._server.uuid,
+            own=elsewhere.host_uuid(self._connection.getCapabilities()))
+        if found.itself:
+            raise errors.HostError(
+                f'{found.why}, not to {errors.clean(self._server.host, 80)}.',
+                'Give --source-uri.')
+        return found
 
     def _disks(self) -> list[str]:
         if self._args.copy_disks == 'no':

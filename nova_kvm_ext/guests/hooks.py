@@ -26,6 +26,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
+import random
 import threading
 import time
 from typing import Any
@@ -362,6 +363,9 @@ class IOPauses:
             jobs = [dataclasses.replace(
                 job, resume=job.resume and job.uuid not in self._barred)
                 for job in jobs]
+            # A round may not get through all, as where a share of files hangs:
+            # none is to be the last one each time.
+            random.shuffle(jobs)
             if jobs:
                 self._round = resumer.Round(self._host._uri, jobs)
 

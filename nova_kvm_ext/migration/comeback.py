@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import re
 import shutil
 import struct
 import threading
@@ -32,6 +33,7 @@ import libvirt
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guests import reasons
+from nova_kvm_ext import live_xml
 from nova_kvm_ext.migration import repair
 
 _LOCAL = frozenset((
@@ -45,6 +47,8 @@ _SHARED = frozenset((
     'fuse.moosefs', 'fuse.lizardfs', 'virtiofs', '9p', 'afs', 'pvfs2',
     'fuse.quobyte', 'vmhgfs'))
 """Those that hosts share."""
+
+_OCTAL = re.compile(rb'\\([0-3][0-7]{2})')
 
 _LOCK_TRIES = 5
 
@@ -62,12 +66,15 @@ class Here:
     :ivar busy: whether libvirt has a job with it
     :ivar disks: of its live XML
     :ivar shut_off: whether it is defined here and does not run
+    :ivar hangs: whether its QEMU owes libvirt an answer; then its disks are
+        not known
     """
 
     runs: bool
     busy: bool = False
     disks: tuple[reasons.Disk, ...] = ()
     shut_off: bool = False
+    hangs: bool = False
 
 
 def look(connection: Any, uuid: str) -> Here:
@@ -83,8 +90,11 @@ def look(connection: Any, uuid: str) -> Here:
         raise
     if not domain.isActive():
         return Here(False, shut_off=True)
+    xml = live_xml.read(domain)
+    if xml is None:
+        return Here(True, hangs=True)
     return Here(True, domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE,
-                reasons.disks(domain.XMLDesc(0)))
+                reasons.disks(xml))
 
 
 def file_system_type(path: str, mounts: str = '/proc/self/mountinfo') -> str:
@@ -93,15 +103,17 @@ def file_system_type(path: str, mounts: str = '/proc/self/mountinfo') -> str:
     :param mounts: file as in proc(5), "/proc/pid/mountinfo"
     """
     real, best, found = os.path.realpath(path), '', ''
-    with contextlib.suppress(OSError), open(mounts) as f:
+    # In bytes: a path may be of any, and the kernel writes some as \\ooo.
+    with contextlib.suppress(OSError), open(mounts, 'rb') as f:
         for line in f:
-            before, _, after = line.partition(' - ')
-            point = before.split()[4].encode().decode('unicode_escape')
+            before, _, after = line.partition(b' - ')
+            point = os.fsdecode(_OCTAL.sub(
+                lambda match: bytes([int(match[1], 8)]), before.split()[4]))
             inside = point == '/' or real == point or (
                 real.startswith(point + '/'))
             # The last one that is mounted on the same place counts.
             if inside and len(point) >= len(best):
-                best, found = point, after.split()[0]
+                best, found = point, os.fsdecode(after.split()[0])
     return found
 
 

@@ -22,6 +22,7 @@ https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainStartDirtyRateCalc
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import time
 from typing import Any
 
@@ -46,7 +47,7 @@ def measure(connection: Any, domain: Any, seconds: int,
     """How much memory a guest changes in so many seconds.
 
     :param seconds: 1 to 60
-    :raises errors.HostError: QEMU does not end
+    :raises errors.HostError: QEMU does not end, or the guest has ended
     :raises Exception: libvirt's, as where the guest does not run, or QEMU is
         measuring it already
     """
@@ -54,12 +55,18 @@ def measure(connection: Any, domain: Any, seconds: int,
     deadline = clock() + seconds + _LATE
     sleep(seconds)
     while True:
-        (_, stats), = connection.domainListGetStats(
+        answers = connection.domainListGetStats(
             [domain], _STATS_DIRTYRATE, 0)
-        if stats.get('dirtyrate.calc_status') == _MEASURED:
+        stats: Mapping[str, Any] = answers[0][1] if answers else {}
+        rate = stats.get('dirtyrate.megabytes_per_second')
+        if stats.get('dirtyrate.calc_status') == _MEASURED and (
+                rate is not None):
             # In whole MiB (QEMU, "dirty-rate" of query-dirty-rate).
-            return forecast.Measured(
-                seconds, stats['dirtyrate.megabytes_per_second'] * _MIB)
+            return forecast.Measured(seconds, rate * _MIB)
+        if not domain.isActive():
+            raise errors.HostError(
+                'The guest has ended while it was measured.',
+                'Measure a guest that runs.')
         if clock() > deadline:
             raise errors.HostError(
                 f'QEMU has not measured the guest within '

@@ -20,6 +20,7 @@ terminal, so nothing can ask a person, and it is ended when time is up.
 from collections.abc import Iterable
 import contextlib
 import dataclasses
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,11 @@ _POLL = 0.05
 _RUNS, _SHUT_OFF, _NOT_THERE, _UNKNOWN = (
     'runs', 'shut-off', 'not-there', 'unknown')
 
+_ITSELF = 'itself'
+_HOST_UUID = re.compile(r'<host>\s*<uuid>([^<]+)</uuid>')
+"""In what virConnectGetCapabilities gives
+(https://libvirt.org/formatcaps.html)."""
+
 _ARRIVING = (libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
              libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 """Reasons for which a domain is there whose guest is not, or not yet."""
@@ -53,6 +59,7 @@ class Found:
     :ivar uri: that answered, or was asked last
     :ivar shut_off: whether the guest is defined there and does not run
     :ivar late: whether time was up before anybody could tell
+    :ivar itself: whether that libvirt is the one that must not be asked
     """
 
     runs: bool | None
@@ -60,21 +67,36 @@ class Found:
     uri: str = ''
     shut_off: bool = False
     late: bool = False
+    itself: bool = False
 
 
-def ask(uris: Iterable[str], uuid: str, seconds: float = SECONDS) -> Found:
+def host_uuid(capabilities: str) -> str:
+    """What libvirt knows a host by, '' for nothing.
+
+    libvirt moves no guest between two hosts with the same UUID.
+
+    :param capabilities: of virConnectGetCapabilities
+    """
+    found = _HOST_UUID.search(capabilities)
+    return found[1].strip() if found else ''
+
+
+def ask(uris: Iterable[str], uuid: str, seconds: float = SECONDS,
+        own: str = '') -> Found:
     """Ask about a guest by its UUID.
 
     :param uris: of the same host's libvirt; all are asked at once, and the
         first that can tell counts
     :param seconds: for all together
+    :param own: UUID of the host that asks. An address that leads back to it,
+        as 127.0.0.1 does, would answer about the wrong libvirt.
     """
     found = Found(None, 'it is not known how to reach that libvirt')
     with contextlib.ExitStack() as stack:
         asked = []
         for uri in uris:
             try:
-                asked.append(stack.enter_context(_Question(uri, uuid)))
+                asked.append(stack.enter_context(_Question(uri, uuid, own)))
             except OSError as e:
                 # No memory, or no space.
                 found = Found(None, errors.clean(e), uri)
@@ -98,14 +120,14 @@ def ask(uris: Iterable[str], uuid: str, seconds: float = SECONDS) -> Found:
 class _Question:
     """A process that asks, and is ended with the block."""
 
-    def __init__(self, uri: str, uuid: str) -> None:
+    def __init__(self, uri: str, uuid: str, own: str) -> None:
         self.uri = uri
         # A file: eventlet has a pipe of its own kind.
         self._answers = tempfile.TemporaryFile()
         try:
             # -P: what is installed, not what lies in this directory.
             self._process = subprocess.Popen(
-                [sys.executable, '-P', '-m', __name__, uri, uuid],
+                [sys.executable, '-P', '-m', __name__, uri, uuid, own],
                 stdin=subprocess.DEVNULL, stdout=self._answers.fileno(),
                 stderr=subprocess.DEVNULL, start_new_session=True)
         except BaseException:
@@ -133,6 +155,9 @@ class _Question:
         if word in (_RUNS, _SHUT_OFF, _NOT_THERE):
             return Found(word == _RUNS, uri=self.uri,
                          shut_off=word == _SHUT_OFF)
+        if word == _ITSELF:
+            return Found(None, f'{errors.clean(self.uri)} leads to this host '
+                         f'itself', self.uri, itself=True)
         return Found(
             None, errors.clean(why) or 'the process that asks it ended',
             self.uri)
@@ -141,10 +166,12 @@ class _Question:
 # In the process.
 
 
-def look(uri: str, uuid: str) -> str:
+def look(uri: str, uuid: str, own: str) -> str:
     """A line: a word, and why where it is not known."""
     try:
         with contextlib.closing(libvirt.openReadOnly(uri)) as connection:
+            if own and host_uuid(connection.getCapabilities()) == own:
+                return _ITSELF
             domain = connection.lookupByUUIDString(uuid)
             if not domain.isActive():
                 return _SHUT_OFF

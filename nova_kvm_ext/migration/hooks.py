@@ -35,6 +35,7 @@ from typing import Any
 
 from nova.compute import vm_states
 from nova import conf as nova_conf
+from nova import exception
 from nova import objects
 from nova.virt.libvirt import driver as nova_driver
 
@@ -67,6 +68,10 @@ _EVENTS = {
 _POST_COPY = 'running (post-copy)'
 """Nova's status of a migration whose guest runs at the destination."""
 
+_TRIES = 3
+"""How often it is tried to abort a migration, or to switch to post-copy, where
+libvirt refuses. From one time to the next it takes as long as to the first."""
+
 _QEMUS_DOWNTIME = 0.3
 """Seconds; what QEMU allows until it is told otherwise (downtime-limit)."""
 
@@ -80,6 +85,22 @@ _PATIENCE = 2.0
 the guest gone: another thread has it."""
 
 _POLL = 0.05
+
+
+def _choose(instance: Any) -> policy.Choice:
+    """What is done about the migration of a guest that will not converge."""
+    configured = CONF.kvm_ext.migration_stalled
+    try:
+        wishes = request.GuestRequest.read(
+            instance.flavor.extra_specs or {}, instance.system_metadata)
+    except Exception as e:
+        # Nova may have to load them: of any class, from a message queue and a
+        # database. The guest's move is not to fail of it.
+        return policy.by_configuration(
+            configured, f'What flavor and image ask of a migration that will '
+            f'not converge is not known: {errors.clean(e)}')
+    return policy.decide(wishes, configured,
+                         tuple(CONF.kvm_ext.migration_stalled_allowed))
 
 
 class Watch:
@@ -103,17 +124,13 @@ class Watch:
             not CONF.libvirt.live_migration_permit_post_copy)
         self._course = verdict.Course()
         self._patience = policy.Patience()
-        self._said = 0
+        self._said = self._tries = 0
         self._broken = False
         self._allowed = _QEMUS_DOWNTIME
         self._over = False
         self._aborted: Exception | None = None
         self._lock = threading.Lock()
-        self.choice = policy.decide(
-            request.GuestRequest.read(
-                instance.flavor.extra_specs or {}, instance.system_metadata),
-            CONF.kvm_ext.migration_stalled,
-            tuple(CONF.kvm_ext.migration_stalled_allowed))
+        self.choice = _choose(instance)
         self.verdict = verdict.Verdict()
         self.acted = ''
         self.statistics: Mapping[str, Any] | None = None
@@ -141,6 +158,9 @@ class Watch:
         sample = verdict.Sample.read(stats, self._allowed)
         if sample is None or self._migration.status == _POST_COPY:
             return
+        if self.acted == policy.POST_COPY:
+            # Nova could not switch, and has logged why.
+            self.acted = ''
         before = self._course.last
         self._course = self._course.add(sample)
         if before is not None and before.iteration == sample.iteration:
@@ -154,7 +174,8 @@ class Watch:
         if changed or (late and not known):
             self._say(found)
         self._patience = self._patience.after(found, sample.time)
-        if self._patience.at_an_end and not self.acted:
+        if (self._patience.at_an_end and not self.acted and
+                self._tries < _TRIES):
             self._act()
 
     def _say(self, found: verdict.Verdict) -> None:
@@ -175,10 +196,12 @@ class Watch:
                       errors.clean(e), instance=self._instance)
 
     def _act(self) -> None:
-        """Do what the guest's policy says, once."""
+        """Do what the guest's policy says."""
         wanted = self.choice.policy
         if wanted == policy.WAIT:
             return
+        self._tries += 1
+        self._patience = policy.Patience(self._patience.iteration)
         if wanted == policy.POST_COPY and not self._can_post_copy():
             self.acted = 'nothing: post-copy is not permitted'
             LOG.warning(
@@ -198,18 +221,22 @@ class Watch:
                               f'{self.verdict.downtime or 0:.1f} s',
                 policy.ABORT: 'it is aborted'}[wanted],
              'why': self.choice.reason}, instance=self._instance)
-        if wanted == policy.ABORT:
-            try:
+        try:
+            if wanted == policy.ABORT:
                 self._driver.live_migration_abort(self._instance)
-            except Exception as e:
-                # Nothing was aborted, so an error is none of ours.
-                self.acted = ''
-                # Nova has logged why. The next iteration tries it again.
-                if not isinstance(e, nova_driver.libvirt.libvirtError):
-                    raise
-        else:
-            # Nova does it as soon as it has these statistics.
-            self._driver.live_migration_force_complete(self._instance)
+            else:
+                # Nova does it as soon as it has these statistics.
+                self._driver.live_migration_force_complete(self._instance)
+        except Exception as e:
+            # Nothing was done, so an error of the migration is none of ours.
+            self.acted = ''
+            if not isinstance(e, (nova_driver.libvirt.libvirtError,
+                                  exception.NovaException)):
+                raise
+            # libvirt refuses, and Nova has logged it; or the migration has
+            # just ended.
+            LOG.debug('Nothing was done about the migration: %s',
+                      errors.clean(e), instance=self._instance)
 
     def _can_post_copy(self) -> bool:
         """Whether Nova will switch to post-copy when it is told to complete.
@@ -456,7 +483,7 @@ class Migrations:
             callback = connection.domainEventRegisterAny(
                 guest._domain, event, watch.ended, None)
             watch.listens = True
-        except libvirt.libvirtError as e:
+        except (libvirt.libvirtError, exception.NovaException) as e:
             LOG.debug('libvirt does not report what the migration took: %s',
                       errors.clean(e))
         try:

@@ -65,11 +65,14 @@ def decide(wishes: request.GuestRequest, configured: str,
     :param configured: ``[kvm_ext] migration_stalled``
     :param allowed: ``[kvm_ext] migration_stalled_allowed``
     """
-    ours = Choice(configured, f'[kvm_ext] {NAME} = {configured}')
+    ours = by_configuration(configured)
+    ignored = ''
     try:
         wish = wishes.wish(NAME)
     except errors.InvalidRequest as e:
-        return dataclasses.replace(ours, ignored=e.problem.rstrip('.'))
+        # A tenant's image does not undo what the operator's flavor says.
+        ignored = e.problem.rstrip('.')
+        wish = dataclasses.replace(wishes, image={}).wish(NAME)
     if wish is None:
         return ours
     wanted = wish.value.strip().lower()
@@ -80,7 +83,15 @@ def decide(wishes: request.GuestRequest, configured: str,
         return dataclasses.replace(
             ours, ignored=f'{wish.said} is not allowed here ([kvm_ext] '
             f'{NAME}_allowed = {", ".join(allowed) or "nothing"})')
-    return Choice(wanted, wish.said)
+    return Choice(wanted, wish.said, ignored)
+
+
+def by_configuration(configured: str, ignored: str = '') -> Choice:
+    """The choice of nova.conf.
+
+    :param ignored: what was not heard, and why
+    """
+    return Choice(configured, f'[kvm_ext] {NAME} = {configured}', ignored)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,16 +126,19 @@ class Files:
 
 
 def refusal(server: Server, here: str, runs_here: bool | None,
-            busy: bool = False) -> str:
+            busy: bool = False, hangs: bool = False) -> str:
     """Why nothing is done at all, '' where the guest is to be brought back.
 
     :param here: this host's name in Nova
     :param runs_here: whether this host's libvirt runs the guest
     :param busy: whether libvirt has a job with it
+    :param hangs: whether its QEMU does not answer libvirt
     """
     if server.host == here:
         return ('Nova has the server on this host, so there is nothing to '
                 'bring back')
+    if not server.host:
+        return 'Nova has the server on no host'
     if server.task is not None:
         return (f'Nova has a task with the server '
                 f'({errors.clean(server.task, 40)})')
@@ -151,6 +154,9 @@ def refusal(server: Server, here: str, runs_here: bool | None,
                 f'{errors.clean(server.host, 80)} up?')
     if runs_here and busy:
         return 'libvirt has another job with the guest'
+    if runs_here and hangs:
+        return ('the QEMU of the guest does not answer libvirt. Find out why, '
+                'and run this command again')
     return ''
 
 

@@ -138,7 +138,9 @@ class Starts:
             destination, (0.0, elsewhere.Found(None)))
         if time.monotonic() < until:
             return found
-        found = elsewhere.ask(_uris(left, uri_of), instance.uuid)
+        found = elsewhere.ask(
+            _uris(left, uri_of), instance.uuid,
+            own=self._host.get_capabilities().host.uuid or '')
         with self._lock:
             self._silent.pop(destination, None)
             if found.late:

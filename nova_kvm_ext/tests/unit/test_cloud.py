@@ -208,12 +208,13 @@ class MoveTestCase(base.BaseTestCase):
         stalls, ends, unknown = (verdict.Outcome.STALLS,
                                  verdict.Outcome.CONVERGES,
                                  verdict.Outcome.UNKNOWN)
-        for verdicts, outcome in (
-                ((), None), (((2, stalls),), stalls),
-                (((2, stalls), (3, ends), (4, stalls)), ends),
-                (((3, unknown), (4, stalls)), unknown),
-                (((5, ends), (6, stalls)), ends)):
-            self.assertIs(outcome, self.told(*verdicts).outcome, verdicts)
+        for outcome, *verdicts in (
+                (None,), (stalls, (2, stalls)),
+                (ends, (2, stalls), (3, ends), (4, stalls)),
+                (unknown, (3, unknown), (4, stalls)),
+                (ends, (5, ends), (6, stalls))):
+            self.assertIs(outcome, self.told(*verdicts).outcome,
+                          str(verdicts))
 
     def test_right(self):
         stalls, ends = verdict.Outcome.STALLS, verdict.Outcome.CONVERGES

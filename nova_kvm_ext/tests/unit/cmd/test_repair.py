@@ -124,17 +124,21 @@ class RepairTestCase(base.BaseTestCase):
             records, 'neutron', return_value=self.cloud)).mock
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'libvirt_connection',
-            return_value=contextlib.nullcontext(mock.Mock())))
+            return_value=contextlib.nullcontext(mock.Mock(**{
+                'getCapabilities.return_value':
+                    '<capabilities>\n <host>\n  <uuid>our-own</uuid>'}))))
         self.nova = mock.Mock(host='dst', instances_path='/i')
         self.nova.libvirt.live_migration_uri = 'qemu+tls://%s/system'
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'read_conf', return_value=self.nova))
         self.here, self.there = True, False
         self.known = True
+        self.leads_back = self.hangs = False
         self.asked = []
         self.useFixture(fixtures.MockPatchObject(
             comeback, 'look',
-            side_effect=lambda *args: comeback.Here(self.here)))
+            side_effect=lambda *args: comeback.Here(
+                self.here, hangs=self.hangs)))
         self.useFixture(fixtures.MockPatchObject(
             elsewhere, 'ask', self.ask))
         self.move = self.useFixture(fixtures.MockPatchObject(
@@ -145,8 +149,11 @@ class RepairTestCase(base.BaseTestCase):
         self.remove = self.useFixture(fixtures.MockPatchObject(
             comeback, 'remove')).mock
 
-    def ask(self, uris, uuid):
+    def ask(self, uris, uuid, own):
         self.asked = list(uris)
+        self.assertEqual('our-own', own)
+        if self.leads_back:
+            return elsewhere.Found(None, 'x leads back', 'x', itself=True)
         return elsewhere.Found(self.there if self.known else None,
                                '' if self.known else 'no route', uris[0])
 
@@ -218,8 +225,22 @@ class RepairTestCase(base.BaseTestCase):
         self.move.assert_not_called()
         self.remove.assert_not_called()
 
+    def test_address_that_leads_back_here(self):
+        """This libvirt's word would be taken for that of the other one."""
+        self.leads_back = True
+        self.assertEqual((3, []), self.run_command('--yes'))
+        self.assertIn('x leads back, not to src', self.err)
+        self.assertIn('--source-uri', self.err)
+        self.move.assert_not_called()
+
+    def test_qemu_that_hangs(self):
+        self.hangs = True
+        self.assertEqual((2, []), self.run_command('--yes'))
+        self.assertIn('does not answer libvirt', self.err)
+
     def test_another_case(self):
         for change in ({'OS-EXT-SRV-ATTR:host': 'dst'},
+                       {'OS-EXT-SRV-ATTR:host': None},
                        {'OS-EXT-STS:task_state': 'migrating'},
                        {'OS-EXT-SRV-ATTR:host': 'x'}):
             self.cloud = Cloud()

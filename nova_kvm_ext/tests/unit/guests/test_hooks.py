@@ -194,6 +194,17 @@ class StepTestCase(HooksTestCase):
         self.pauses.step()
         self.assertEqual(1, len(self.said(WORDS)))
 
+    def test_none_is_the_last_each_time(self):
+        """A round may end before all were looked at."""
+        for number in range(20):
+            self.guest(getattr(uuids, f'guest{number}'))
+        orders = set()
+        for _ in range(5):
+            self.pauses.step()
+            orders.add(tuple(self.rounds[-1].jobs))
+        self.assertEqual(1, len({frozenset(order) for order in orders}))
+        self.assertLess(1, len({order[-1] for order in orders}))
+
     def test_what_nova_does_not_mean_to_run(self):
         for record in ({'vm_state': vm_states.PAUSED},
                        {'vm_state': vm_states.SUSPENDED},

@@ -30,6 +30,8 @@ MOUNTS = """\
 32 22 0:27 / /with\\040space rw - ceph none rw
 33 22 0:28 / /twice rw - ext4 /dev/a rw
 34 22 0:29 / /twice rw - fuse.sshfs /dev/b rw
+35 22 0:30 / /größe rw - nfs4 server:/x rw
+36 22 0:31 / /back\\134slash rw - nfs4 server:/x rw
 """
 
 
@@ -37,13 +39,17 @@ class PlaceTestCase(base.BaseTestCase):
 
     def test_types(self):
         path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'm')
-        with open(path, 'w') as f:
-            f.write(MOUNTS)
+        with open(path, 'wb') as f:
+            f.write(MOUNTS.encode() +
+                    b'37 22 0:32 / /latin-\xf6 rw - nfs4 server:/x rw\n')
         for place, expected in (
                 ('/', 'ext4'), ('/etc', 'ext4'), ('/var/lib/nova', 'xfs'),
                 ('/var/lib/nova/x', 'xfs'), ('/var/lib/novax', 'ext4'),
                 ('/var/lib/nova/instances/u/disk', 'nfs4'),
-                ('/with space/u', 'ceph'), ('/twice/u', 'fuse.sshfs')):
+                ('/with space/u', 'ceph'), ('/twice/u', 'fuse.sshfs'),
+                # Taken for local, it would be removed.
+                ('/größe/u', 'nfs4'), ('/back\\slash/u', 'nfs4'),
+                (os.fsdecode(b'/latin-\xf6/u'), 'nfs4')):
             self.assertEqual(expected, comeback.file_system_type(place, path))
         self.assertEqual('', comeback.file_system_type('/', path + 'x'))
 
@@ -123,6 +129,50 @@ class FilesTestCase(base.BaseTestCase):
         self.assertFalse(os.path.exists(self.path))
 
 
+class LookTestCase(base.BaseTestCase):
+
+    def look(self, control=(0, 0, 0), job=0, active=True):
+        domain = mock.Mock()
+        domain.isActive.return_value = active
+        domain.controlInfo.return_value = control
+        domain.connect.return_value.getLibVersion.return_value = 11_003_000
+        domain.jobInfo.return_value = [job]
+        domain.XMLDesc.return_value = (
+            '<domain><devices><disk type="file"><source file="/d"/>'
+            '<target dev="vda"/></disk></devices></domain>')
+        connection = mock.Mock()
+        connection.lookupByUUIDString.return_value = domain
+        return comeback.look(connection, 'u'), domain
+
+    def test_runs(self):
+        found, _ = self.look()
+        self.assertEqual((True, False, False, ['vda']), (
+            found.runs, found.busy, found.hangs,
+            [disk.target for disk in found.disks]))
+        self.assertTrue(self.look(job=2)[0].busy)
+        self.assertEqual(comeback.Here(False, shut_off=True),
+                         self.look(active=False)[0])
+
+    def test_qemu_that_hangs(self):
+        """A libvirt newer than 9.0 would wait 30 s before it fails."""
+        found, domain = self.look((2, 0, 60_000))
+        self.assertEqual(comeback.Here(True, hangs=True), found)
+        domain.XMLDesc.assert_not_called()
+        domain.jobInfo.assert_not_called()
+
+    def test_not_here(self):
+        class NoDomain(libvirt.libvirtError):
+            def get_error_code(self):
+                return libvirt.VIR_ERR_NO_DOMAIN
+
+        connection = mock.Mock()
+        connection.lookupByUUIDString.side_effect = NoDomain('x')
+        self.assertFalse(comeback.look(connection, 'u').runs)
+        connection.lookupByUUIDString.side_effect = libvirt.libvirtError('x')
+        self.assertRaises(libvirt.libvirtError, comeback.look, connection,
+                          'u')
+
+
 class MoveTestCase(base.BaseTestCase):
 
     def setUp(self):
@@ -171,30 +221,3 @@ class MoveTestCase(base.BaseTestCase):
             self.assertRaises(KeyboardInterrupt, comeback.move,
                               self.connection, 'u', 'uri', (), say)
         self.domain.abortJob.assert_called_once_with()
-
-
-class LookTestCase(base.BaseTestCase):
-
-    def test_not_here(self):
-        class NoDomain(libvirt.libvirtError):
-            def get_error_code(self):
-                return libvirt.VIR_ERR_NO_DOMAIN
-
-        connection = mock.Mock()
-        connection.lookupByUUIDString.side_effect = NoDomain('x')
-        self.assertFalse(comeback.look(connection, 'u').runs)
-        connection.lookupByUUIDString.side_effect = libvirt.libvirtError('x')
-        self.assertRaises(libvirt.libvirtError, comeback.look, connection,
-                          'u')
-
-    def test_here(self):
-        domain = mock.Mock()
-        domain.jobInfo.return_value = [0] * 12
-        domain.XMLDesc.return_value = '<domain/>'
-        connection = mock.Mock()
-        connection.lookupByUUIDString.return_value = domain
-        self.assertEqual(comeback.Here(True), comeback.look(connection, 'u'))
-        domain.jobInfo.return_value = [2] + [0] * 11
-        self.assertTrue(comeback.look(connection, 'u').busy)
-        domain.isActive.return_value = False
-        self.assertFalse(comeback.look(connection, 'u').runs)

@@ -64,6 +64,18 @@ class MeasureTestCase(base.BaseTestCase):
             mock.Mock(), 1, mock.Mock(),
             lambda: next(ticks))
 
+    def test_guest_that_ends_meanwhile(self):
+        answers: list[Any] = [[], [(None, {})], [(None, {
+            'dirtyrate.calc_status': 2})]]
+        for answer in answers:
+            connection, domain = mock.Mock(), mock.Mock()
+            connection.domainListGetStats.return_value = answer
+            domain.isActive.return_value = False
+            error = self.assertRaises(
+                errors.HostError, dirty_rate.measure, connection, domain, 1,
+                mock.Mock(), lambda: 0)
+            self.assertIn('has ended', str(error))
+
     def test_libvirts_errors_pass(self):
         domain = mock.Mock()
         domain.startDirtyRateCalc.side_effect = ValueError('not running')

@@ -35,6 +35,26 @@ class AskTestCase(base.BaseTestCase):
         found = elsewhere.ask(['test:///default'], UUID.replace('6', '7'), 60)
         self.assertIs(False, found.runs)
 
+    def test_address_that_leads_back(self):
+        """As 127.0.0.1 does: the answer would be about the wrong libvirt."""
+        script = self.useFixture(fixtures.TempDir()).join('python')
+        with open(script, 'w') as f:
+            f.write('#!/bin/sh\n[ "$6" = our-own ] && echo itself\n')
+        os.chmod(script, 0o700)
+        with mock.patch.object(sys, 'executable', script):
+            found = elsewhere.ask(['x'], UUID, 60, own='our-own')
+        self.assertEqual((None, True), (found.runs, found.itself))
+        self.assertEqual('x leads to this host itself', found.why)
+
+    def test_host_uuid(self):
+        for document, expected in (
+                ('', ''), ('<capabilities><host/></capabilities>', ''),
+                ('<host><uuid>a</uuid>', 'a'),
+                ('<host>\n    <uuid> a </uuid>', 'a'),
+                ('<host><cpu/></host><guest><uuid>a</uuid></guest>', '')):
+            self.assertEqual(expected, elsewhere.host_uuid(document),
+                             document)
+
     def test_no_libvirt(self):
         uri = 'qemu+unix:///system?socket=/no/such/socket'
         found = elsewhere.ask([uri], UUID, 60)
@@ -94,15 +114,17 @@ class AskTestCase(base.BaseTestCase):
 
 class LookTestCase(base.BaseTestCase):
 
-    def look(self, *state, active=True):
+    def look(self, *state, active=True, own=''):
         domain = mock.Mock()
         domain.isActive.return_value = active
         domain.state.return_value = list(state)
         connection = mock.Mock()
         connection.lookupByUUIDString.return_value = domain
+        connection.getCapabilities.return_value = (
+            '<capabilities>\n  <host>\n    <uuid>theirs</uuid>')
         with mock.patch.object(libvirt, 'openReadOnly',
                                return_value=connection):
-            found = elsewhere.look('uri', UUID)
+            found = elsewhere.look('uri', UUID, own)
         connection.close.assert_called_once_with()
         return found
 
@@ -118,3 +140,9 @@ class LookTestCase(base.BaseTestCase):
             self.assertTrue(self.look(libvirt.VIR_DOMAIN_PAUSED, reason)
                             .startswith('unknown '))
         self.assertEqual('shut-off', self.look(5, 1, active=False))
+
+    def test_address_that_leads_back(self):
+        for own, said in (('theirs', 'itself'), ('ours', 'runs'),
+                          ('', 'runs')):
+            self.assertEqual(said, self.look(
+                libvirt.VIR_DOMAIN_RUNNING, 1, own=own))

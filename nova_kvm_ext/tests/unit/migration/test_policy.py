@@ -75,9 +75,16 @@ class PolicyTestCase(base.BaseTestCase):
             self.assertLess(len(found.ignored), 300)
 
     def test_two_that_contradict_each_other(self):
-        found = self.decide('pause', 'post-copy')
+        """The operator's flavor counts, whatever a tenant's image says."""
+        for image in ('post-copy', 'abort', 'nonsense', ''):
+            found = self.decide('pause', image)
+            self.assertEqual('pause', found.policy)
+            self.assertIn('flavor', found.reason)
+            self.assertIn('contradict each other', found.ignored)
+        # Bounds are those of any flavor.
+        found = self.decide('abort', 'pause')
         self.assertEqual('wait', found.policy)
-        self.assertIn('contradict each other', found.ignored)
+        self.assertIn('abort is not allowed here', found.ignored)
 
 
 class PatienceTestCase(base.BaseTestCase):

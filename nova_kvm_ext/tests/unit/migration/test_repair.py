@@ -68,6 +68,13 @@ class RefusalTestCase(base.BaseTestCase):
         self.check('not ended the live migration', server(
             migration=repair.Migration('m', SRC, DST, 'running')))
         self.check('another job', server(), busy=True)
+        self.check('on no host', server(host=''))
+
+    def test_qemu_that_hangs(self):
+        for runs, words in ((True, 'QEMU of the guest does not answer'),
+                            (False, '')):
+            said = repair.refusal(server(), DST, runs, hangs=True)
+            self.assertEqual(bool(words), words in said and bool(said))
 
 
 class StepsTestCase(base.BaseTestCase):

@@ -31,6 +31,7 @@ class StartsTestCase(driver_base.DriverTestCase):
         super().setUp()
         self.log = self.useFixture(fixtures.FakeLogger(starts.__name__))
         self.host = mock.Mock()
+        self.host.get_capabilities.return_value.host.uuid = 'our-own'
         self.host.get_guest.side_effect = exception.InstanceNotFound(
             instance_id='x')
         self.instance = self.make_instance()
@@ -78,6 +79,7 @@ class StartsTestCase(driver_base.DriverTestCase):
     def test_runs_elsewhere(self):
         self.refused()
         uris, uuid = self.ask.call_args.args
+        self.assertEqual({'own': 'our-own'}, self.ask.call_args.kwargs)
         self.assertEqual(self.instance.uuid, uuid)
         self.assertEqual(['qemu+tcp://elsewhere/system',
                           'qemu+tcp://192.0.2.7/system'], uris)
@@ -192,7 +194,7 @@ class StartsTestCase(driver_base.DriverTestCase):
     def test_guests_that_are_started_at_once_wait_for_one_answer(self):
         started, go_on = threading.Event(), threading.Event()
 
-        def ask(uris, uuid):
+        def ask(uris, uuid, own):
             started.set()
             go_on.wait(60)
             return elsewhere.Found(None, 'silent', late=True)
