@@ -414,7 +414,8 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML801',
         'Glance refuses the properties that say whether a snapshot is '
-        'quiesced. The snapshot is made without them.',
+        'quiesced. The snapshot is made without them, or with those that its '
+        'image has already.',
         'Allow them in property_protection_file of Glance, or raise '
         'image_property_quota.',
         _OPERATOR),

@@ -13,6 +13,8 @@
 """Nova's image service, to which a snapshot's image says what it is."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+import functools
 from typing import Any
 
 from nova import exception
@@ -54,27 +56,28 @@ class ImageAPI:
         """Nova's.
 
         A Glance that refuses our properties gets the image without them: no
-        snapshot may fail for what says what it is.
+        snapshot may fail for what says what it is. What the image has of them
+        already is corrected first: a tenant, or the image that the server was
+        booted from, may have said so.
         """
         known = self._known(image_id)
         if known is None:
             return self._real.update(
                 context, image_id, image_info, data=data, **kwargs)
-        marked = image_info | {'properties': {
-            **image_info.get('properties', {}), **known.properties()}}
+        send = functools.partial(
+            self._send, context, image_id, image_info, data, kwargs)
+        ours = known.properties()
         try:
-            found = self._real.update(
-                context, image_id, marked, data=data, **kwargs)
+            found = send(ours)
         except REFUSALS as e:
-            # Properties come before data. Data that was read cannot be sent
-            # again, and then it was not the properties.
-            if data is not None and data.tell():
+            if _was_read(data):
                 raise
-            found = self._real.update(
-                context, image_id, image_info, data=data, **kwargs)
+            found = self._send_some(
+                send, self._already_there(context, image_id, ours), data)
             LOG.warning(
-                'KVML801 Glance does not take the properties %(names)s, so '
-                'that image %(image)s does not say that its snapshot is '
+                'KVML801 Glance does not take all of the properties '
+                '%(names)s, so that image %(image)s may not say that its '
+                'snapshot is '
                 'quiesced: %(answer)s (%(reason)s). See '
                 'property_protection_file and image_property_quota of '
                 'Glance. Glance says: %(error)s',
@@ -89,3 +92,40 @@ class ImageAPI:
                   'reason': known.reason.value,
                   'seconds': known.frozen_seconds})
         return found
+
+    def _send(self, context: Any, image_id: Any, image_info: Any, data: Any,
+              kwargs: Mapping[str, Any], ours: Mapping[str, str]) -> Any:
+        if ours:
+            image_info = image_info | {'properties': {
+                **image_info.get('properties', {}), **ours}}
+        return self._real.update(
+            context, image_id, image_info, data=data, **kwargs)
+
+    @staticmethod
+    def _send_some(send: Callable[[Mapping[str, str]], Any],
+                   some: Mapping[str, str], data: Any) -> Any:
+        """The same with some of our properties, or with none."""
+        if some:
+            try:
+                return send(some)
+            except REFUSALS:
+                if _was_read(data):
+                    raise
+        return send({})
+
+    def _already_there(self, context: Any, image_id: Any,
+                       ours: Mapping[str, str]) -> dict[str, str]:
+        """Those of our properties that an image has, as they should be."""
+        try:
+            there = self._real.get(context, image_id)['properties']
+        except exception.NovaException:
+            return {}
+        return {name: value for name, value in ours.items() if name in there}
+
+
+def _was_read(data: Any) -> bool:
+    """Whether Glance has taken the properties: they come before data.
+
+    Data that was read cannot be sent again.
+    """
+    return data is not None and bool(data.tell())

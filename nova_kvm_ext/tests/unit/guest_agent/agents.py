@@ -205,6 +205,30 @@ class HooksTestCase(driver_base.DriverTestCase):
         return objects.ImageMeta.from_dict({'properties': {
             'hw_qemu_guest_agent': 'yes'} | properties})
 
+    def asked_while_frozen(self) -> list[str]:
+        """What libvirt and the agent are asked from now on of a frozen guest.
+
+        :returns: a list to which each call is added
+        """
+        asked: list[str] = []
+
+        def spy(of: Any, name: str) -> None:
+            call = getattr(of, name)
+
+            def ask(*args: Any, **kwargs: Any) -> Any:
+                if self.domain.frozen:
+                    asked.append(name)
+                return call(*args, **kwargs)
+
+            self.useFixture(fixtures.MockPatchObject(of, name, ask))
+
+        for name in ('get_guest', 'get_connection'):
+            spy(self.driver._host, name)
+        for name in ('XMLDesc', 'agentSetResponseTimeout', 'fsThaw',
+                     'isActive', 'state', 'command'):
+            spy(self.domain, name)
+        return asked
+
     def freezes(self) -> dict[str, holds.Freeze]:
         return self.driver._guest_agents.freezes._holds._freezes
 

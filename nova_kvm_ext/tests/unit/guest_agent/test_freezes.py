@@ -50,6 +50,17 @@ class FreezeTestCase(agents.HooksTestCase):
         self.settled()
         self.assertRegex(self.log.output, r'was frozen for \d+\.\d\d s')
 
+    def test_no_question_while_the_api_has_it_frozen(self):
+        """Nothing but the thaw: the guest waits for no more than Nova does.
+
+        LibvirtDriver asks libvirt for the guest before it thaws.
+        """
+        asked = self.asked_while_frozen()
+        self.quiesce()
+        self.unquiesce()
+        self.assertEqual(['fsThaw'], asked)
+        self.settled()
+
     def test_not_frozen_where_it_cannot_be_written_down(self):
         with open(os.path.join(driver.CONF.state_path, 'kvm-ext-frozen'),
                   'w'):

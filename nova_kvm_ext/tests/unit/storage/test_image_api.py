@@ -33,6 +33,7 @@ class ImageAPITestCase(base.BaseTestCase):
     def setUp(self):
         super().setUp()
         self.real = mock.Mock()
+        self.real.get.return_value = {'properties': {'os_type': 'linux'}}
         self.api = image_api.ImageAPI(
             self.real, {'snapshot': KNOWN}.get)
         self.log = self.useFixture(fixtures.FakeLogger(
@@ -74,6 +75,46 @@ class ImageAPITestCase(base.BaseTestCase):
         self.assertIn('property_protection_file', self.log.output)
         self.assertIn('yes (frozen by the guest agent)', self.log.output)
         self.assertNotIn('says that', self.log.output)
+
+    def test_what_a_tenant_said_is_corrected(self):
+        """An image with as many properties as there may be takes no more."""
+        self.real.get.return_value = {'properties': {
+            'kvm_ext_quiesced': 'a lie', 'kvm_ext_frozen_seconds': '-1'}}
+        refusal = exception.ImageQuotaExceeded(image_id='snapshot')
+        self.real.update.side_effect = [refusal, 'image']
+        self.assertEqual('image', self.update(io.BytesIO(b'disk')))
+        self.assertEqual({
+            'image_location': 'snapshot', 'kvm_ext_quiesced': 'yes',
+            'kvm_ext_frozen_seconds': '0.20'}, self.sent()[1])
+        self.assertIn('KVML801', self.log.output)
+
+    @ddt.data(exception.ImageNotAuthorized(image_id='snapshot'),
+              exception.ImageNotFound(image_id='snapshot'))
+    def test_what_a_tenant_said_is_protected(self, of_get):
+        refusal = exception.ImageNotAuthorized(image_id='snapshot')
+        self.real.get.return_value = {'properties': {
+            'kvm_ext_quiesced': 'a lie'}}
+        self.real.update.side_effect = [refusal, refusal, 'image']
+        self.assertEqual('image', self.update())
+        self.assertEqual(NOVAS['properties'], self.sent()[2])
+        self.real.get.side_effect = of_get
+        self.real.update.side_effect = [refusal, 'image']
+        self.assertEqual('image', self.update())
+
+    def test_data_that_is_refused_after_the_correction(self):
+        refusal = exception.ImageQuotaExceeded(image_id='snapshot')
+
+        def update(context, image, info, data, **kwargs):
+            if self.real.update.call_count == 2:
+                data.read(2)
+            raise refusal
+
+        self.real.get.return_value = {'properties': {
+            'kvm_ext_quiesced': 'a lie'}}
+        self.real.update.side_effect = update
+        self.assertRaises(exception.ImageQuotaExceeded, self.update,
+                          io.BytesIO(b'disk'))
+        self.assertEqual(2, self.real.update.call_count)
 
     def test_glance_that_refuses_the_image(self):
         refusal = exception.ImageQuotaExceeded(image_id='snapshot')
