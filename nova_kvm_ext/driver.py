@@ -413,7 +413,7 @@ class KVMDriver(driver.LibvirtDriver):
     def _set_quiesced(self, *args: Any) -> None:
         """Nova's, of which the numbers that agents answer are kept."""
         super()._set_quiesced.__func__(
-            self._guest_agents.freezes.counting(self), *args)
+            self._guest_agents.freezes.guests.counting(self), *args)
 
     def quiesce(self, context: Any, instance: Any, image_meta: Any) -> None:
         self._guest_agents.freezes.quiesce(

@@ -37,6 +37,7 @@ from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import channel
 from nova_kvm_ext.guest_agent import client
 from nova_kvm_ext.guest_agent import freezes
+from nova_kvm_ext.guest_agent import frozen
 from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext import log
 from nova_kvm_ext import words
@@ -252,7 +253,7 @@ class GuestAgents:
             yield
         except NotImplementedError:
             raise exception.InstanceAgentNotEnabled(silent) from None
-        except (exception.InternalError, *freezes.UNREADABLE) as e:
+        except (exception.InternalError, *frozen.UNREADABLE) as e:
             code = errors.libvirt_error_code(e.__context__)
             if code in client.NO_ANSWER:
                 raise exception.InstanceAgentNotEnabled(silent) from None

@@ -13,7 +13,7 @@
 """What the driver does about snapshots: the part that knows Nova.
 
 :class:`Snapshots` is made by the driver and called from its overrides. How a
-guest is frozen and thawed is in :mod:`nova_kvm_ext.guest_agent.freezes`; here
+guest is frozen and thawed is in :mod:`nova_kvm_ext.guest_agent.frozen`; here
 is when, for each way in which Nova makes a snapshot: live of a file, direct
 in Ceph (:mod:`nova_kvm_ext.storage.rbd`), cold, and of a volume by libvirt
 (:mod:`nova_kvm_ext.storage.volumes`).
@@ -31,6 +31,7 @@ from nova.compute import vm_states
 from nova import exception
 
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext.guest_agent import frozen
 from nova_kvm_ext.guest_agent import operations
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
@@ -156,7 +157,7 @@ class Snapshots:
                 except exception.InstanceQuiesceFailed as e:
                     # Nova is told when it thaws: by then it has put its own
                     # things in order.
-                    operation.failure = guest_freezes.why(e)
+                    operation.failure = frozen.why(e)
 
             try:
                 yield mirrors.MirroredGuest(guest, stopped)
@@ -166,7 +167,7 @@ class Snapshots:
     def of_volume(self, instance: Any, guest: Any, required: bool) -> Any:
         """See :func:`nova_kvm_ext.storage.volumes.guest_to_snapshot`."""
         return volumes.guest_to_snapshot(
-            self._freezes, instance, guest, required)
+            self._freezes.guests, instance, guest, required)
 
     @staticmethod
     def is_suspended(instance: Any) -> bool:

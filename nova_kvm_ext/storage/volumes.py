@@ -19,7 +19,7 @@ from typing import Any
 from nova import exception
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.guest_agent import freezes as guest_freezes
+from nova_kvm_ext.guest_agent import frozen
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.storage import counting
@@ -27,7 +27,7 @@ from nova_kvm_ext.storage import counting
 LOG = log.getLogger(__name__)
 
 
-def guest_to_snapshot(freezes: guest_freezes.Freezes, instance: Any,
+def guest_to_snapshot(guests: frozen.Frozen, instance: Any,
                       guest: Any, required: bool) -> Any:
     """The guest as Nova is to see it while it snapshots a volume.
 
@@ -39,7 +39,7 @@ def guest_to_snapshot(freezes: guest_freezes.Freezes, instance: Any,
     :param guest: nova.virt.libvirt.guest.Guest
     :param required: the image's os_require_quiesce
     """
-    return _Guest(freezes, instance, guest, required)
+    return _Guest(guests, instance, guest, required)
 
 
 class _Guest:
@@ -50,9 +50,9 @@ class _Guest:
     allows it.
     """
 
-    def __init__(self, freezes: guest_freezes.Freezes, instance: Any,
+    def __init__(self, guests: frozen.Frozen, instance: Any,
                  guest: Any, required: bool) -> None:
-        self._freezes = freezes
+        self._guests = guests
         self._instance = instance
         self._real = guest
         self._required = required
@@ -84,10 +84,10 @@ class _Guest:
 
     def _quiesced(self, snapshot: Callable[[], Any]) -> None:
         try:
-            hold = self._freezes.acquire(
+            hold = self._guests.acquire(
                 self._instance.uuid, self._real._domain)
-        except (exception.NovaException, *guest_freezes.UNREADABLE) as e:
-            reason = f'The guest is not quiesced: {guest_freezes.why(e)}'
+        except (exception.NovaException, *frozen.UNREADABLE) as e:
+            reason = f'The guest is not quiesced: {frozen.why(e)}'
             if self._required:
                 LOG.error('KVML402 The snapshot fails, because the image says '
                           'os_require_quiesce. %s', reason,
@@ -101,13 +101,13 @@ class _Guest:
         try:
             snapshot()
         except BaseException as e:
-            self._freezes.release_quietly(hold)
+            self._guests.release_quietly(hold)
             self._failed(consistency.Reason.FROZEN,
                          errors.libvirt_error_code(e) is not None)
             raise
         # QEMU writes to the new file by now: an error from here on would have
         # Cinder throw that away.
-        stood = self._freezes.release_quietly(hold)
+        stood = self._guests.release_quietly(hold)
         _count(consistency.Reason.NOTHING
                if hold.freeze.count == 0 and stood is not False else
                {True: consistency.Reason.FROZEN,

@@ -89,7 +89,8 @@ NOVA = {
     'boot.cloudless', 'boot.worker', 'contract', 'cpu.hooks',
     'designer', 'driver', 'extra_specs', 'fleet.hooks',
     'guest_agent.counting', 'guest_agent.freezes',
-    'guest_agent.hooks', 'guest_agent.limits', 'guest_agent.thaws',
+    'guest_agent.frozen', 'guest_agent.hooks', 'guest_agent.limits',
+    'guest_agent.thaws',
     'guests.bulk', 'guests.descriptions', 'guests.errands', 'guests.hooks',
     'health.hooks', 'host.hooks', 'host.node_devices', 'images.hooks',
     'images.questions', 'metrics.hooks', 'migration.departures',
@@ -210,7 +211,7 @@ class LayeringTestCase(base.BaseTestCase):
                 text = f.read()
             if 'CONF.' in text:
                 self.assertIn(room, {
-                    'driver', 'cpu.hooks', 'guest_agent.freezes',
+                    'driver', 'cpu.hooks', 'guest_agent.frozen',
                     'guest_agent.hooks', 'guest_agent.limits',
                     'guest_agent.thaws', 'guests.hooks', 'health.hooks',
                     'host.hooks', 'vhost.hooks', 'images.hooks',

@@ -230,7 +230,7 @@ class HooksTestCase(driver_base.DriverTestCase):
         return asked
 
     def freezes(self) -> dict[str, holds.Freeze]:
-        return self.driver._guest_agents.freezes._holds._freezes
+        return self.driver._guest_agents.freezes.guests.holds._freezes
 
     def expire(self, lasting: bool = False) -> None:
         """Ten minutes pass.

@@ -147,11 +147,11 @@ class KilledTestCase(agents.HooksTestCase):
             service.freezes.settle()
         self.assertFalse(self.domain.frozen)
         self.assertEqual([], self.ledger.left_behind())
-        self.assertEqual({}, service.freezes._thaws._failures)
+        self.assertEqual({}, service.freezes.guests.thaws._failures)
 
     def test_one_that_was_given_up(self):
         """It may freeze late: the next round thaws it, without a back-off."""
-        thaws_ = self.driver._guest_agents.freezes._thaws
+        thaws_ = self.driver._guest_agents.freezes.guests.thaws
         thaws_.leave(self.ledger.enter(uuids.instance, 'snapshot'))
         self.domain.frozen = True
         self.driver._guest_agents.freezes.settle()
@@ -179,12 +179,12 @@ class KilledTestCase(agents.HooksTestCase):
         settle = self.driver._guest_agents.freezes.settle
         settle()
         self.assertEqual(
-            3, len(self.driver._guest_agents.freezes._thaws._failures))
+            3, len(self.driver._guest_agents.freezes.guests.thaws._failures))
         for name in self.ledger.left_behind():
             os.unlink(os.path.join(self.ledger._directory, name))
         settle()
         self.assertEqual(
-            {}, self.driver._guest_agents.freezes._thaws._failures)
+            {}, self.driver._guest_agents.freezes.guests.thaws._failures)
 
     def test_damaged_ledger(self):
         self.ledger.enter(uuids.instance, 'x').release()
