@@ -490,8 +490,10 @@ class TestRealImage(TemporaryDirectoryCase):
             image.seek(start * 512)
             data = self.directory / 'data'
             data.write_bytes(image.read(length * 512))
+        # An ordinary user's path has no e2fsck.
         subprocess.run(['e2fsck', '-fn', data], check=True, timeout=30,
-                       capture_output=True)
+                       capture_output=True, env=os.environ | {
+                           'PATH': f'{os.environ["PATH"]}:/usr/sbin:/sbin'})
 
         # SYSLINUX reads blocks by their number: no hole before the data.
         with open(guest.path, 'rb') as image:

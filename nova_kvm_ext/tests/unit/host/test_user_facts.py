@@ -97,7 +97,7 @@ class UseTestCase(base.BaseTestCase):
         os.mkdir(os.path.join(self.root, 'dev'))
         os.chmod(os.path.join(self.root, 'dev'), 0o755)
         self.path = os.path.join(self.root, 'dev/kvm')
-        self.user = model.UserFacts('u', 'g', '', 65534, 65534, (65534,))
+        self.user = model.UserFacts('u', 'g', '', 54321, 54321, (54321,))
 
     def use(self) -> model.UseFacts:
         return user_facts.read_use('/dev/kvm', self.user, self.root)
