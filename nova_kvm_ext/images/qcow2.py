@@ -14,8 +14,10 @@
 
 The disk's size and the name of the backing file are in the header. What is
 anything but plain gives None here, and qemu-img is asked: an encrypted image,
-one with a data file, features or extensions that are not known here, and
-every value that QEMU would refuse.
+one with a data file, features or extensions that are not known here, every
+value of a header that QEMU would refuse, and what another format may claim.
+The lists of snapshots and bitmaps must be behind the header and in the file;
+they are not read.
 
 Pure. Source of every field, number and refusal: QEMU's docs/interop/qcow2.txt
 (qcow2.rst since QEMU 10.1),
@@ -40,6 +42,11 @@ _V3 = struct.Struct('>QQQII')
 _EXTENSION = struct.Struct('>II')
 
 _MAGIC = b'QFI\xfb'
+
+# The one format whose signature QEMU looks for behind that of qcow2: a file
+# may have both, and QEMU takes it for VDI (block/vdi.c).
+_VDI_SIGNATURE, _VDI_OFFSET = b'\x7f\x10\xda\xbe', 0x40
+
 _MIN_BITS, _MAX_BITS = 9, 21
 _MAX_BACKING = 1023
 _MAX_REFCOUNT_ORDER = 6
@@ -57,13 +64,16 @@ _COMPRESSION_TYPES = ('zlib', 'zstd')
 _END, _BACKING_FORMAT, _FEATURE_NAMES, _BITMAPS_EXTENSION = (
     0, 0xe2792aca, 0x6803f857, 0x23852875)
 _MAX_FORMAT = 15
-_BITMAPS_LENGTH = 24
+# How many, nothing, bytes of the list, and where it is.
+_BITMAPS_VALUE = struct.Struct('>IIQQ')
+_MAX_BITMAPS, _MAX_BITMAPS_LIST = 65535, 64 << 20
 
 # The bounds of QEMU's qcow2_validate_table(): bytes of each table.
 _MAX_L1 = 32 << 20
 _MAX_REFCOUNTS = 8 << 20
 _SNAPSHOT, _MAX_SNAPSHOTS = 40, 65536
-_MAX_OFFSET = (1 << 63) - 1
+# QEMU reads nothing behind that (BDRV_MAX_LENGTH in its block-common.h).
+_MAX_OFFSET = (1 << 63) - (1 << 30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +134,8 @@ def parse(head: bytes, file_size: int) -> Header | None:
      l1_entries, l1_offset, refcounts_offset, refcount_clusters, snapshots,
      snapshots_offset) = _V2.unpack_from(head)
     if magic != _MAGIC or version not in (2, 3) or encryption or (
-            not _MIN_BITS <= bits <= _MAX_BITS):
+            not _MIN_BITS <= bits <= _MAX_BITS) or (
+            head.startswith(_VDI_SIGNATURE, _VDI_OFFSET)):
         return None
     cluster = 1 << bits
     more = (_Version3() if version == 2 else
@@ -132,12 +143,15 @@ def parse(head: bytes, file_size: int) -> Header | None:
     compression = _compression(head, version, more)
     if compression is None or not _features_are_plain(more, bits, cluster):
         return None
-    if size > _MAX_OFFSET or not refcount_clusters or not all((
+    if not refcount_clusters or not all((
             _is_table(refcounts_offset, refcount_clusters, cluster,
                       _MAX_REFCOUNTS, cluster),
             _is_table(snapshots_offset, snapshots, _SNAPSHOT,
                       _SNAPSHOT * _MAX_SNAPSHOTS, cluster),
             _is_table(l1_offset, l1_entries, 8, _MAX_L1, cluster))):
+        return None
+    if snapshots and not (
+            cluster <= snapshots_offset <= file_size - snapshots * _SNAPSHOT):
         return None
     extended = bool(more.incompatible & _EXTENDED_L2)
     # Bits of an offset in the disk that one entry of the L1 table stands for.
@@ -145,7 +159,7 @@ def parse(head: bytes, file_size: int) -> Header | None:
     if l1_entries < -(-size >> covered):
         return None
     found = _Extensions.read(head, more, backing_offset or cluster)
-    if found is None:
+    if found is None or not _are_bitmaps(found.bitmaps, cluster, file_size):
         return None
     backing_file = _backing_file(head, backing_offset, backing_length,
                                  cluster)
@@ -191,6 +205,18 @@ def _is_table(offset: int, entries: int, entry: int, most: int,
             offset + entries * entry <= _MAX_OFFSET)
 
 
+def _are_bitmaps(value: bytes | None, cluster: int, file_size: int) -> bool:
+    """Whether an extension says plainly where bitmaps are, if one does."""
+    if value is None:
+        return True
+    if len(value) != _BITMAPS_VALUE.size:
+        return False
+    count, reserved, size, offset = _BITMAPS_VALUE.unpack(value)
+    return (1 <= count <= _MAX_BITMAPS and not reserved and
+            1 <= size <= _MAX_BITMAPS_LIST and not offset % cluster and
+            cluster <= offset <= file_size - size)
+
+
 def _backing_file(head: bytes, offset: int, length: int, cluster: int
                   ) -> str | None:
     """The name, empty for none; None where that is not plain."""
@@ -214,9 +240,11 @@ class _Extensions:
     """What the header extensions say.
 
     :ivar backing_format: empty where nothing is said
+    :ivar bitmaps: what the extension about them has; None for no extension
     """
 
     backing_format: str = ''
+    bitmaps: bytes | None = None
 
     @classmethod
     def read(cls, head: bytes, more: _Version3, end: int
@@ -227,6 +255,7 @@ class _Extensions:
         :returns: None where one is not known, or malformed
         """
         backing_format = ''
+        bitmaps = None
         offset = more.length
         while offset < end:
             if offset + _EXTENSION.size > HEAD:
@@ -243,9 +272,10 @@ class _Extensions:
                     return None
                 backing_format = said.decode()
             elif kind == _BITMAPS_EXTENSION:
-                if length != _BITMAPS_LENGTH or not more.autoclear & _BITMAPS:
+                if bitmaps is not None or not more.autoclear & _BITMAPS:
                     return None
+                bitmaps = head[offset:offset + length]
             elif kind != _FEATURE_NAMES:
                 return None
             offset += -(-length // 8) * 8
-        return cls(backing_format)
+        return cls(backing_format, bitmaps)

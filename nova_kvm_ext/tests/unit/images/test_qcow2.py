@@ -26,6 +26,8 @@ from oslotest import base
 from nova_kvm_ext.images import qcow2
 
 EXTENSION = struct.Struct('>II')
+VDI = 0x7f10dabe
+"""What QEMU takes for the signature of VDI, in the middle of a header."""
 
 
 def header(*, magic: bytes = b'QFI\xfb', version: int = 3,
@@ -58,6 +60,12 @@ def header(*, magic: bytes = b'QFI\xfb', version: int = 3,
     if backing:
         found = found[:backing_offset].ljust(backing_offset, b'\0') + backing
     return found.ljust(qcow2.HEAD, b'\0')
+
+
+def bitmaps(count: int = 1, reserved: int = 0, size: int = 24,
+            offset: int = 4 << 16) -> tuple[int, bytes]:
+    """The header extension that says where bitmaps are."""
+    return 0x23852875, struct.pack('>IIQQ', count, reserved, size, offset)
 
 
 def parse(**fields: Any) -> qcow2.Header | None:
@@ -103,7 +111,16 @@ class Qcow2TestCase(base.BaseTestCase):
         ({'length': 104}, {}),
         ({'length': 200}, {}),
         ({'snapshots': 9, 'snapshots_offset': 7 << 16}, {}),
-        ({'autoclear': 1, 'extensions': ((0x23852875, bytes(24)),)}, {}),
+        # The list of snapshots ends where the file does.
+        ({'bits': 12, 'l1_size': 512, 'snapshots': 102,
+          'snapshots_offset': 255 << 12}, {}),
+        ({'snapshots': 0, 'snapshots_offset': 99 << 16}, {}),
+        ({'autoclear': 1, 'extensions': (bitmaps(),)}, {}),
+        ({'autoclear': 1, 'extensions': (bitmaps(
+            count=65535, size=1 << 16, offset=15 << 16),)}, {}),
+        # The last byte of a table is the last that QEMU would read.
+        ({'l1_size': 8192, 'l1_offset': (1 << 63) - (1 << 30) - (1 << 16)},
+         {}),
         # A string of C ends at a NUL.
         ({'backing': b'/base\0more'}, {'backing_file': '/base'}),
         ({'backing': b'\0/base'}, {}),
@@ -128,8 +145,20 @@ class Qcow2TestCase(base.BaseTestCase):
         {'extensions': ((0x12345678, b''),)},
         # LUKS, and bitmaps that nobody has kept up to date.
         {'extensions': ((0x0537be77, bytes(16)),)},
-        {'extensions': ((0x23852875, bytes(24)),)},
+        {'extensions': (bitmaps(),)},
         {'autoclear': 1, 'extensions': ((0x23852875, bytes(16)),)},
+        {'autoclear': 1, 'extensions': (bitmaps(), bitmaps())},
+        {'autoclear': 1, 'extensions': (bitmaps(count=0),)},
+        {'autoclear': 1, 'extensions': (bitmaps(count=65536),)},
+        {'autoclear': 1, 'extensions': (bitmaps(reserved=1),)},
+        {'autoclear': 1, 'extensions': (bitmaps(size=0),)},
+        {'autoclear': 1, 'extensions': (bitmaps(size=(64 << 20) + 1),)},
+        {'autoclear': 1, 'extensions': (bitmaps(offset=4),)},
+        {'autoclear': 1, 'extensions': (bitmaps(offset=16 << 16),)},
+        {'autoclear': 1, 'extensions': (bitmaps(offset=0),)},
+        # QEMU would take the file for VDI.
+        {'snapshots_offset': VDI << 32}, {'version': 2,
+                                          'snapshots_offset': VDI << 32},
         {'extensions': ((0xe2792aca, b'x' * 16),)},
         {'extensions': ((0xe2792aca, b'\xff'),)},
         {'extensions': ((0x6803f857, bytes(4000)),)},
@@ -142,9 +171,14 @@ class Qcow2TestCase(base.BaseTestCase):
         {'length': qcow2.HEAD + 8},
         {'bits': 9, 'length': 600, 'size': 512},
         {'refcount_clusters': 0}, {'refcount_clusters': 129},
-        {'refcounts': 1}, {'refcounts': (1 << 63) - (1 << 16) + 1},
+        {'refcounts': 1}, {'refcounts': (1 << 63) - (1 << 30)},
+        {'l1_size': 8192, 'l1_offset': (1 << 63) - (1 << 30)},
         {'refcounts': ((1 << 64) - 1) >> 16 << 16},
         {'snapshots': 65537}, {'snapshots_offset': 8},
+        # A list of snapshots behind the end of the file, and in the header.
+        {'bits': 12, 'l1_size': 512, 'snapshots': 103,
+         'snapshots_offset': 255 << 12},
+        {'snapshots': 1, 'snapshots_offset': 1 << 40}, {'snapshots': 1},
         {'l1_size': 1}, {'l1_size': (4 << 20) + 1}, {'l1_offset': 8},
         {'size': 1 << 63}, {'size': (1 << 64) - 1},
         {'incompatible': 16, 'l1_size': 3},
