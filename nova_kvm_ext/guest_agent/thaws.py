@@ -20,6 +20,11 @@ Nova's periodic work calls this, so it is short: no agent has more than two
 seconds, an agent that let one pass has one, and is tried less and less often,
 and all of it together ends after a few seconds, however many guests there
 are.
+
+One guest after the other: the ledger has only those whose snapshots were under
+way ([DEFAULT] max_concurrent_snapshots, five), an agent that listens thaws in
+milliseconds, and each one that hangs would hold one of the five calls that
+libvirt takes from Nova's connection at once (max_client_requests).
 """
 
 from collections.abc import Callable

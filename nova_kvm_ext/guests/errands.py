@@ -45,6 +45,10 @@ class Errands:
             collections.deque())
         self._left: Iterator[Errand] | None = None
         self._going_on = threading.Lock()
+        # Whether the operator was told that more rounds follow, and that the
+        # last one failed.
+        self._said_more = False
+        self._said_failed = False
 
     def begin(self, *kinds: Callable[[], Iterable[Errand]]) -> None:
         """Remember what is to be done.
@@ -55,6 +59,7 @@ class Errands:
         """
         self._kinds = collections.deque(kinds)
         self._left = None
+        self._said_more = self._said_failed = False
 
     def go_on(self) -> None:
         """One round. Never raises."""
@@ -62,12 +67,14 @@ class Errands:
             return
         try:
             self._go_on(time.monotonic() + ROUND)
+            self._said_failed = False
         except Exception as e:
             # Neither libvirt nor the database must end the periodic work.
             self._left = None
-            LOG.warning('KVML511 What is done once for each guest that ran '
-                        'when the service started is not done yet: %s',
-                        errors.clean(e))
+            (LOG.debug if self._said_failed else LOG.warning)(
+                'KVML511 What is done once for each guest that ran when the '
+                'service started is not done yet: %s', errors.clean(e))
+            self._said_failed = True
         finally:
             self._going_on.release()
 
@@ -78,9 +85,11 @@ class Errands:
             for errand in self._left:
                 errand()
                 if time.monotonic() >= deadline:
-                    LOG.info('What is done once for each guest that ran when '
-                             'the service started continues in the next round '
-                             'of the periodic work.')
+                    if not self._said_more:
+                        LOG.info('What is done once for each guest that ran '
+                                 'when the service started continues in the '
+                                 'next rounds of the periodic work.')
+                    self._said_more = True
                     return
             self._kinds.popleft()
             self._left = None

@@ -13,6 +13,7 @@
 """What is done once for each guest: within its time, and all of it in the end.
 """
 
+import logging
 from unittest import mock
 import uuid
 
@@ -70,6 +71,31 @@ class ErrandsTestCase(base.BaseTestCase):
             self.errands.go_on()
             self.assertEqual(done, self.done)
         self.assertIn('KVML511', log.output)
+
+    def test_each_change_is_said_once(self):
+        """And not in each of the many rounds of a host with many guests."""
+        log = self.useFixture(fixtures.FakeLogger(level=logging.INFO))
+        down = exception.HypervisorUnavailable(host='me')
+        broken = mock.Mock(side_effect=ValueError)
+        kinds = mock.Mock(side_effect=[
+            down, down, [self.errand] * 8 + [broken], [broken],
+            [self.errand]])
+        self.errands.begin(lambda: [self.errand] * 16, kinds)
+        said = []
+        for _ in range(8):
+            self.errands.go_on()
+            said.append((log.output.count('continues'),
+                         log.output.count('KVML511')))
+        # Two rounds, two errors, a round, two errors, and the end.
+        self.assertEqual([(1, 0)] * 2 + [(1, 1)] * 3 + [(1, 2)] * 3, said)
+        self.assertFalse(self.errands._kinds)
+        # After another start both are said again.
+        self.errands.begin(lambda: [self.errand] * 9, mock.Mock(
+            side_effect=down))
+        for _ in range(3):
+            self.errands.go_on()
+        self.assertEqual((2, 3), (log.output.count('continues'),
+                                  log.output.count('KVML511')))
 
     def test_no_second_round_beside_one(self):
         self.errands.begin(lambda: [self.errands.go_on, self.errand])
