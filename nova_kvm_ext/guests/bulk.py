@@ -157,16 +157,14 @@ class VCPUs:
         """
         if self._said:
             return
-        hanging = []
         try:
-            for guest in self._host.list_guests():
-                state, _, milliseconds = guest._domain.controlInfo()
-                if state in descriptions.BUSY and milliseconds >= _HANGS:
-                    hanging.append(guest.uuid)
+            hanging = [guest.uuid for guest in self._host.list_guests()
+                       if _hangs(guest)]
         except (exception.NovaException,
                 nova_driver.libvirt.libvirtError) as e:
             LOG.debug('It cannot be told which guest it is: %s',
                       errors.clean(e))
+            return
         if not hanging:
             LOG.debug('libvirt takes more than %d s to tell about the vCPUs '
                       'of all guests.', PATIENCE)
@@ -178,6 +176,16 @@ class VCPUs:
             'service continues without that answer and asks about each guest '
             'by itself.', {'seconds': PATIENCE,
                            'guests': ', '.join(hanging)})
+
+
+def _hangs(guest: Any) -> bool:
+    """Whether libvirt waits for the QEMU of a guest."""
+    try:
+        state, _, milliseconds = guest._domain.controlInfo()
+    except nova_driver.libvirt.libvirtError:
+        # It has ended meanwhile, or is no QEMU.
+        return False
+    return bool(state in descriptions.BUSY and milliseconds >= _HANGS)
 
 
 def _counts(answer: Any) -> Any:
@@ -207,10 +215,10 @@ class _Host:
         self._real = host
         self._vcpus = vcpus
 
-    def list_guests(self) -> list[Any]:
+    def list_guests(self, *args: Any, **kwargs: Any) -> list[Any]:
         return [_Guest(self._vcpus[guest.uuid])
                 if guest.uuid in self._vcpus else guest
-                for guest in self._real.list_guests()]
+                for guest in self._real.list_guests(*args, **kwargs)]
 
 
 class _Driver:

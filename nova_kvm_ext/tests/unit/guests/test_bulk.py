@@ -222,6 +222,24 @@ class VCPUsTestCase(driver_base.DriverTestCase):
             self.drvr._get_vcpu_used()
         said.warning.assert_called_once()
 
+    def test_a_guest_that_has_ended_while_another_hangs(self):
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
+        said = self.useFixture(fixtures.MockPatchObject(bulk, 'LOG')).mock
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.stats = lambda: hang_until(answered)
+        ended, hanging, well = (guest.UUIDString() for guest in self.guests)
+
+        def control_info(domain: Any) -> list[int]:
+            if domain.UUIDString() == ended:
+                raise fakelibvirt.libvirtError('domain is not running')
+            return [2, 0, 1000 if domain.UUIDString() == hanging else 999]
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.controlInfo', control_info))
+        self.drvr._get_vcpu_used()
+        self.assertEqual(hanging, said.warning.call_args.args[1]['guests'])
+
     def test_not_two_at_once(self):
         with self.drvr._vcpus._asking:
             self.assertEqual({}, self.drvr._vcpus.by_uuid())
