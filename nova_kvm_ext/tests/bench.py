@@ -298,6 +298,13 @@ def _counts(part: str, theirs: dict[str, int],
         if theirs.get(call) != ours.get(call)]
 
 
+def _at_least_one(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{word} is less than 1')
+    return number
+
+
 def main() -> int:
     if sys.argv[1:2] == [_REAL]:
         _real(int(sys.argv[2]), *sys.argv[3:])
@@ -309,12 +316,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog='tools/bench', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=15, metavar='N',
-                        help='default %(default)s')
+    parser.add_argument('--rounds', type=_at_least_one, default=15,
+                        metavar='N', help='default %(default)s')
     many = parser.add_argument_group(
         'hosts with many guests (root)',
         'Guests with real disks on a real libvirt of its own.')
-    many.add_argument('--guests', type=int, nargs='+', metavar='N',
+    many.add_argument('--guests', type=_at_least_one, nargs='+', metavar='N',
                       help='numbers of guests, ascending: 100 400')
     many.add_argument('--running', type=int, default=10, metavar='N',
                       help='guests that run, paused; each takes 16 MiB of '
@@ -328,7 +335,7 @@ def main() -> int:
     months = parser.add_argument_group(
         'months of running (root)',
         'Boots and deletes guests, with each driver in its own process.')
-    months.add_argument('--soak', type=int, metavar='N',
+    months.add_argument('--soak', type=_at_least_one, metavar='N',
                         help='boots and deletes; 1000 take an hour or two')
     months.add_argument('--trace', action='store_true',
                         help='say in the end what keeps memory')

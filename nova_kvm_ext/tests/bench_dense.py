@@ -146,8 +146,10 @@ class Host:
             memory_mb=64, extra_specs={})
         # The usual flavor has a disk, and Nova compares its size.
         instance.flavor.root_gb = 1
-        # As the compute manager has a server that it builds.
+        # As the compute manager has a server that it builds: with its cards,
+        # which Nova would ask the database for in the boot.
         instance.task_state = task_states.SPAWNING
+        instance.obj_load_attr('info_cache')
         return instance
 
     def fill(self, guests: int, running: int) -> None:
