@@ -5,6 +5,11 @@
 # Usage: consistent-backup.sh NAME GUEST... -- VOLUME...
 
 set -euo pipefail
+limit=120
+if [[ $# -lt 4 || " $* " != *' -- '* ]]; then
+    sed -n 's/^# Usage/Usage/p' "$0" >&2
+    exit 2
+fi
 name=$1
 shift
 guests=()
@@ -16,16 +21,30 @@ shift
 
 directory=$(mktemp -d)
 freeze=
-trap '[ -z "$freeze" ] || kill "$freeze" 2> /dev/null || true
-    rm -r "$directory"' EXIT
+snapshots=()
+failure='it was interrupted'
 
-# It thaws the guests when it is told to end, and whatever happens after 120 s.
-nova-kvm-ext agent freeze "${guests[@]}" --for 120 -f value \
+# Whatever ends this script: no guest stays frozen, no half of a backup stays.
+end() {
+    [ -z "$freeze" ] || kill "$freeze" 2> /dev/null || true
+    if [ -n "$failure" ]; then
+        [ ${#snapshots[@]} -eq 0 ] ||
+            openstack volume snapshot delete "${snapshots[@]}" || true
+        echo "No backup was made: $failure" >&2
+    fi
+    rm -r "$directory"
+}
+trap end EXIT
+
+# It thaws the guests when it is told to end, and when the time is up.
+started=$SECONDS
+nova-kvm-ext agent freeze "${guests[@]}" --for "$limit" -f value \
     -c frozen_until_the_end > "$directory/stood" 2> "$directory/said" &
 freeze=$!
 until grep -q 'frozen for' "$directory/said"; do
     if ! kill -0 "$freeze" 2> /dev/null; then
         cat "$directory/said" >&2
+        failure='not all guests can be frozen'
         exit 1
     fi
     sleep 0.1
@@ -33,31 +52,36 @@ done
 
 # From this version on also of volumes that are in use.
 export OS_VOLUME_API_VERSION=3.66
-snapshots=()
+bad=
 for volume in "$@"; do
-    snapshots+=("$(openstack volume snapshot create --volume "$volume" \
-        -f value -c id "$name-$volume")")
+    if ! snapshot=$(openstack volume snapshot create --volume "$volume" \
+            -f value -c id "$name-$volume"); then
+        bad="there is no snapshot of volume $volume"
+        break
+    fi
+    snapshots+=("$snapshot")
 done
-made=yes
 for snapshot in "${snapshots[@]}"; do
     status=creating
     while [ "$status" = creating ]; do
-        status=$(openstack volume snapshot show -f value -c status "$snapshot")
+        status=$(openstack volume snapshot show -f value -c status \
+            "$snapshot") || status='not known'
+        if [ $((SECONDS - started)) -ge "$limit" ]; then
+            bad="the snapshots were not made within $limit s"
+            break 2
+        fi
     done
-    [ "$status" = available ] || made="snapshot $snapshot is in $status"
+    [ "$status" = available ] || bad="the state of $snapshot is $status"
 done
 
 # It asks the agents whether the guests were frozen until now, and thaws them.
-kill "$freeze"
+kill "$freeze" || bad='the guests did not stay frozen'
 wait "$freeze" || true
 freeze=
 cat "$directory/said" >&2
 if grep -qvx True "$directory/stood" || [ ! -s "$directory/stood" ]; then
-    made='a guest was not frozen until the end'
+    bad='a guest was not frozen until the end'
 fi
-if [ "$made" != yes ]; then
-    openstack volume snapshot delete "${snapshots[@]}"
-    echo "No backup was made: $made" >&2
-    exit 1
-fi
+failure=$bad
+[ -z "$failure" ] || exit 1
 printf '%s\n' "${snapshots[@]}"
