@@ -187,6 +187,7 @@ class KVMDriver(driver.LibvirtDriver):
                 CONF.set_override(name, value, group='libvirt')
         self._vhost_net.start(settings, resolved.value)
 
+    @host_hooks.explains_libvirt_errors
     def _get_guest_config(self, instance: Any, network_info: Any,
                           image_meta: Any, disk_info: Any,
                           *args: Any, **kwargs: Any) -> Any:
@@ -429,6 +430,11 @@ class KVMDriver(driver.LibvirtDriver):
     def _create_image(self, *args: Any, **kwargs: Any) -> Any:
         """Nova's, of disks: in Ceph, too, which has errors of its own."""
         return super()._create_image(*args, **kwargs)
+
+    @host_hooks.explains_libvirt_errors
+    def _cleanup_rbd(self, instance: Any) -> None:
+        """Nova's removal of a guest's disks from Ceph."""
+        super()._cleanup_rbd(instance)
 
     @host_hooks.explains_libvirt_errors
     def snapshot(self, context: Any, instance: Any, image_id: Any,

@@ -225,6 +225,15 @@ ROWS: tuple[KnownError, ...] = (
          "[errno 2] RBD image not found (error opening image b'gone' at "
          'snapshot None)')),
     KnownError(
+        'ceph-busy',
+        r'RBD image is busy \(',
+        'A client has the image open, such as a guest on another host, or one '
+        'that died less than a minute ago; or the image has clones.',
+        'See who with rbd status and rbd children. Repeat the operation once '
+        'nobody uses the image.',
+        'source (src/pybind/rbd/rbd.pyx of Ceph 16.2)',
+        ('[errno 16] RBD image is busy (error removing image)',)),
+    KnownError(
         'ceph-blocklisted',
         r'Cannot send after transport endpoint shutdown'
         r'|RBD connection was shutdown \(',

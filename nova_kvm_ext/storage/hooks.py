@@ -176,7 +176,7 @@ class Snapshots:
                 instance.vm_state == vm_states.SUSPENDED)
 
     def cold(self, instance: Any, required: bool, check: Callable[[], Any],
-             suspended: bool = False) -> None:
+             suspended: bool) -> None:
         """Nova is about to suspend a guest for a snapshot.
 
         What the guest has not written out then is in its memory alone, so the
@@ -196,7 +196,9 @@ class Snapshots:
             else ('Nova makes a cold snapshot: it suspends the guest and '
                   'copies the disk, and what the guest has not written yet is '
                   'missing. See [workarounds] disable_libvirt_livesnapshot; '
-                  'for disks in Ceph, whether the image is in the same Ceph, '
+                  'images_type = lvm and [ephemeral_storage_encryption] allow '
+                  'no other snapshots; for disks in Ceph, '
+                  'whether the image is in the same Ceph, '
                   'its direct URL is shown (show_multiple_locations or '
                   'show_image_direct_url of Glance) and Nova\'s Ceph user '
                   'may write to the pool of images')

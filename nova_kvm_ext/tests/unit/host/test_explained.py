@@ -275,6 +275,22 @@ class ErrorsTestCase(driver_base.DriverTestCase):
         said = self.stdlog.logger.output
         self.assertIn('ceph-key; Nova or Ceph says: [errno 13]', said)
 
+    def test_addresses_of_monitors_for_a_guest_that_is_started_again(self):
+        """Nova asks for them before libvirt and QEMU see the guest."""
+        error = processutils.ProcessExecutionError(
+            cmd='ceph mon dump --format=json', stderr='Error initializing '
+            "cluster client: ObjectNotFound('RADOS object not found (error "
+            "calling conf_read_file)')")
+        found = self.raised('_get_guest_config', error, self.instance, None,
+                            None, None)
+        self.assertIn('finds no configuration', found.__notes__[0])
+
+    def test_disk_that_cannot_be_removed(self):
+        error = type('ImageBusy', (Exception,), {'__module__': 'rbd'})(
+            '[errno 16] RBD image is busy (error removing image)')
+        found = self.raised('_cleanup_rbd', error, self.instance)
+        self.assertIn('has the image open', found.__notes__[0])
+
     @ddt.data(('get_available_resource', 'node'),
               ('update_provider_tree', None, 'node'))
     def test_errors_of_cephs_commands(self, call):

@@ -249,6 +249,17 @@ class ConsistencyTestCase(ceph.RbdTestCase):
         self.domain.active = False
         self.check('unknown', 'the guest did not run')
 
+    def test_snapshot_that_fails(self):
+        """Nova is told, and the next one knows nothing of it."""
+        error = exception.ImageNotFound(image_id='i')
+        self.glance.update.side_effect = error
+        self.assertIs(error, self.assertRaises(
+            exception.ImageNotFound, self.said))
+        self.assertFalse(self.domain.frozen)
+        self.glance.update.side_effect = None
+        self.driver._image_api.update(self.context, uuids.snapshot, {})
+        self.assertEqual({}, self.glance.update.call_args.args[2])
+
     def test_the_next_snapshot_knows_nothing_of_this_one(self):
         self.said()
         self.driver._image_api.update(self.context, uuids.snapshot, {})
