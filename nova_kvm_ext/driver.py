@@ -326,7 +326,7 @@ class KVMDriver(driver.LibvirtDriver):
         self._cpu.started(instance, get_xml)
         self._vhost_net.guest_started(instance, get_xml)
         self._guest_agents.limits.apply(guest)
-        self._snapshots.forget_inherited(instance)
+        self._snapshots.guest_started(instance)
 
     def _hard_reboot(self, context: Any, instance: Any,
                      *args: Any, **kwargs: Any) -> None:

@@ -188,9 +188,9 @@ TABLE: tuple[LogMessage, ...] = (
 
     LogMessage(
         'KVML401',
-        'The image property hw_qemu_guest_agent has a value that is neither '
-        'yes nor no. The line says what the guest got.',
-        'Set hw_qemu_guest_agent to yes or no.',
+        'The image property hw_qemu_guest_agent or os_require_quiesce has a '
+        'value that is neither yes nor no. The line says what the guest got.',
+        'Set the property to yes or no.',
         (Who.IMAGE_OWNER,)),
     LogMessage(
         'KVML402',

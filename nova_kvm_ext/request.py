@@ -22,6 +22,8 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
+from oslo_utils import strutils
+
 from nova_kvm_ext import errors
 
 EXTRA_SPEC_PREFIX = 'kvm_ext:'
@@ -50,6 +52,18 @@ def required_traits(given: Mapping[str, str]) -> frozenset[str]:
     return frozenset(
         found[1] for name, value in given.items()
         if value == 'required' and (found := _TRAIT.fullmatch(name)))
+
+
+def is_yes_or_no(written: str) -> bool:
+    """Whether the text of an image property can be read as one of the two.
+
+    Nova reads any other text as no.
+    """
+    try:
+        strutils.bool_from_string(written, strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ import dataclasses
 import re
 
 from lxml import etree
-from oslo_utils import strutils
+
+from nova_kvm_ext import request
 
 # The name that qemu-ga looks for among the guest's virtio ports.
 # https://libvirt.org/formatdomain.html#channel
@@ -89,9 +90,7 @@ def decide(image_value: bool | None, written: str | None = None,
             False, 'the image does not have hw_qemu_guest_agent')
     if image_value:
         return ChannelDecision(True, 'the image says hw_qemu_guest_agent=yes')
-    try:
-        strutils.bool_from_string(written or 'no', strict=True)
-    except ValueError:
+    if not request.is_yes_or_no(written or 'no'):
         return ChannelDecision(
             policy == 'always',
             'the image says neither yes nor no in hw_qemu_guest_agent',

@@ -30,10 +30,12 @@ from nova.compute import task_states
 from nova.compute import vm_states
 from nova import exception
 
+from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import freezes as guest_freezes
 from nova_kvm_ext.guest_agent import frozen
 from nova_kvm_ext.guest_agent import operations
 from nova_kvm_ext import log
+from nova_kvm_ext import request
 from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.storage import counting
 from nova_kvm_ext.storage import image_api
@@ -122,18 +124,26 @@ class Snapshots:
                 taken.image_id == image_id else None)
 
     @staticmethod
-    def forget_inherited(instance: Any) -> None:
-        """What the server's image says of itself is not true of the server.
+    def guest_started(instance: Any) -> None:
+        """Look at what the server's image says of snapshots.
 
-        Nova's API gives a snapshot's image all properties of the image that
-        the server was booted from. It overwrites none of ours where another
-        driver, or Cinder, makes the snapshot.
+        What it says of itself is not true of the server. Nova's API gives a
+        snapshot's image all properties of the image that the server was booted
+        from, and overwrites none of ours where another driver, or Cinder,
+        makes the snapshot.
         """
         if not instance.obj_attr_is_set('system_metadata'):
             return  # as in none of Nova's calls
         metadata = instance.system_metadata
         for name in consistency.PROPERTIES:
             metadata.pop(f'image_{name}', None)
+        written = metadata.get('image_os_require_quiesce')
+        if written and not request.is_yes_or_no(written):
+            # Nobody would miss it until a backup is needed.
+            LOG.warning('KVML401 Snapshots that are not quiesced do not fail: '
+                        'the image says neither yes nor no in '
+                        'os_require_quiesce (%s).', errors.clean(written, 80),
+                        instance=instance)
 
     @contextlib.contextmanager
     def live(self, instance: Any, guest: Any, thaw: Callable[[], Any]

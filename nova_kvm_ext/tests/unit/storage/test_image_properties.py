@@ -265,6 +265,25 @@ class ConsistencyTestCase(ceph.RbdTestCase):
         self.driver._image_api.update(self.context, uuids.snapshot, {})
         self.assertEqual({}, self.glance.update.call_args.args[2])
 
+    @ddt.data('ture', 'required', 'yes\x1b[31m', '2')
+    def test_wish_that_nova_does_not_understand(self, written):
+        self.instance.system_metadata['image_os_require_quiesce'] = written
+        self.driver._guest_started(self.instance, self.guest)
+        self.assertIn('KVML401', self.log.output)
+        self.assertIn('os_require_quiesce', self.log.output)
+        self.assertNotIn('\x1b', self.log.output)
+
+    @ddt.data('yes', ' True ', '1', 'ON', 'no', 'false', '0', '', None)
+    def test_wish_that_nova_understands(self, written):
+        if written is not None:
+            self.instance.system_metadata['image_os_require_quiesce'] = written
+        self.driver._guest_started(self.instance, self.guest)
+        self.assertNotIn('os_require_quiesce', self.log.output)
+        # As our code, and Nova's, reads it.
+        self.assertEqual(
+            written in ('yes', ' True ', '1', 'ON'),
+            bool(self.driver._requires_quiesce(self.instance.image_meta)))
+
     def test_what_its_own_image_says_is_forgotten(self):
         """The server was booted from a snapshot."""
         self.instance.system_metadata.update(
