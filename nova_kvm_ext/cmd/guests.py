@@ -13,7 +13,9 @@
 """``nova-kvm-ext guest list`` and ``guest show``: what guests run with.
 
 Parses, has :mod:`nova_kvm_ext.guests.survey` look, prints. No guest is asked
-anything, so one that hangs delays nothing.
+anything, so one that hangs delays nothing. Only of guests that an I/O error
+has paused QEMU is asked about the disks, by a process that is waited for some
+seconds at most.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import argparse
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import sys
 from typing import Any
 
@@ -37,10 +40,8 @@ from nova_kvm_ext.exit_codes import ExitCode
 from nova_kvm_ext import words
 
 with lazy.imports():
-    import libvirt
-
-    from nova_kvm_ext.guests import pauses
     from nova_kvm_ext.guests import reasons
+    from nova_kvm_ext.guests import resumer
     from nova_kvm_ext.guests import survey
     from nova_kvm_ext.guests import verdicts
 
@@ -85,7 +86,8 @@ def _state(verdict: verdicts.Verdict) -> str:
     said = verdict.state
     paused = verdict.guest.paused
     if paused is not None and paused.reason != 'user':
-        said = f'paused {paused.words}'
+        said = (f'paused, {paused.short}' if paused.short else
+                f'paused {paused.words}')
     if verdict.guest.frozen is not None:
         said += ', frozen'
     if verdict.hangs.value:
@@ -154,6 +156,38 @@ def row(verdict: verdicts.Verdict) -> dict[str, Any]:
                                    for text in verdict.findings])}
 
 
+def _explained(found: survey.Survey, uri: str) -> survey.Survey:
+    """With the disks whose errors have paused guests.
+
+    :param uri: of libvirt
+    """
+    wanted = [
+        one.guest.uuid for one in found.verdicts
+        if one.guest.paused is not None and one.hangs.value is False and
+        one.guest.paused.reason == reasons.Reason.IO_ERROR.name.lower()]
+    if not wanted:
+        return found
+    try:
+        outcomes = resumer.explain(uri, wanted)
+    except OSError:
+        # No process can be started: what libvirt told is shown.
+        return found
+
+    def explained(one: verdicts.Verdict) -> verdicts.Verdict:
+        outcome = outcomes.get(one.guest.uuid)
+        if outcome is None or one.guest.paused is None:
+            return one
+        return dataclasses.replace(one, guest=dataclasses.replace(
+            one.guest, paused=dataclasses.replace(
+                one.guest.paused,
+                words=outcome.words.removeprefix('paused '),
+                short=f'{outcome.cause} ({", ".join(outcome.disks)})'
+                if outcome.disks else '')))
+
+    return dataclasses.replace(
+        found, verdicts=tuple(map(explained, found.verdicts)))
+
+
 class _GuestsCommand(base.HostCommand):
     """A command that looks at guests."""
 
@@ -163,18 +197,20 @@ class _GuestsCommand(base.HostCommand):
 
     @contextlib.contextmanager
     def looking(self, args: argparse.Namespace, wanted: str | None = None
-                ) -> Iterator[tuple[libvirt.virConnect, survey.Survey]]:
+                ) -> Iterator[survey.Survey]:
         """The guests, or the one that is wanted."""
         nova = base.read_few(args.config_files)
         # libvirt gives domain capabilities to no read-only connection.
         with self.connected(args, nova) as connection:
             only = None if wanted is None else agent.find(
                 connection, wanted).UUIDString()
-            found = survey.look(connection, nova, self.uri(args, nova), only)
+            uri = self.uri(args, nova)
+            found = _explained(
+                survey.look(connection, nova, uri, only), uri)
             if found.problem:
                 print(f'warning: what CPUs guests get today is not known: '
                       f'{found.problem}', file=sys.stderr)
-            yield connection, found
+            yield found
 
     def judge(self, found: Sequence[verdicts.Verdict]) -> None:
         """Set the exit code."""
@@ -216,7 +252,7 @@ class List(_GuestsCommand, lister.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
-        with self.looking(parsed_args) as (_, found):
+        with self.looking(parsed_args) as found:
             seen = found.verdicts
         if parsed_args.outdated or parsed_args.drift:
             seen = tuple(one for one in seen
@@ -244,35 +280,17 @@ class Show(_GuestsCommand, show.ShowOne):
 
     def take_action(self, parsed_args: argparse.Namespace
                     ) -> tuple[Sequence[str], Sequence[Any]]:
-        with self.looking(parsed_args, parsed_args.guest) as (
-                connection, found):
+        with self.looking(parsed_args, parsed_args.guest) as found:
             if not found.verdicts:
                 raise base.Finding(
                     f'{errors.clean(parsed_args.guest)} does not run.',
                     'A guest that does not run gets what it gets when it is '
                     'started.')
             verdict, = found.verdicts
-            paused = self._paused(connection, verdict)
         self.judge([verdict])
         # There is room for the whole of it.
         shown = {name: value.machine_readable() if isinstance(
             value, columns.Words) else value
             for name, value in row(verdict).items()} | {
                 'vhost': _cards(verdict)}
-        if paused is not None:
-            shown['paused'] = columns.Text(
-                paused.words(paths=True).removeprefix('paused '))
         return self.COLUMNS, tuple(shown.values())
-
-    @staticmethod
-    def _paused(connection: libvirt.virConnect, verdict: verdicts.Verdict
-                ) -> reasons.Pause | None:
-        """With the disk that had the error, where QEMU can be asked."""
-        paused = verdict.guest.paused
-        if (paused is None or paused.reason != 'io_error' or
-                verdict.hangs.value is not False):
-            return None
-        with contextlib.suppress(libvirt.libvirtError):
-            return pauses.read(
-                connection.lookupByUUIDString(verdict.guest.uuid))
-        return None

@@ -170,14 +170,15 @@ class _Work:
             self._nova, filter(None, (
                 server.host, self._book.address(server.host))))
         there = self._ask_there()
-        disks = self._disks()
+        disks, protection = self._disks(), _protection(self._nova)
         step = repair.move(
             self._server, self._here.runs, there.runs, there.why,
-            comeback.by_hand(self._server.uuid, self._uris[0], disks),
+            comeback.by_hand(self._server.uuid, self._uris[0], disks,
+                             protection),
             self._here.shut_off)
         results = [self._take(step, lambda: comeback.move(
             self._connection, self._server.uuid, there.uri or self._uris[0],
-            disks, _say))]
+            disks, _say, protection))]
         # What was true before the move need not be true now.
         self._here = comeback.look(self._connection, self._server.uuid)
         there = self._ask_there()
@@ -246,6 +247,15 @@ class _Work:
                        else errors.clean(e))
             return Result(step, _FAILED, problem)
         return Result(step, _DONE)
+
+
+def _protection(nova: Any) -> str:
+    """How nova.conf has guests' memory sent."""
+    if nova.libvirt.live_migration_with_native_tls:
+        return comeback.TLS
+    # Deprecated since Nova 23.
+    return (comeback.TUNNELLED if nova.libvirt.live_migration_tunnelled
+            else comeback.PLAIN)
 
 
 def _say(text: str) -> None:

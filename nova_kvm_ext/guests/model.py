@@ -46,10 +46,13 @@ class Paused:
 
     :ivar reason: name of a :class:`reasons.Reason`, in small letters
     :ivar words: the same for people, after "paused"
+    :ivar short: the cause and the disks of an I/O error, for a table; '' where
+        they are not known
     """
 
     reason: str
     words: str
+    short: str = ''
 
     @property
     def broken(self) -> bool:

@@ -55,6 +55,11 @@ needs some."""
 MOST_GUESTS = 500
 """Guests of one round. Those of a host with more come with the next."""
 
+EXPLAINED_IN = 3.0
+"""Seconds that a command waits for what has paused guests."""
+
+_POLL = 0.05
+
 _TRIES = 3
 """How often, a second apart, a QEMU is checked that is busy: Nova and
 monitoring ask for statistics, which takes milliseconds."""
@@ -162,6 +167,37 @@ class Round:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._answers.close()
+
+    def end(self) -> None:
+        """End the process and give back what it took, whatever it does."""
+        self.kill()
+        # Else a zombie would stay until the next process is started.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        self.close()
+
+
+def explain(uri: str, uuids: Iterable[str], seconds: float = EXPLAINED_IN
+            ) -> dict[str, Outcome]:
+    """Look at guests that an I/O error paused, and resume none.
+
+    :param uri: of libvirt
+    :returns: by UUID; without those whose QEMU or file system does not answer
+    """
+    found: dict[str, Outcome] = {}
+    under_way = Round(uri, [Job(uuid, False) for uuid in uuids])
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            # Asked first: what was answered before the end is read after it.
+            over = under_way.over() or time.monotonic() > deadline
+            found |= {outcome.uuid: outcome
+                      for outcome in under_way.outcomes() if outcome.paused}
+            if over or len(found) == len(under_way.jobs):
+                return found
+            time.sleep(_POLL)
+    finally:
+        under_way.end()
 
 
 # In the process.

@@ -48,6 +48,16 @@ _SHARED = frozenset((
     'fuse.quobyte', 'vmhgfs'))
 """Those that hosts share."""
 
+TLS, TUNNELLED, PLAIN = 'tls', 'tunnelled', ''
+"""How memory is sent: by Nova's ``[libvirt] live_migration_with_native_tls``,
+by ``live_migration_tunnelled``, or by neither."""
+
+_PROTECTION = {
+    TLS: (libvirt.VIR_MIGRATE_TLS, '--tls '),
+    TUNNELLED: (libvirt.VIR_MIGRATE_TUNNELLED, '--tunnelled '),
+    PLAIN: (0, ''),
+}
+
 _OCTAL = re.compile(rb'\\([0-3][0-7]{2})')
 
 _LOCK_TRIES = 5
@@ -144,26 +154,29 @@ def to_copy(disks: Collection[reasons.Disk]) -> list[str]:
     return found
 
 
-def by_hand(uuid: str, uri: str, disks: Collection[str]) -> str:
+def by_hand(uuid: str, uri: str, disks: Collection[str],
+            protection: str = PLAIN) -> str:
     copy = (f'--copy-storage-inc --migrate-disks {",".join(disks)} '
             if disks else '')
     return (f'virsh migrate --live --p2p --persistent --undefinesource '
-            f'{copy}{uuid} {uri}')
+            f'{_PROTECTION[protection][1]}{copy}{uuid} {uri}')
 
 
 def move(connection: Any, uuid: str, uri: str, disks: Collection[str],
-         say: Callable[[str], None]) -> None:
+         say: Callable[[str], None], protection: str = PLAIN) -> None:
     """Move a guest to the host of another libvirt. Ctrl-C aborts.
 
     :param uri: of the other libvirt, as this one reaches it
     :param disks: targets of those to copy
     :param say: told the progress
+    :param protection: TLS, TUNNELLED or PLAIN
     :raises libvirt.libvirtError: the guest stays here
     """
     domain = connection.lookupByUUIDString(uuid)
     flags = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER |
              libvirt.VIR_MIGRATE_PERSIST_DEST |
-             libvirt.VIR_MIGRATE_UNDEFINE_SOURCE)
+             libvirt.VIR_MIGRATE_UNDEFINE_SOURCE |
+             _PROTECTION[protection][0])
     params: dict[str, Any] = {}
     if disks:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC

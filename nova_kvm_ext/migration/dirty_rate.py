@@ -15,7 +15,7 @@
 
 virDomainStartDirtyRateCalc() (libvirt 7.2) has QEMU look at the guest for some
 seconds: it compares some pages with what they were, which costs the guest
-nothing. The other modes are not used: QEMU 7.2 dies of "dirty-bitmap" where
+nothing. The other modes are not used: QEMU 7.2 crashes with "dirty-bitmap" if
 the guest is emulated, and "dirty-ring" needs a guest that is made for it.
 virDomainListGetStats() says what it saw:
 https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainStartDirtyRateCalc

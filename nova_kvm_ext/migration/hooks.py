@@ -52,8 +52,8 @@ LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 _SAID_AT_MOST = 20
-"""Changes of verdict that are said of one migration: a guest that works in
-fits and starts must not fill log and database."""
+"""Changes of verdict that are said of one migration: a guest whose load
+changes all the time must not fill log and database."""
 
 _BY_ITERATION = 3
 """The iteration by which a migration's verdict is said, known or not."""
@@ -95,7 +95,7 @@ def _choose(instance: Any) -> policy.Choice:
             instance.flavor.extra_specs or {}, instance.system_metadata)
     except Exception as e:
         # Nova may have to load them: of any class, from a message queue and a
-        # database. The guest's move is not to fail of it.
+        # database. The migration must not fail because of that.
         return policy.by_configuration(
             configured, f'What flavor and image ask of a migration that will '
             f'not converge is not known: {errors.clean(e)}')
@@ -145,7 +145,7 @@ class Watch:
         try:
             self._judge(stats)
         except Exception:
-            # Whatever is wrong here, the guest's move is not to fail of it.
+            # The migration must not fail because of an error here.
             self._broken = True
             LOG.exception('KVML703 This live migration is no longer judged.',
                           instance=self._instance)

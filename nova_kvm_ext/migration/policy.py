@@ -35,13 +35,11 @@ POLICIES = (WAIT, POST_COPY, PAUSE, ABORT)
 EARLIEST = 3
 """The first iteration in which anything is done."""
 
-CONFIRMED = 2
-"""Iterations in a row that must say that the migration will not converge: what
-is done then cannot be taken back."""
-
 CONFIRMED_SECONDS = 10
-"""Seconds from the first of these to the last at least. Iterations may last
-some tenths of a second, in which a guest writes more or less by chance."""
+"""Seconds for which iterations in a row must say that the migration will not
+converge, from the first that says so to the last: what is done then cannot be
+taken back. So at least two must say so. Iterations may last some tenths of a
+second, in which a guest writes more or less by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +97,13 @@ class Patience:
     """How long a migration has been found not to converge.
 
     :ivar iteration: the last one that was judged
-    :ivar stalls: judged iterations in a row that say so
-    :ivar first: seconds since the migration began, at the first of these
-    :ivar last: the same, at the last
+    :ivar first: seconds since the migration began, at the first of the
+        iterations in a row that say so; None where the last one does not
+    :ivar last: the same, at the last of them
     """
 
     iteration: int = 0
-    stalls: int = 0
-    first: float = 0
+    first: float | None = None
     last: float = 0
 
     def after(self, found: verdict.Verdict, time: float) -> 'Patience':
@@ -116,13 +113,14 @@ class Patience:
         """
         if found.outcome is not verdict.Outcome.STALLS:
             return Patience(found.iteration)
-        if found.iteration <= self.iteration and self.stalls:
+        if self.first is None:
+            return Patience(found.iteration, time, time)
+        if found.iteration <= self.iteration:
             return self
-        return Patience(found.iteration, self.stalls + 1,
-                        self.first if self.stalls else time, time)
+        return Patience(found.iteration, self.first, time)
 
     @property
     def at_an_end(self) -> bool:
         """Whether something is to be done now."""
-        return (self.iteration >= EARLIEST and self.stalls >= CONFIRMED and
+        return (self.iteration >= EARLIEST and self.first is not None and
                 self.last >= self.first + CONFIRMED_SECONDS)

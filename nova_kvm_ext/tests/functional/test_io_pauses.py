@@ -38,6 +38,7 @@ from testtools import content
 from nova_kvm_ext.guests import hooks
 from nova_kvm_ext.guests import pauses
 from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.guests import resumer
 from nova_kvm_ext.tests.functional import libvirtd
 from nova_kvm_ext.tests.functional import test_agent_driver
 
@@ -208,6 +209,13 @@ class ResumeTestCase(IOPauseTestCase):
         self.assertIs(reasons.Cause.NO_SPACE, found.cause)
         self.assertEqual([first.disk],
                          [error.disk.source for error in found.disks])
+        # As "guest list" has it.
+        self.assertEqual({
+            guest.uuid: f'paused by an I/O error: no space on disk vdb '
+                        f'({guest.disk})' for guest in self.guests}, {
+            uuid: outcome.words for uuid, outcome in resumer.explain(
+                self.libvirt.uri, [guest.uuid for guest in self.guests],
+                60).items()})
         self.driver.do('of', first.uuid)
         told = self.driver.do('diagnostics')[1][hooks.DIAGNOSTICS_KEY]
         self.assertEqual(('no space', ['vdb']), (told['cause'], told['disks']))

@@ -24,8 +24,7 @@ from nova_kvm_ext.cmd import agent
 from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import main
 from nova_kvm_ext.guests import model
-from nova_kvm_ext.guests import pauses
-from nova_kvm_ext.guests import reasons
+from nova_kvm_ext.guests import resumer
 from nova_kvm_ext.guests import survey
 from nova_kvm_ext.guests import verdicts
 from nova_kvm_ext.tests.unit.guests import test_verdicts
@@ -40,6 +39,8 @@ class GuestsTestCase(base.BaseTestCase):
             return_value=contextlib.nullcontext(mock.Mock())))
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'read_few', return_value=mock.Mock()))
+        self.useFixture(fixtures.MockPatchObject(
+            resumer, 'explain', return_value={}))
         self.guests = [test_verdicts.GUEST]
         self.look = self.useFixture(fixtures.MockPatchObject(
             survey, 'look', side_effect=lambda *args: survey.Survey(
@@ -87,7 +88,8 @@ class GuestsTestCase(base.BaseTestCase):
         self.add('instance-0000001a', machine='pc-i440fx-1.7', qemu='10.0.11',
                  process=model.Process(7, 'T', replaced=True, why='x'),
                  frozen=model.Frozen(1, 'x'), state=3, channel=True,
-                 paused=model.Paused('io_error', 'by an I/O error'))
+                 paused=model.Paused('io_error', 'by an I/O error',
+                                     'no space (vda)'))
         _, out, _ = self.run_command('list')
         self.assertEqual([], [line for line in out.splitlines()
                               if len(line) > 80])
@@ -107,23 +109,55 @@ class GuestsTestCase(base.BaseTestCase):
         self.assertEqual((2, '1970-01-01T00:00:00Z', 'snapshot'),
                          (code, found['frozen_since'], found['frozen_why']))
 
-    def test_show_with_the_disk_that_had_the_error(self):
+    def test_the_disk_that_had_the_error(self):
+        asked = []
+
+        def explain(uri, uuids):
+            asked.append(list(uuids))
+            return {uuids[0]: resumer.Outcome(
+                uuids[0], paused=True, words='paused by an I/O error: no '
+                'space on disk vda (/i/disk); no space on disk vdb (/i/b)',
+                cause='no space', disks=('vda', 'vdb'))}
+
+        error = model.Paused('io_error', 'by an I/O error')
         self.guests = []
-        self.add('g', paused=model.Paused('io_error', 'by an I/O error'))
-        pause = reasons.Pause(reasons.Reason.IO_ERROR, (reasons.DiskError(
-            'vda', reasons.Cause.NO_SPACE),))
+        self.add('full', state=3, paused=error)
+        self.add('mute', state=3, paused=error)
+        # A QEMU that hangs is not asked, and no guest that is well.
+        self.add('hung', state=3, paused=error,
+                 process=model.Process(7, 'T'))
+        self.add('user', state=3, paused=model.Paused('user', 'by request'))
+        self.add('well')
         with (mock.patch.object(agent, 'find'),
-              mock.patch.object(pauses, 'read', return_value=pause) as read):
+              mock.patch.object(resumer, 'explain', explain)):
+            _, out, _ = self.run_command('list', '-f', 'json')
+            found = {one['name']: one for one in json.loads(out)}
+            self.assertEqual([['full', 'mute']], asked)
+            self.assertEqual(
+                'by an I/O error: no space on disk vda (/i/disk); no space on '
+                'disk vdb (/i/b)', found['full']['paused'])
+            self.assertEqual('paused', found['full']['state'])
+            self.assertIn('no space on disk vda',
+                          '\n'.join(found['full']['findings']))
+            self.assertEqual('by an I/O error', found['mute']['paused'])
+            _, out, _ = self.run_command('list')
+            self.assertIn('| paused, no space (vda, vdb) |', out)
+            self.guests = self.guests[:1]
             _, out, _ = self.run_command('show', 'g', '-f', 'json')
-            self.assertEqual('by an I/O error: no space on disk vda',
-                             json.loads(out)['paused'])
-            # A QEMU that hangs is never asked.
-            read.reset_mock()
-            self.guests = []
-            self.add('g', process=model.Process(7, 'T'),
-                     paused=model.Paused('io_error', 'by an I/O error'))
-            self.run_command('show', 'g')
-            read.assert_not_called()
+            self.assertIn('disk vda (/i/disk)', json.loads(out)['paused'])
+
+    def test_process_that_cannot_be_started(self):
+        self.guests = []
+        self.add('full', state=3,
+                 paused=model.Paused('io_error', 'by an I/O error'))
+        with mock.patch.object(resumer, 'explain',
+                               side_effect=OSError(12, 'No memory')):
+            self.assertEqual((2, ['full']), self.names())
+
+    def test_nobody_is_asked_where_no_guest_had_an_error(self):
+        with mock.patch.object(resumer, 'explain') as explain:
+            self.run_command('list')
+        explain.assert_not_called()
 
     def test_show_of_one_that_does_not_run(self):
         self.guests = []

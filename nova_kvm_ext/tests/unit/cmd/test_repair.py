@@ -129,6 +129,8 @@ class RepairTestCase(base.BaseTestCase):
                     '<capabilities>\n <host>\n  <uuid>our-own</uuid>'}))))
         self.nova = mock.Mock(host='dst', instances_path='/i')
         self.nova.libvirt.live_migration_uri = 'qemu+tls://%s/system'
+        self.nova.libvirt.live_migration_with_native_tls = False
+        self.nova.libvirt.live_migration_tunnelled = False
         self.useFixture(fixtures.MockPatchObject(
             cmd_base, 'read_conf', return_value=self.nova))
         self.here, self.there = True, False
@@ -187,6 +189,17 @@ class RepairTestCase(base.BaseTestCase):
         # Once more there is nothing to do.
         self.files = repair.Files()
         self.assertEqual((0, ['nothing to do'] * 5), self.run_command())
+
+    def test_memory_is_sent_as_nova_sends_it(self):
+        for option, way in (('live_migration_with_native_tls', 'tls'),
+                            ('live_migration_tunnelled', 'tunnelled')):
+            self.here, self.there = True, False
+            with mock.patch.object(self.nova.libvirt, option, True):
+                self.run_command('--yes')
+            self.assertEqual(way, self.move.call_args.args[-1])
+        self.here, self.there = True, False
+        self.run_command('--yes')
+        self.assertEqual('', self.move.call_args.args[-1])
 
     def test_asks_before_each(self):
         code, results = self.run_command(answers='y\nno\nYES\n\n')

@@ -15,6 +15,7 @@ import os
 import time
 from unittest import mock
 
+import fixtures
 import libvirt
 from oslotest import base
 
@@ -157,6 +158,51 @@ class RoundTestCase(base.BaseTestCase):
         jobs = [resumer.Job(str(number), True) for number in range(2000)]
         found = self.round('test:///default', jobs)
         self.assertEqual(resumer.MOST_GUESTS, len(found.jobs))
+
+
+class ExplainTestCase(base.BaseTestCase):
+
+    def explain(self, script, seconds=60.0):
+        """With this in the place of the process that asks."""
+        python = self.useFixture(fixtures.TempDir()).join('python')
+        with open(python, 'w') as f:
+            f.write(f'#!/bin/sh\necho $$ > $0.pid\necho "$@" > $0.args\n'
+                    f'{script}\n')
+        os.chmod(python, 0o700)
+        with mock.patch.object(resumer.sys, 'executable', python):
+            found = resumer.explain('uri', ['a', 'b'], seconds)
+        with open(f'{python}.args') as f:
+            # None is resumed.
+            self.assertEqual(['uri', '-a', '-b'], f.read().split()[-3:])
+        with open(f'{python}.pid') as f:
+            self.assertRaises(ProcessLookupError, os.kill, int(f.read()), 0)
+        return found
+
+    def answer(self, uuid, **more):
+        return 'echo \'' + json.dumps(
+            {'uuid': uuid, 'disks': ['vda'], **more}) + '\''
+
+    def test_answers(self):
+        found = self.explain('\n'.join((
+            self.answer('a', paused=True, words='x'), self.answer('b'))))
+        # The other is not paused by an error any more.
+        self.assertEqual({'a': resumer.Outcome(
+            'a', paused=True, words='x', disks=('vda',))}, found)
+
+    def test_not_waited_for_once_all_have_answered(self):
+        found = self.explain('\n'.join((
+            self.answer('a', paused=True), self.answer('b', paused=True),
+            'exec sleep 600')))
+        self.assertEqual({'a', 'b'}, set(found))
+
+    def test_one_that_does_not_answer(self):
+        found = self.explain('\n'.join((
+            self.answer('a', paused=True), 'exec sleep 600')), seconds=1)
+        self.assertEqual({'a'}, set(found))
+
+    def test_no_libvirt(self):
+        self.assertEqual({}, resumer.explain(
+            'qemu+unix:///system?socket=/no/such/socket', ['a']))
 
 
 class StuckTestCase(base.BaseTestCase):

@@ -200,6 +200,22 @@ class MoveTestCase(base.BaseTestCase):
         self.assertEqual({'migrate_disks': ['vda']}, params)
         self.assertTrue(flags & libvirt.VIR_MIGRATE_NON_SHARED_INC)
 
+    def test_protection(self):
+        both = libvirt.VIR_MIGRATE_TLS | libvirt.VIR_MIGRATE_TUNNELLED
+        for way, flag, option in (
+                (comeback.PLAIN, 0, ''),
+                (comeback.TLS, libvirt.VIR_MIGRATE_TLS, '--tls '),
+                (comeback.TUNNELLED, libvirt.VIR_MIGRATE_TUNNELLED,
+                 '--tunnelled ')):
+            comeback.move(self.connection, 'u', 'uri', (),
+                          lambda text: None, way)
+            self.assertEqual(
+                flag, self.domain.migrateToURI3.call_args.args[2] & both)
+            self.assertEqual(
+                f'virsh migrate --live --p2p --persistent --undefinesource '
+                f'{option}--copy-storage-inc --migrate-disks vda,vdb u uri',
+                comeback.by_hand('u', 'uri', ['vda', 'vdb'], way))
+
     def test_fails(self):
         for error in (libvirt.libvirtError, TypeError):
             self.domain.migrateToURI3.side_effect = error('no')

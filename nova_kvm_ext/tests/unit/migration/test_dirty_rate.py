@@ -190,3 +190,14 @@ class ForecastTestCase(base.BaseTestCase):
         self.assertEqual(128, found.first)
         self.assertAlmostEqual(8, found.downtime, delta=1)
         self.assertEqual(found.left / 8 / MIB, found.downtime)
+        # Both looks saw 64 MiB change. That is what is left, and not the
+        # most that may have changed.
+        self.assertAlmostEqual(64, found.left / MIB, delta=0.1)
+
+    def test_the_most_that_may_have_changed(self):
+        # 9 MiB in a second, and 12 in ten: by chance up to 17.5 and 21.8.
+        found = self.forecast(1.2, 9)
+        self.assertAlmostEqual(17.485, found.needed * 0.5 / MIB, 2)
+        # 30 MiB in a second, and 12 in ten: these have the last word.
+        found = self.forecast(1.2, 30)
+        self.assertAlmostEqual(21.798, found.needed * 0.5 / MIB, 2)

@@ -113,6 +113,12 @@ class StepsTestCase(base.BaseTestCase):
             step = repair.files(files, here, there)
             self.assertIs(needed, step.needed, str((files, here, there)))
         self.assertEqual('rm -r /i/u', step.by_hand)
+        for local, words, by_hand in (
+                (False, 'is shared with other hosts', ''),
+                (None, 'is not known', 'rm -r /i/u')):
+            step = repair.files(repair.Files('/i/u', local), False, True)
+            self.assertIn(words, step.why)
+            self.assertEqual(by_hand, step.by_hand)
 
     def test_allocations(self):
         cut = repair.Allocations(frozenset({DST}), frozenset({SRC}))
