@@ -214,8 +214,8 @@ class _Work:
         if self._args.copy_disks == 'no':
             return []
         if self._args.copy_disks == 'yes':
-            return [disk.target for disk in self._here.disks
-                    if disk.place.value == 'file' and disk.source]
+            return [disk.target for disk in comeback.files_of(
+                self._here.disks)]
         return comeback.to_copy(self._here.disks)
 
     def _bindings(self) -> Result:

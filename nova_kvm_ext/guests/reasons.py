@@ -90,12 +90,15 @@ class Disk:
     :ivar target: its name in libvirt, ``vda``
     :ivar alias: its name in events
     :ivar source: path on the host, or pool and image of a network disk
+    :ivar fixed: whether it is read-only, as that of a configuration drive, or
+        shared with other guests
     """
 
     target: str
     alias: str
     place: Place
     source: str
+    fixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,9 @@ def disks(domain_xml: str) -> tuple[Disk, ...]:
         found.append(Disk(
             target.get('dev'), '' if alias is None else alias.get('name', ''),
             place, attributes.get('file') or attributes.get('dev') or
-            attributes.get('name') or ''))
+            attributes.get('name') or '',
+            disk.find('readonly') is not None or
+            disk.find('shareable') is not None))
     return tuple(found)
 
 

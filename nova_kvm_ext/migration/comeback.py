@@ -133,15 +133,24 @@ def is_local(path: str) -> bool | None:
     return True if kind in _LOCAL else False if kind in _SHARED else None
 
 
+def files_of(disks: Collection[reasons.Disk]) -> list[reasons.Disk]:
+    """The disks in files that can be copied.
+
+    libvirt copies none that is read-only ("Cannot migrate empty or read-only
+    disk"), and Nova has it copy none of these and no shared ones.
+    """
+    return [disk for disk in disks
+            if disk.place is reasons.Place.FILE and disk.source and
+            not disk.fixed]
+
+
 def to_copy(disks: Collection[reasons.Disk]) -> list[str]:
     """Targets of the disks that the other host does not have.
 
     :raises errors.HostError: for one that cannot be told
     """
     found = []
-    for disk in disks:
-        if disk.place is not reasons.Place.FILE or not disk.source:
-            continue
+    for disk in files_of(disks):
         local = is_local(disk.source)
         if local is None:
             raise errors.HostError(

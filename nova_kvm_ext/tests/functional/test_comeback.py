@@ -44,7 +44,10 @@ _XML = """<domain type='qemu'><name>nova-kvm-ext-{uuid}</name>
 <os><type arch='x86_64' machine='pc'>hvm</type></os>
 <devices><disk type='file' device='disk'>
 <driver name='qemu' type='qcow2' cache='none'/><source file='{disk}'/>
-<target dev='vda' bus='virtio'/></disk></devices></domain>"""
+<target dev='vda' bus='virtio'/></disk>
+<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>
+<source file='{disk}.config'/><target dev='hda' bus='ide'/></disk>
+</devices></domain>"""
 
 
 class ComebackTestCase(base.BaseTestCase):
@@ -77,6 +80,9 @@ class ComebackTestCase(base.BaseTestCase):
         # A guest has what its image has: the other host has the disk, too.
         subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2',
                         os.path.join(directory, 'disk'), '64M'], check=True)
+        # A configuration drive, which Nova gives both, and libvirt copies not.
+        with open(os.path.join(directory, 'disk.config'), 'wb') as drive:
+            drive.truncate(64 * 1024)
         host.run(['mount', '--no-mtab', '--bind', host.instances_path,
                   self.instances])
         return host
@@ -100,6 +106,8 @@ class ComebackTestCase(base.BaseTestCase):
         records_.server['id'] = self.uuid
         nova = mock.Mock(host='dst', instances_path=os.path.join(
             self.destination.directory, 'instances'))
+        nova.libvirt.live_migration_with_native_tls = False
+        nova.libvirt.live_migration_tunnelled = False
         with (mock.patch.object(test_repair, 'UUID', self.uuid),
               mock.patch.object(cloud, 'connect', return_value=records_),
               mock.patch.object(records, 'neutron', return_value=records_),
@@ -128,6 +136,14 @@ class ComebackTestCase(base.BaseTestCase):
         self.said = out.getvalue() + err.getvalue()
         return code
 
+    def test_address_that_leads_back(self):
+        self.start(self.connections[1])
+        own = elsewhere.host_uuid(self.connections[1].getCapabilities())
+        found = elsewhere.ask([self.destination.uri], self.uuid, own=own)
+        self.assertEqual((None, True), (found.runs, found.itself))
+        self.assertIs(False, elsewhere.ask(
+            [self.source.uri], self.uuid, own=own).runs)
+
     def test_no_guest_runs_twice(self):
         source, destination = self.connections
         self.start(source)
@@ -143,7 +159,8 @@ class ComebackTestCase(base.BaseTestCase):
         _, destination = self.connections
         domain = self.start(destination)
         top = os.path.join(self.destination.directory, 'instances')
-        self.assertEqual(('disk',), comeback.files(top, self.uuid).in_use)
+        self.assertEqual(('disk', 'disk.config'),
+                         comeback.files(top, self.uuid).in_use)
         domain.destroy()
         self.assertEqual((), comeback.files(top, self.uuid).in_use)
 

@@ -23,6 +23,7 @@ from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import main
 from nova_kvm_ext import errors
 from nova_kvm_ext.fleet import cloud
+from nova_kvm_ext.guests import reasons
 from nova_kvm_ext.migration import comeback
 from nova_kvm_ext.migration import elsewhere
 from nova_kvm_ext.migration import records
@@ -136,11 +137,12 @@ class RepairTestCase(base.BaseTestCase):
         self.here, self.there = True, False
         self.known = True
         self.leads_back = self.hangs = False
+        self.disks: tuple[reasons.Disk, ...] = ()
         self.asked = []
         self.useFixture(fixtures.MockPatchObject(
             comeback, 'look',
             side_effect=lambda *args: comeback.Here(
-                self.here, hangs=self.hangs)))
+                self.here, disks=self.disks, hangs=self.hangs)))
         self.useFixture(fixtures.MockPatchObject(
             elsewhere, 'ask', self.ask))
         self.move = self.useFixture(fixtures.MockPatchObject(
@@ -200,6 +202,17 @@ class RepairTestCase(base.BaseTestCase):
         self.here, self.there = True, False
         self.run_command('--yes')
         self.assertEqual('', self.move.call_args.args[-1])
+
+    def test_disks_that_are_copied(self):
+        """libvirt refuses to copy a configuration drive."""
+        self.disks = (
+            reasons.Disk('vda', '', reasons.Place.FILE, '/i/disk'),
+            reasons.Disk('sda', '', reasons.Place.FILE, '/i/disk.config',
+                         fixed=True))
+        for wanted, copied in (('yes', ['vda']), ('no', [])):
+            self.here, self.there = True, False
+            self.run_command('--yes', '--copy-disks', wanted)
+            self.assertEqual(copied, self.move.call_args.args[3])
 
     def test_asks_before_each(self):
         code, results = self.run_command(answers='y\nno\nYES\n\n')

@@ -150,6 +150,14 @@ class DisksTestCase(base.BaseTestCase):
             'vdd': ('other', ''),
             'sda': ('file', '')}, found)
 
+    def test_fixed(self):
+        disk = ("<domain><devices><disk type='file'><target dev='vda'/>{}"
+                "</disk></devices></domain>")
+        for element, fixed in (('', False), ('<readonly/>', True),
+                               ('<shareable/>', True)):
+            found, = reasons.disks(disk.format(element))
+            self.assertIs(fixed, found.fixed, element)
+
     def test_no_xml(self):
         for text in ('', 'x', '<domain', '<domain/>', '<!DOCTYPE x><a/>'):
             self.assertEqual((), reasons.disks(text))

@@ -65,7 +65,10 @@ class PlaceTestCase(base.BaseTestCase):
                  reasons.Disk('vdb', '', reasons.Place.FILE, '/n/disk'),
                  reasons.Disk('vdc', '', reasons.Place.BLOCK, '/dev/x'),
                  reasons.Disk('vdd', '', reasons.Place.NETWORK, 'p/i'),
-                 reasons.Disk('sda', '', reasons.Place.FILE, '')]
+                 reasons.Disk('sda', '', reasons.Place.FILE, ''),
+                 # libvirt refuses to copy a configuration drive.
+                 reasons.Disk('sdb', '', reasons.Place.FILE, '/l/disk.config',
+                              fixed=True)]
         with mock.patch.object(comeback, 'is_local',
                                side_effect=lambda path: path[1] == 'l'):
             self.assertEqual(['vda'], comeback.to_copy(disks))
