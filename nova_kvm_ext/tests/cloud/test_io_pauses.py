@@ -23,6 +23,7 @@ rounds: 100 make 104. Eight of them take a minute or so.
 import collections
 import os
 import re
+import sys
 import time
 
 from testtools import content
@@ -113,6 +114,15 @@ class IOPauseTestCase(base.HostTestCase):
             self.wait('pause', lambda: self.reason(server) ==
                       'paused (I/O error)')
 
+    def listed(self):
+        """What "guest list" says of pauses."""
+        # Its exit code says that guests were paused by an error.
+        return self.on_host(self.host, [
+            f'{sys.prefix}/bin/nova-kvm-ext', 'guest', 'list', '-f', 'value',
+            '-c', 'paused', *(
+                f'--config-file={self.state}/etc/{name}.conf'
+                for name in ('nova-compute', self.host))], check=False)
+
     def test_space_comes_back(self):
         log = self.log_since(self.host)
         servers = [self.boot(host=self.host) for _ in range(AT_ONCE)]
@@ -127,6 +137,10 @@ class IOPauseTestCase(base.HostTestCase):
         while counts['paused'] < PAUSES:
             self.stop(servers)
             counts['paused'] += len(servers)
+            # It waits for a few seconds only, which may not do on a busy host.
+            self.wait('list that names each disk', lambda: all(
+                f'no space on disk vda ({self.path}/{server.id}/disk)' in
+                listed for listed in [self.listed()] for server in servers))
             # One is paused by Nova after the error.
             also = servers[self.number % len(servers)]
             self.cloud.compute.pause_server(also)
