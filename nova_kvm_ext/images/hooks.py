@@ -53,7 +53,7 @@ LOG = log.getLogger(__name__)
 CONF = nova_conf.CONF
 
 # What is replaced, as it was when Nova was imported. For rbd Nova hands over
-# a function that clones inside Ceph; that one is left alone.
+# a function that clones inside Ceph, which is left alone.
 _NOVAS_FETCH = libvirt_utils.fetch_image
 
 

@@ -13,6 +13,7 @@
 """Nova's list of PCI devices stays Nova's; libvirt is asked less."""
 
 import collections
+import functools
 import json
 from typing import Any
 from unittest import mock
@@ -110,3 +111,17 @@ class DeviceTestCase(base.BaseTestCase):
         self.assertIs(self.device.parent, self.listed().parent)
         self.assertIs(self.host._get_pcidev_info,
                       self.view._host._get_pcidev_info)
+
+    def test_who_keeps_the_list(self):
+        """Nova 34 does, which is told by its cache."""
+        class Kept:
+            @functools.cache
+            def _get_pci_passthrough_devices(self) -> str:
+                return ''
+
+        class Asked:
+            def _get_pci_passthrough_devices(self) -> str:
+                return ''
+
+        self.assertIs(True, node_devices.kept_by_nova(Kept))
+        self.assertIs(False, node_devices.kept_by_nova(Asked))

@@ -406,7 +406,7 @@ class FetchTestCase(driver_base.DriverTestCase):
         self.glance.download.assert_called_once()
 
     def test_two_at_once(self):
-        """A boot waits for whoever is fetching the image already."""
+        """A boot waits while another thread fetches the image."""
         self.image('qed', QED)
         self.useFixture(fixtures.MockPatch('nova.privsep.path.utime'))
         fetching, go_on = threading.Event(), threading.Event()

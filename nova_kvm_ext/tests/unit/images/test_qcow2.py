@@ -197,7 +197,7 @@ class Qcow2TestCase(base.BaseTestCase):
             self.assertIsNone(qcow2.parse(head[:size], size))
         # Its tables may be past its end: they read as zeros.
         self.assertIsNotNone(qcow2.parse(head[:512], 512))
-        # Whoever reads gave less than there is.
+        # The reader gave less than there is.
         self.assertIsNone(qcow2.parse(head[:512], 1 << 20))
 
     @hypothesis.settings(max_examples=300, deadline=None, database=None)
