@@ -34,6 +34,7 @@ import libvirt
 from nova_kvm_ext import errors
 from nova_kvm_ext.guests import reasons
 from nova_kvm_ext import live_xml
+from nova_kvm_ext.migration import elsewhere
 from nova_kvm_ext.migration import repair
 
 _LOCAL = frozenset((
@@ -73,7 +74,7 @@ class Here:
     """The guest as this host's libvirt has it.
 
     :ivar runs: whether it runs or is paused here
-    :ivar busy: whether libvirt has a job with it
+    :ivar busy: whether libvirt has a job with it, or it is still arriving
     :ivar disks: of its live XML
     :ivar shut_off: whether it is defined here and does not run
     :ivar hangs: whether its QEMU owes libvirt an answer; then its disks are
@@ -103,8 +104,12 @@ def look(connection: Any, uuid: str) -> Here:
     xml = live_xml.read(domain)
     if xml is None:
         return Here(True, hangs=True)
-    return Here(True, domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE,
-                reasons.disks(xml))
+    state, reason = domain.state(0)
+    arrives = state == libvirt.VIR_DOMAIN_PAUSED and (
+        reason in elsewhere.ARRIVING)
+    return Here(True, arrives or (
+        domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE),
+        reasons.disks(xml))
 
 
 def file_system_type(path: str, mounts: str = '/proc/self/mountinfo') -> str:

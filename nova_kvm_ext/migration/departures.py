@@ -35,6 +35,9 @@ from nova_kvm_ext import log
 
 LOG = log.getLogger(__name__)
 
+_UNDER_WAY = ('running', 'running (post-copy)')
+"""Nova's statuses of a live migration that libvirt does."""
+
 
 class Departures:
     """The guests that this nova-compute is moving to other hosts.
@@ -89,13 +92,15 @@ class Departures:
 
 
 def _destination(instance: Any) -> str:
-    try:
-        return objects.Migration.get_by_instance_and_status(
-            nova_context.get_admin_context(), instance.uuid,
-            'running').dest_compute
-    except Exception as e:
-        # There is none, or the database, the conductor or the message bus
-        # fails: what Nova raised counts, and the log line comes all the same.
-        LOG.debug('Where the guest was being moved is not known: %s',
-                  errors.clean(e), instance=instance)
-        return 'another host'
+    for status in _UNDER_WAY:
+        try:
+            return objects.Migration.get_by_instance_and_status(
+                nova_context.get_admin_context(), instance.uuid,
+                status).dest_compute
+        except Exception as e:
+            # There is none, or the database, the conductor or the message bus
+            # fails: what Nova raised counts, and the log line comes all the
+            # same.
+            LOG.debug('Where the guest was being moved is not known: %s',
+                      errors.clean(e), instance=instance)
+    return 'another host'

@@ -44,8 +44,8 @@ _HOST_UUID = re.compile(r'<host>\s*<uuid>([^<]+)</uuid>')
 """In what virConnectGetCapabilities gives
 (https://libvirt.org/formatcaps.html)."""
 
-_ARRIVING = (libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
-             libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+ARRIVING = (libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+            libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 """Reasons for which a domain is there whose guest is not, or not yet."""
 
 
@@ -180,7 +180,7 @@ def look(uri: str, uuid: str, own: str) -> str:
         if e.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return _NOT_THERE
         return f'{_UNKNOWN} {errors.clean(e)}'
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _ARRIVING:
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason in ARRIVING:
         return f'{_UNKNOWN} the guest is arriving there'
     return _RUNS
 

@@ -147,8 +147,9 @@ def refusal(server: Server, here: str, runs_here: bool | None,
         return (f'the last live migration of the server was not from '
                 f'{errors.clean(server.host, 80)}, where Nova has the server, '
                 f'to this host')
-    if left.status in ('running', 'preparing', 'pre-migrating',
-                       'post-migrating', 'accepted', 'queued'):
+    if left.status in ('running', 'running (post-copy)', 'preparing',
+                       'pre-migrating', 'post-migrating', 'accepted',
+                       'queued'):
         return ('Nova has not ended the live migration of the server '
                 f'({errors.clean(left.status, 40)}). Is nova-compute on '
                 f'{errors.clean(server.host, 80)} up?')

@@ -134,8 +134,10 @@ class FilesTestCase(base.BaseTestCase):
 
 class LookTestCase(base.BaseTestCase):
 
-    def look(self, control=(0, 0, 0), job=0, active=True):
+    def look(self, control=(0, 0, 0), job=0, active=True,
+             state=(libvirt.VIR_DOMAIN_RUNNING, 1)):
         domain = mock.Mock()
+        domain.state.return_value = list(state)
         domain.isActive.return_value = active
         domain.controlInfo.return_value = control
         domain.connect.return_value.getLibVersion.return_value = 11_003_000
@@ -153,6 +155,14 @@ class LookTestCase(base.BaseTestCase):
             found.runs, found.busy, found.hangs,
             [disk.target for disk in found.disks]))
         self.assertTrue(self.look(job=2)[0].busy)
+        # It is not here yet.
+        for reason, busy in (
+                (libvirt.VIR_DOMAIN_PAUSED_MIGRATION, True),
+                (libvirt.VIR_DOMAIN_PAUSED_STARTING_UP, True),
+                (libvirt.VIR_DOMAIN_PAUSED_USER, False),
+                (libvirt.VIR_DOMAIN_PAUSED_IOERROR, False)):
+            self.assertIs(busy, self.look(
+                state=(libvirt.VIR_DOMAIN_PAUSED, reason))[0].busy, reason)
         self.assertEqual(comeback.Here(False, shut_off=True),
                          self.look(active=False)[0])
 

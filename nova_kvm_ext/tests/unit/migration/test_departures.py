@@ -49,6 +49,16 @@ class DeparturesTestCase(driver_base.DriverTestCase):
         self.assertEqual(
             (uuids.instance, 'running'), self.migration.call_args.args[1:])
 
+    def test_gone_in_its_post_copy_phase(self):
+        self.migration.side_effect = [
+            exception.MigrationNotFoundByStatus(
+                instance_id=uuids.instance, status='running'),
+            mock.Mock(dest_compute='elsewhere')]
+        self.aborted()
+        self.assertIn('being moved to elsewhere', self.log.output)
+        self.assertEqual((uuids.instance, 'running (post-copy)'),
+                         self.migration.call_args.args[1:])
+
     def test_destination_that_nova_no_longer_knows(self):
         for error in (exception.MigrationNotFoundByStatus(
                 instance_id=uuids.instance, status='running'),

@@ -42,8 +42,9 @@ class RefusalTestCase(base.BaseTestCase):
         self.check('', server(), runs=False)
 
     def test_every_state_of_one_that_has_not_ended(self):
-        for status in ('running', 'preparing', 'pre-migrating',
-                       'post-migrating', 'accepted', 'queued'):
+        for status in ('running', 'running (post-copy)', 'preparing',
+                       'pre-migrating', 'post-migrating', 'accepted',
+                       'queued'):
             self.check('not ended the live migration', server(
                 migration=repair.Migration('m', SRC, DST, status)))
 
