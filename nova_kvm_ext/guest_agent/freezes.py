@@ -52,7 +52,6 @@ class Freezes:
 
     def __init__(self, host: Any, time_limits: limits.Limits) -> None:
         self._host = host
-        self._limits = time_limits
         self.guests = frozen.Frozen(host, time_limits)
         self._holds = self.guests.holds
         self._thaws = self.guests.thaws
