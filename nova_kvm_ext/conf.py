@@ -13,9 +13,9 @@
 """The options of ``[kvm_ext]``.
 
 :func:`register_opts` adds the options to a configuration, and
-:func:`list_opts` hands them to oslo-config-generator. What they say together
-with Nova's own is :class:`nova_kvm_ext.settings.Settings`. Pure: never
-imports the global CONF, Nova or libvirt.
+:func:`list_opts` returns them to oslo-config-generator.
+:class:`nova_kvm_ext.settings.Settings` combines them with Nova's own options.
+Pure: never imports the global CONF, Nova or libvirt.
 """
 
 from oslo_config import cfg

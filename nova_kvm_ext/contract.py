@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether what we override in Nova is still there, and takes what we take.
+"""Checks that the methods of Nova that we override still exist.
 
 Nova's libvirt driver is private API: an override of a method that has been
-renamed is never called, and nobody hears of it. Found by reading our own
-classes, not from a list, so that nothing can be left out of it.
+renamed is never called, and no error shows it. The overrides are found by
+reading our own classes, not from a list, so that none is missing.
 
-A program of its own, because it imports Nova's driver, for which commands
-have no time: ``python -m nova_kvm_ext.contract`` prints the differences, a
-JSON list of lines.
+Also a program, because the import of Nova's driver is too slow for commands:
+``python -m nova_kvm_ext.contract`` prints the differences, a JSON list of
+lines.
 """
 
 from collections.abc import Iterator

@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute counts, kept over its restarts.
+"""Counters of nova-compute that survive its restarts.
 
-A snapshot that was not quiesced, a refused image, a verdict on a migration:
-they happen inside the service and leave nothing else behind. One small file
-for each service below ``[DEFAULT] state_path``, replaced whole, holds them;
-``nova-kvm-ext metrics`` reads it.
+Snapshots that were not quiesced, refused images and verdicts on migrations
+happen inside the service and leave no other trace. One small file for each
+service in ``[DEFAULT] state_path``, always replaced as a whole, has the
+counters; ``nova-kvm-ext metrics`` reads it.
 
-Which series there can be is bounded by :mod:`nova_kvm_ext.metrics.names`.
-Counting never raises, waits for no guest and writes at most once a second.
+:mod:`nova_kvm_ext.metrics.names` limits the series. Counting never raises,
+waits for no guest and writes at most once a second.
 """
 
 import atexit

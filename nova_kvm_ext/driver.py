@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""KVMDriver: the hooks into Nova's libvirt driver.
+"""KVMDriver: the overrides of Nova's libvirt driver.
 
-A few lines each. No decision is made here: facts go to a pure function, its
-decision to the designer. Nova's driver is private API that moves with each
-release, so few methods are overridden, each calls ``super()`` and refines
-its result, and arguments that are not needed pass through untouched.
+Each override has a few lines and makes no decision: facts go to a pure
+function, and its decision goes to the designer. Nova's driver is private API
+that changes with each release. So few methods are overridden, each override
+calls ``super()`` and refines the result, and passes other arguments unchanged.
 """
 
 from collections.abc import Iterator

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What can go wrong, said so that an operator can repair it.
+"""Errors with a cause and a remedy that an operator can use.
 
-The project's exceptions, and :func:`explain`, which looks a libvirt error up
-in the table of :mod:`nova_kvm_ext.known_errors`. Pure: imports neither
-libvirt nor Nova. A libvirt error is recognized by its ``get_error_code``
-method, because Nova wraps the libvirt module and its tests replace it.
+The project's exceptions, and :func:`explain`, which finds a libvirt error in
+the table of :mod:`nova_kvm_ext.known_errors`. Pure: imports neither libvirt
+nor Nova. A libvirt error is recognized by its ``get_error_code`` method,
+because Nova wraps the libvirt module and its tests replace it.
 """
 
 import enum

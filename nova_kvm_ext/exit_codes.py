@@ -13,7 +13,7 @@
 """The exit codes of ``nova-kvm-ext``: part of its interface.
 
 The first four are those of monitoring plug-ins (Nagios, Icinga), so that a
-command can be one:
+command can be used as one:
 https://nagios-plugins.org/doc/guidelines.html#AEN78
 """
 

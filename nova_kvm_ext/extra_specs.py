@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The flavor extra specs of this driver, for Nova's API to check.
+"""Validates this driver's flavor extra specs in Nova's API.
 
-nova-api loads this module where the package is installed beside it, and then
-refuses a flavor with a misspelt name or a value that no host could take. What
-a certain host can do is not known there. Found by the entry point group
-nova.api.extra_spec_validators.
+If the package is installed on the host of nova-api, nova-api loads this module
+and refuses a flavor with a misspelt name, or with a value that is invalid on
+every host. It does not know what a single host can do. Found by the entry
+point group nova.api.extra_spec_validators.
 """
 
 from nova.api.validation.extra_specs import base

@@ -13,9 +13,9 @@
 """The XML of a running guest, without a wait for its QEMU.
 
 A libvirt newer than 9.0 does not give the XML of a guest while another call
-waits for the guest's QEMU: libvirt waits, too, and gives up after 30 s (seen
-on 11.3.0; 9.0.0 gives the XML at once). How libvirt stands with QEMU it tells
-without QEMU, and waits for nothing.
+waits for the guest's QEMU: the call for the XML waits too, and fails after
+30 s (seen on 11.3.0; 9.0.0 gives the XML at once). libvirt reports the state
+of its connection to QEMU without QEMU, and without a wait.
 """
 
 import time

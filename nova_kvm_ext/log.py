@@ -10,19 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Our loggers: a code in front of each warning, and none said too often.
+"""Loggers that add a code to each warning and suppress repeated messages.
 
-Write a line of level WARNING or above so::
+Write a message of level WARNING or above as follows::
 
     LOG = log.getLogger(__name__)
     LOG.warning('KVML403 The snapshot is not quiesced: %s', reason,
                 instance=instance)
 
 The code is a row of :mod:`nova_kvm_ext.log_codes`. A result of the host check
-has its own code in it instead. The unit test ``test_log_codes`` holds both.
+has its own code instead. The unit test ``test_log_codes`` checks both.
 
-A line that says the same as one before, within a minute, is left out. Nothing
-need be done for that. Where the text of one thing varies, name the thing:
+A message that repeats another one within a minute is suppressed. Callers need
+do nothing for that. If the text about one subject varies, name the subject:
 ``subject=mac``.
 """
 

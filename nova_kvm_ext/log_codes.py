@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The codes of our log messages, which the documentation is made from too.
+"""The codes of our log messages; the documentation is generated from them.
 
-Each line of level WARNING or above begins with a code of this table. Codes
+Each message of level WARNING or above begins with a code of this table. Codes
 are part of this package's interface: a code is never given to another
 message, and one that is no longer used is not used again.
 

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What an option's value is, who set it, and which of two options counts.
+"""The value of an option, who set it, and which of two options has priority.
 
-Pure, except the configuration object that is given.
+Pure, except the configuration object that the caller passes.
 """
 
 import dataclasses

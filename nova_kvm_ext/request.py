@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a flavor and an image ask of this driver, and who asked it.
+"""What a flavor and an image ask of this driver.
 
 Flavor extra specs ``kvm_ext:NAME`` are the operator's, image properties
-``kvm_ext_NAME`` the tenant's. This room only distinguishes them and refuses
-two that contradict each other; whether a wish is allowed and possible is
-decided where it is granted. Pure: takes dictionaries, never an instance.
+``kvm_ext_NAME`` the tenant's. This module only distinguishes them and refuses
+two that contradict each other; other modules decide whether a request is
+allowed and possible. Pure: takes dictionaries, never an instance.
 """
 
 from collections.abc import Mapping

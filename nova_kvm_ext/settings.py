@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What ``[kvm_ext]`` and Nova's ``[libvirt]`` say together.
+"""The result of ``[kvm_ext]`` and Nova's ``[libvirt]`` together.
 
-:class:`Settings` is the frozen answer that everything else reads. Pure, except
-the configuration object it is given: never imports the global CONF, Nova or
-libvirt, and decides nothing that depends on the host.
+:class:`Settings` is the frozen result that all other modules read. Pure,
+except the configuration object that the caller passes: never imports the
+global CONF, Nova or libvirt, and decides nothing that depends on the host.
 """
 
 import dataclasses

@@ -12,9 +12,9 @@
 
 """The custom traits by which a scheduler can choose this driver's hosts.
 
-Names them and says which to add and which to remove. Every trait with our
-prefix is ours: it is removed when it is no longer true. Others, set by an
-operator or by Nova, are never touched. Pure: never talks to Placement.
+Names them, and decides which to add and which to remove. Every trait with our
+prefix is ours and is removed when it is no longer true. Traits of an operator
+or of Nova are never changed. Pure: never talks to Placement.
 """
 
 from collections.abc import Iterable

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Words that stand for one fact wherever it is shown.
+"""Terms that log, diagnostics, instance faults and commands share.
 
-In the log, in server diagnostics, in instance faults and in the output of
-commands one fact has one name. What more than one of them says is here.
+One fact has one name in all of them. Terms that more than one of them uses are
+here.
 """
 
 import datetime

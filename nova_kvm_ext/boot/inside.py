@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a running guest says of itself, on its console or by its agent.
+"""Reads what a running guest reports on its console or through its agent.
 
-Reads only; every answer is the guest's own and hostile: bounded here and by
-:mod:`nova_kvm_ext.guest_agent.client`, parsed in
+Every answer is the guest's own and hostile input. It is limited here and in
+:mod:`nova_kvm_ext.guest_agent.client`, and parsed in
 :mod:`nova_kvm_ext.boot.report`.
 """
 

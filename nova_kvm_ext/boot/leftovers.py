@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a boot has made on this host, recorded, and how it is removed.
+"""Records what a boot makes on this host, and removes it.
 
 A :class:`Record` is written into the boot's directory before anything else is
-made. What survives cleans up by it: the process that started the boot, the
-worker if the process was killed, or the next boot if both were. Touches only
-what a record names.
+made. The process that started the boot uses the record to clean up. If that
+process was killed, the worker does; if both were killed, the next boot does.
+Only what a record names is touched.
 """
 
 import contextlib

@@ -12,21 +12,22 @@
 
 """The report that the test guest prints on its console.
 
-Each of its lines starts with '@nke '. After 'begin=1' (the format's number)
-come lines 'key=value', then 'end lines=N', where N is how many came between:
+Each of its lines starts with '@nke '. After 'begin=1' (the version of the
+format) come lines 'key=value', then 'end lines=N', where N is the number of
+lines between:
 
     kernel, cpus (online), cpu.vendor, cpu.model_name, cpu.flags, memory_kib,
     nic.N.name, nic.N.mac, nic.N.driver, disk.NAME.bytes,
     cpuid (LEAF:SUBLEAF:EAX:EBX:ECX:EDX in hex, repeated),
-    vulnerability.NAME (Linux's word about a flaw of the CPU),
+    vulnerability.NAME (Linux's text about a CPU vulnerability),
     agent (started, no-channel or no-binary)
 
-A console also carries firmware's, boot loader's and kernel's words, before,
-between and after. Who controls the guest controls this text: all that is
-taken from it is bounded and free of control characters, and no text makes
-the parser raise.
+A console also has output of firmware, boot loader and kernel before, between
+and after these lines. The user of the guest controls this text. All values
+taken from it are limited in size and free of control characters, and no text
+makes the parser raise an exception.
 
-This module is pure: standard library only, and no I/O.
+Pure: standard library only, and no I/O.
 """
 
 from collections.abc import Iterable

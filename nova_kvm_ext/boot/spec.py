@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What to boot: the words of the command line, frozen.
+"""What to boot: the command-line options as frozen data.
 
-Pure. The supervisor hands it to the worker as JSON.
+Pure. The supervisor passes the data to the worker as JSON.
 """
 
 import dataclasses

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Boots one throw-away guest in a worker process and cleans up after it.
+"""Boots one temporary guest in a worker process and cleans up after it.
 
-Relays what the worker says, ends it when time is up or the user wants to
-stop, and removes what it made, whatever became of it. Imports neither
-Nova nor libvirt: it must answer a signal at once.
+Relays the worker's output, ends the worker on a time-out or when the user
+stops the command, and always removes what the worker made. Imports neither
+Nova nor libvirt, so that it reacts to a signal at once.
 """
 
 from collections.abc import Callable

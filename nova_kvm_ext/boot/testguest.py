@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Builds the disk image of a small throw-away test guest.
+"""Builds the disk image of a small temporary test guest.
 
 The guest is made of this host's own kernel, busybox and guest agent, so it
 needs no download: a raw disk with an MBR, a FAT partition with SYSLINUX, the
 kernel and an initramfs whose /init (testguest_init.sh) prints the report that
-nova_kvm_ext.boot.report reads, and a small ext4 partition, so that there is a
+nova_kvm_ext.boot.report parses, and a small ext4 partition, so that there is a
 file system that the guest agent can freeze.
 
 This module only makes the file. It must not need root, a loop device or the

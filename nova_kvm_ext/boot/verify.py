@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Was the guest given what its XML promises? Promised against seen.
+"""Compares what the guest reports with what its XML promises.
 
-Pure: takes the running domain's XML and what the guest says of itself, gives
-checks with their results. The guest's words are hostile input: they are
-compared and cut, never trusted. Starts nothing and asks nobody.
+Pure: takes the running domain's XML and the guest's report, returns checks
+with their results. The guest's text is hostile input: it is compared and
+truncated, never trusted.
 """
 
 from collections.abc import Iterable

@@ -10,13 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The process in which Nova boots one throw-away guest.
+"""The process in which Nova boots one temporary guest.
 
-Started by :mod:`nova_kvm_ext.boot.supervisor`, told what to do by a file and
-heard through a pipe: one JSON object a line. A process of its own, because
-Nova leaves threads behind that keep a process from ending, because a libvirt
-call that hangs cannot be interrupted from within, and because it may die:
-the supervisor then cleans up. If the supervisor dies, this one does.
+Started by :mod:`nova_kvm_ext.boot.supervisor`, which passes a file with the
+task and reads events from a pipe: one JSON object in each line. A separate
+process, because Nova leaves threads that prevent a process from ending,
+because a libvirt call that hangs cannot be interrupted from within, and
+because the process may die: the supervisor then cleans up. If the supervisor
+dies, the worker ends.
 """
 
 # First of all: takes up threads or green threads as this release's own

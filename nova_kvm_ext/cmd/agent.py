@@ -12,8 +12,8 @@
 
 """``nova-kvm-ext agent ...``: the guest agents of this host's guests.
 
-Parses, calls :mod:`nova_kvm_ext.guest_agent.client`, prints. What an agent
-says is the guest's own and was made harmless there.
+Parses, calls :mod:`nova_kvm_ext.guest_agent.client`, prints. That module has
+already made the agents' replies harmless.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What every command that looks at this host shares.
+"""The base of all commands that read this host.
 
-Reads the files that nova-compute reads, connects to libvirt, shows what a
+Reads the files that nova-compute reads, connects to libvirt, prints what a
 command found, and turns an error into one line and an exit code. Never starts
-Nova: ``nova.conf`` alone is its options without its services.
+Nova: ``nova.conf`` is only the options, without the services.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Values of tables: a few words for people, all of it for programs.
+"""Values of tables: a short form for people, all data for programs.
 
 Each is one of cliff's FormattableColumn: the table shows
-``human_readable()``, ``-f json`` and ``yaml`` give ``machine_readable()``, and
-the formats of :data:`PLAIN` give that as one text without brackets or quotes.
+``human_readable()``, ``-f json`` and ``yaml`` show ``machine_readable()``, and
+the formats of :data:`PLAIN` show the latter as text without brackets or
+quotes.
 """
 
 from collections.abc import Iterable

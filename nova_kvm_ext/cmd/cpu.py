@@ -13,8 +13,8 @@
 """``nova-kvm-ext cpu ...``: what CPUs guests of this host get.
 
 Reads nova.conf and libvirt, calls :mod:`nova_kvm_ext.cpu`, prints. Starts no
-guest but the one by which ``virt_type = auto`` is answered where the answer
-is not kept.
+guest, except the test guest that decides ``virt_type = auto`` if no result of
+an earlier one is kept.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""``nova-kvm-ext guest dirty-rate``: before a guest is moved.
+"""``nova-kvm-ext guest dirty-rate``: predict a live migration of a guest.
 
 Parses, has :mod:`nova_kvm_ext.migration.dirty_rate` measure and
 :mod:`nova_kvm_ext.migration.forecast` judge, prints.

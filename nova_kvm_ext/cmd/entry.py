@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The program ``nova-kvm-ext``: what is asked often is answered at once.
+"""The program ``nova-kvm-ext``, which answers ``host health`` without cliff.
 
-cliff and all that comes with it take ten times as long to import as a probe
-may take. So nothing is imported here that ``host health`` does not need.
+The import of cliff and its dependencies takes ten times as long as a probe may
+take. So this module imports only what ``host health`` needs.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a check of the host found, for a person at a terminal.
+"""Prints the results of host checks on a terminal.
 
-What is wrong comes first, the worst at the top. Each remedy that is a command
-has a line of its own that is never broken, so that it can be copied whole.
-Colour is for terminals that have it: https://no-color.org.
+Faults come first, the most severe at the top. Each remedy that is a command
+has its own line, which is never wrapped, so that users can copy it. Colour is
+used on terminals that support it: https://no-color.org.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@
 
 """``nova-kvm-ext fleet ...``: one CPU for many hosts, where guests can go.
 
-Works on what hosts have said of themselves: exports (``nova-kvm-ext cpu
-export``) or domain capabilities in files, or a cloud. Asks no libvirt and
-needs no host.
+Reads what hosts have published: exports (``nova-kvm-ext cpu export``) or
+domain capabilities in files, or a cloud. Needs neither libvirt nor a host.
 """
 
 from __future__ import annotations

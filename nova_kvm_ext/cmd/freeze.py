@@ -12,8 +12,8 @@
 
 """``nova-kvm-ext agent freeze`` and ``agent thaw``.
 
-For one guest or several. A freeze is undone whatever ends the command, and
-neither meddles with a guest that a snapshot needs as it is.
+For one guest or several. A freeze is undone for any reason that ends the
+command. Neither command changes a guest that a snapshot needs frozen.
 """
 
 from __future__ import annotations

@@ -12,10 +12,8 @@
 
 """``nova-kvm-ext guest list`` and ``guest show``: what guests run with.
 
-Parses, has :mod:`nova_kvm_ext.guests.survey` look, prints. No guest is asked
-anything, so one that hangs delays nothing. Only of guests that an I/O error
-has paused QEMU is asked about the disks, by a process that is waited for some
-seconds at most.
+Parses, has :mod:`nova_kvm_ext.guests.survey` read, prints. No command goes to
+a guest or its QEMU, so a guest that hangs delays nothing.
 """
 
 from __future__ import annotations

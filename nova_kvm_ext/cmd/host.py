@@ -13,9 +13,9 @@
 
 """``nova-kvm-ext host ...``: whether guests can run on this host.
 
-Parses, has :mod:`nova_kvm_ext.host.facts` look and
-:mod:`nova_kvm_ext.host.checks` judge, prints, and with ``--fix`` runs the
-commands that the checks hold to be safe.
+Parses, has :mod:`nova_kvm_ext.host.facts` read and
+:mod:`nova_kvm_ext.host.checks` judge, prints. With ``--fix`` it runs the
+commands that the checks mark as safe.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext image ...``: what the driver thinks of an image file.
+"""``nova-kvm-ext image ...``: whether the driver accepts an image file.
 
-Parses, calls :mod:`nova_kvm_ext.images`, prints. The same code decides here
-and in the driver; nothing is booted and no image is changed.
+Parses, calls :mod:`nova_kvm_ext.images`, prints. The driver uses the same
+code. Nothing is booted and no image is changed.
 """
 
 from __future__ import annotations

@@ -12,21 +12,21 @@
 
 """Imports that wait until they are needed.
 
-``--help`` and wrong command lines shall be answered at once, and Nova's
+``--help`` and wrong command lines must be answered at once, and Nova's
 options, libvirt's binding and lxml take most of a second to import. Modules of
-commands import them so::
+commands import them as follows::
 
     with lazy.imports():
         import libvirt
         from nova_kvm_ext.host import facts
 
-The statements are ordinary ones for readers, mypy and flake8. Each name is a
-stand-in that imports its module when an attribute is first asked for. Only
-modules can be imported so, no classes or functions, and annotations must not
-be evaluated (``from __future__ import annotations``).
+For readers, mypy and flake8 these are ordinary statements. Each name is a
+stand-in that imports its module at the first access to an attribute. Only
+modules can be imported this way, no classes or functions, and annotations must
+not be evaluated (``from __future__ import annotations``).
 
-importlib.util.LazyLoader is not used: before Python 3.11.9 two threads that
-need the same module at the same time get one that is half done.
+importlib.util.LazyLoader is not used: before Python 3.11.9, two threads that
+need the same module at the same time get a partly initialized module.
 """
 
 import builtins

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext metrics``: what Prometheus keeps of this host.
+"""``nova-kvm-ext metrics``: the metrics of this host for Prometheus.
 
-Parses, has the rooms look, prints or writes a file.
+Parses, has other modules read, prints or writes a file.
 """
 
 from __future__ import annotations

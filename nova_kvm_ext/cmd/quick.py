@@ -12,8 +12,8 @@
 
 """``nova-kvm-ext host health`` without cliff, which would take too long.
 
-See :mod:`nova_kvm_ext.cmd.host` for its help; :func:`run` leaves to it what is
-not a plain question.
+:mod:`nova_kvm_ext.cmd.host` has its help; :func:`run` leaves every command
+line that it does not know to that module.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@
 
 """``nova-kvm-ext guest repair-migration``: bring a guest back.
 
-Parses, reads facts, asks before each step, does it and prints what happened to
-it. What is to be done is decided in :mod:`nova_kvm_ext.migration.repair`.
+Parses, reads facts, asks the user before each step, runs the step and prints
+its result. :mod:`nova_kvm_ext.migration.repair` decides the steps.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext-status rollback check``: what to repair on the way back.
+"""``nova-kvm-ext-status rollback check``: what to repair before a rollback.
 
 Run it on a compute host before ``compute_driver`` is LibvirtDriver again, and
-once more after. What is left in the cloud is checked with ``--os-cloud``
-alone. Frame, table and exit codes are those of ``upgrade check``.
+once more after. ``--os-cloud`` alone checks what is left in the cloud. Output
+and exit codes are those of ``upgrade check``.
 """
 
 from collections.abc import Callable

@@ -12,11 +12,12 @@
 
 """``nova-kvm-ext-status``: ``upgrade check`` and ``rollback check``.
 
-What to repair before an upgrade, and before the way back to LibvirtDriver.
+They say what to repair before an upgrade, and before a rollback to
+LibvirtDriver.
 
-Run it with the new release installed and before its nova-compute is started,
-as ``nova-status upgrade check``. The frame, its table, its ``--json`` and its
-exit codes are those of oslo.upgradecheck:
+Run them, as ``nova-status upgrade check``, with the new release installed and
+before its nova-compute is started. Table, ``--json`` and exit codes are those
+of oslo.upgradecheck:
 
 0 nothing to do, 1 something to look into, 2 something stops the upgrade,
 255 the check itself failed.

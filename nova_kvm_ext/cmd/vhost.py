@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-kvm-ext vhost ...``: who on this host uses vhost-net.
+"""``nova-kvm-ext vhost ...``: which guests of this host use vhost-net.
 
-Parses, asks libvirt for XML and the kernel for facts, has
+Parses, reads XML from libvirt and facts from the kernel, has
 :mod:`nova_kvm_ext.vhost.proof` judge, prints.
 """
 

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What CPUs the guests of this host can have, as libvirt and QEMU tell it.
+"""What CPUs the guests of this host can have, according to libvirt and QEMU.
 
 Parses domain capabilities, which are per emulator, architecture, machine type
-and virtualization type, into frozen data. Documents of libvirt 8 to 12 are
-understood, and those that lack any part: what is not told is None, and never
-taken for a no. Pure: takes the text, never asks libvirt for it.
+and virtualization type, into frozen data. Accepts documents of libvirt 8 to
+12, and documents that lack any part: a missing value is None, never a no.
+Pure: takes the text, never asks libvirt for it.
 
 https://libvirt.org/formatdomaincaps.html#cpu-configuration
 """

@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which CPU guests get: the host-wide choice, and that of one guest.
+"""Chooses the CPU of all guests of a host, and of one guest.
 
-:func:`choose` checks what nova.conf asks for, once, before the first guest
-starts. :func:`choose_for_guest` adds what a flavor and an image ask for. Both
-give frozen choices that carry their reasons, or refuse with what was asked,
-who asked, why it cannot be and what would work. Pure: never reads the
-configuration or the host.
+:func:`choose` checks the CPU of nova.conf once, before the first guest
+starts. :func:`choose_for_guest` adds the requests of a flavor and an image.
+Both return frozen choices with their reasons, or refuse with the request, its
+origin, the reason and an alternative. Pure: never reads the configuration or
+the host.
 """
 
 from collections.abc import Collection

@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Can a host give that CPU, and if not, what does it lack?
+"""Whether a host can give a CPU, and which features it lacks.
 
-The arithmetic of libvirt's own virConnectCompareHypervisorCPU over data that
-can be kept, sent and tested: domain capabilities and libvirt's CPU map. Where
-libvirt can be asked, as before a live migration, its answer is the one that
-counts (:func:`judge`), except for features that libvirt misses in its
-host-model and QEMU gives anyway: a start with check='full' and a
-migration, where QEMU has the last word, succeed with them. Pure.
+The algorithm of libvirt's virConnectCompareHypervisorCPU on data that can be
+kept, sent and tested: domain capabilities and libvirt's CPU map. Where libvirt
+can be asked, as before a live migration, libvirt's answer counts
+(:func:`judge`). Exceptions are features that libvirt does not find in its
+host-model and QEMU gives anyway: QEMU decides in a start with check='full' and
+in a migration, and both succeed with them. Pure.
 
-libvirt src/cpu/cpu_x86.c (x86Compute): the vendor must be the same where the
+libvirt src/cpu/cpu_x86.c (x86Compute): the vendor must be the same if the
 CPU names one, the host must have every feature that the CPU requires and none
-that it forbids. The host is there what host-model would give. Since 11.0
-(src/qemu/qemu_domain.c, qemuDomainCheckCPU) a CPU that only takes features
-from a usable model is always accepted, and of models that are new in the map
+that it forbids. The host is represented by host-model. Since 11.0
+(src/qemu/qemu_domain.c, qemuDomainCheckCPU) a CPU that only removes features
+from a usable model is always accepted, and for models that are new in the map
 QEMU's blockers count.
 """
 

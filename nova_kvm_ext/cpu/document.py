@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""XML from outside as a tree: libvirt's answers, and files of anyone.
+"""Parses XML from outside: libvirt's answers, and files.
 
-Bounded, without entities, network and document types. Pure: takes text, never
-opens a file.
+Limited in size, without entities, network and document types. Pure: takes
+text, never opens a file.
 """
 
 from collections.abc import Sequence

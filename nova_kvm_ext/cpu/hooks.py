@@ -10,16 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The CPU's side of the driver: what KVMDriver's overrides call.
+"""The part of the driver for CPUs: what KVMDriver's overrides call.
 
-Knows Nova's objects and asks libvirt through Nova's Host; decides nothing.
-Facts go to the pure rooms of cpu/, their decisions to the designer, and a
-"no" becomes the exception of Nova's that its user gets to read.
+Handles Nova's objects and asks libvirt through Nova's Host; decides nothing.
+Passes facts to the pure modules of cpu/ and their decisions to the designer.
+Turns a refusal into the exception with which Nova shows a text to the user.
 
-What a guest's CPU is, once it runs, is kept in ``instance.vcpu_model``, where
-Nova keeps what it configured. The two are distinguished by the topology: Nova
-always writes one, and a CPU to compare with needs none. So plain
-LibvirtDriver, which may have the guest next, compares the same CPU.
+The CPU of a running guest is kept in ``instance.vcpu_model``, where Nova keeps
+the CPU that it configured. The topology distinguishes the two: Nova always
+writes one, and a CPU for a comparison needs none. So plain LibvirtDriver,
+which may run the guest next, compares the same CPU.
 """
 
 from collections.abc import Callable

@@ -12,39 +12,39 @@
 
 """The levels of the x86-64 ABI as CPUs of guests: x86-64-v2 to x86-64-v4.
 
-A level is a base model and the features that programs of that level may use,
-so the same CPU on Intel and AMD and on every host that can do it. Pure.
+A level is a base model and the features that programs of that level may use:
+the same CPU on Intel and AMD, and on every host that supports the level. Pure.
 
-Which features make a level is told by the System V ABI, AMD64 supplement,
+The System V ABI, AMD64 supplement, defines the features of each level in
 section "Processor Architecture", table "Micro-Architecture Levels":
 https://gitlab.com/x86-psABIs/x86-64-ABI
 
-``x86-64-v2-AES`` is not in it: it is v2 with AES-NI, a name that Proxmox VE
-has made common. v3 and v4 have AES-NI here as well, so that every level has
-all of the one before it, and a guest that is moved up loses nothing.
+``x86-64-v2-AES`` is not in the ABI: it is v2 with AES-NI, a common name that
+comes from Proxmox VE. v3 and v4 have AES-NI here as well, so that every level
+includes the level before it, and a guest that is moved up loses nothing.
 
-v3 and v4 have XSAVEOPT, which no program uses: it is for the guest's kernel,
-which saves the registers of AVX with it. Without it Debian 12's kernel (6.1)
-hangs at boot under QEMU 7.2's TCG.
+v3 and v4 have XSAVEOPT, which no program uses: the guest's kernel saves the
+registers of AVX with it. Without it Debian 12's kernel (6.1) hangs at boot
+under QEMU 7.2's TCG.
 
 Nearly all CPUs with v3 have both. Measured in libvirt 11.3's test data
 (tests/cputestdata): of 33 hosts with v3, AES is missing on one (Hygon C86
 7185) and XSAVEOPT on one (Core i5-4670T); QEMU gave no XSAVEOPT on another
-(Xeon E5-2650 v3). The extra flags -aes and -xsaveopt make the level fit for
-those.
+(Xeon E5-2650 v3). With the extra flags -aes and -xsaveopt the level works on
+those hosts.
 
-The base is kvm64. As libvirt 9.0 to 11.3 and QEMU 7.2 to 10.0 have it, its
-features are the baseline of the ABI, what every x86-64 CPU has for its kernel
-(apic, pae, nx and so on), SSE3 and CMPXCHG16B, and none that only one vendor
-makes; TCG can do them all, KVM on Intel and on AMD too. qemu64, the other
-model without a vendor, will not do: libvirt's CPU map gives it svm and sse4a,
-which Intel lacks, and abm and popcnt, which QEMU's qemu64 lacks.
+The base is kvm64. In libvirt 9.0 to 11.3 and QEMU 7.2 to 10.0, its features
+are the baseline of the ABI, the features of every x86-64 CPU that kernels need
+(apic, pae, nx and so on), SSE3 and CMPXCHG16B, and none of a single vendor.
+TCG supports all of them, and so does KVM on Intel and on AMD. qemu64, the
+other model without a vendor, is not suitable: libvirt's CPU map gives it svm
+and sse4a, which Intel lacks, and abm and popcnt, which QEMU's qemu64 lacks.
 
-What a level does not have is deliberate too: no feature against CPU
-vulnerabilities (spec-ctrl, ssbd, md-clear, amd-ssbd ...), for these differ
-between vendors and generations. Operators add those that their whole fleet
-has with ``[libvirt] cpu_model_extra_flags``. Under KVM, QEMU shows the guest
-the vendor of the host's CPU.
+A level deliberately has no feature against CPU vulnerabilities (spec-ctrl,
+ssbd, md-clear, amd-ssbd ...), because these differ between vendors and
+generations. Operators add those that their whole fleet has with ``[libvirt]
+cpu_model_extra_flags``. Under KVM, QEMU shows the guest the vendor of the
+host's CPU.
 """
 
 from collections.abc import Mapping

@@ -12,9 +12,9 @@
 
 """Reads what CPUs guests of this host can have: libvirt, its CPU map, /proc.
 
-Facts in, frozen data out. Must not import libvirt or Nova: the connection is
-handed in, perhaps inside Nova's proxy, and a libvirt error is known by its
-get_error_code method.
+Returns frozen data. Must not import libvirt or Nova: the caller passes the
+connection, possibly Nova's proxy of one, and a libvirt error is recognized by
+its get_error_code method.
 """
 
 from collections.abc import Iterable

@@ -12,9 +12,9 @@
 
 """What a host's guests can do, as traits by which a scheduler can choose.
 
-Which traits features make is Nova's to say; its mapping is passed in. What
-the features are is worked out here: those that a guest would really get. Our
-own traits are the CPU modes, models and levels that a host can give. Pure.
+The caller passes Nova's mapping of features to traits. This module finds the
+features that a guest would really get. This driver's own traits are the CPU
+modes, models and levels that a host can give. Pure.
 """
 
 from collections.abc import Iterable

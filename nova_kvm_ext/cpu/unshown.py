@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Features about which host-model does not tell the whole truth.
+"""Features that host-model reports incompletely.
 
-libvirt compares a guest's CPU with what host-model gives. QEMU gives some
-features that host-model does not show, and a host has many that no guest
-gets. Pure tables.
+libvirt compares a guest's CPU with host-model. QEMU gives some features that
+host-model does not show, and a host has many that no guest gets. Pure tables.
 """
 
 from collections.abc import Iterable

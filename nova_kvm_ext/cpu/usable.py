@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Can guests of this host have that mode, model, level or flag?
+"""Whether guests of this host can have a mode, model, level or flag.
 
-Each function answers None for yes, or a :class:`Refusal` that says why not
-and what would work. Who asked, nova.conf, a flavor or an image, is for the
-caller to say. What libvirt does not tell refuses nothing, and what libvirt
-would run is not refused. Pure.
+Each function returns None for yes, or a :class:`Refusal` with the reason and
+an alternative. The caller adds who asked: nova.conf, a flavor or an image. A
+value that libvirt does not report is no reason for a refusal, and a CPU that
+libvirt would run is not refused. Pure.
 """
 
 from collections.abc import Collection

@@ -9,16 +9,17 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""CPU features by which a guest protects itself from flaws of its CPU.
+"""CPU features by which a guest protects itself from CPU vulnerabilities.
 
-Levels and most named models have none of them, so a guest may lack what its
-host has. What is told here is which ones, and the flags that add them. Pure.
+Levels and most named models have none of them, so a guest may lack features
+that its host has. This module finds these features and the flags that add
+them. Pure.
 
 The table is that of QEMU's documentation of CPU models, "Important CPU
 features for Intel x86 hosts" and "... for AMD x86 hosts":
 https://www.qemu.org/docs/master/system/qemu-cpu-models.html
-(docs/system/cpu-models-x86.rst.inc). ``pdpe1gb``, which is there too, is about
-speed alone. Names are libvirt's.
+(docs/system/cpu-models-x86.rst.inc). ``pdpe1gb``, which is there too, only
+affects speed. Names are libvirt's.
 """
 
 from collections.abc import Collection

@@ -10,7 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether a kind of host may join a fleet, and what that would cost. Pure."""
+"""Whether a kind of host may join a fleet, and what that would cost.
+
+Pure.
+"""
 
 import dataclasses
 

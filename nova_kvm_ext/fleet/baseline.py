@@ -12,10 +12,10 @@
 
 """One CPU for all hosts of a fleet.
 
-Within one vendor that is a model of the vendor with features added and
-removed, across vendors a level of the x86-64 ABI: libvirt makes no baseline
-across vendors. The features are what all hosts have; which model they are said
-by is a matter of the shortest way to write them. Pure.
+Within one vendor this is a model of the vendor with features added and
+removed; across vendors it is a level of the x86-64 ABI, because libvirt makes
+no baseline across vendors. The CPU has the features that all hosts have; its
+model is the one that needs the shortest list of features. Pure.
 """
 
 from collections.abc import Collection

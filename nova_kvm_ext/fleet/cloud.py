@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads a fleet from a cloud: what its computes have published.
+"""Reads a fleet from a cloud: the data that its computes have published.
 
-The compute node's ``cpu_info`` is in the API to microversion 2.87. Each
-guest's exact CPU is in the diagnostics of its server, which its compute is
-asked for. Both are an administrator's.
+The API shows the compute node's ``cpu_info`` up to microversion 2.87. The
+diagnostics of a server, for which the API asks its compute, have the guest's
+exact CPU. Both need an administrator.
 """
 
 from collections.abc import Callable

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What one host says of the CPUs that its guests can have.
+"""The document in which a host describes the CPUs that its guests can have.
 
 A host exports it as a small JSON document (``nova-kvm-ext cpu export``, and
-the driver to Nova), so that a fleet can be judged without a login to any of
-its hosts. Pure: reads text and makes text.
+the driver to Nova), so that a fleet can be judged without a login to its
+hosts. Pure: reads text and makes text.
 
 The document, version 1::
 
@@ -29,20 +29,20 @@ The document, version 1::
      "libvirt": "11.3.0", "qemu": "10.0.2", "kernel": "6.12.38",
      "microcode": "0x8301055", "nested": true}
 
-``features`` are all that host-model has, ``also`` what guests can have
-besides, ``lacks`` the others that the host's libvirt knows by name.
-``compares_by_qemu`` says how that libvirt compares
+``features`` are all features of host-model, ``also`` the other features that
+guests can have, ``lacks`` all others that the host's libvirt knows by name.
+``compares_by_qemu`` is how that libvirt compares
 (:class:`nova_kvm_ext.cpu.cpu_map.CPUMap`).
 
-``expands`` says what the models mean that the host has, or nearly has: a
-number in hexadecimal whose bit N stands for feature N of ``features``, and
-the names of the model's other features; or the name of a model that means the
-same. So guests' CPUs are understood where there is no libvirt, as beside a
+``expands`` has the features of the models that the host has, or nearly has: a
+hexadecimal number whose bit N represents feature N of ``features``, and the
+names of the model's other features; or the name of a model with the same
+features. So guests' CPUs can be read without libvirt, for example beside a
 scheduler.
 
 ``models`` has a row for each vendor: usable models, unusable ones with the
-features that block them where these are few, the other unusable ones, and
-those of which QEMU does not tell.
+features that block them if these are few, the other unusable ones, and those
+about which QEMU reports nothing.
 """
 
 from collections.abc import Mapping

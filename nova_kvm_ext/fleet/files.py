@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads a fleet from files: a directory, a file a host.
+"""Reads a fleet from files: a directory with one file for each host.
 
-A file is what ``nova-kvm-ext cpu export`` prints, or what ``virsh
-domcapabilities`` prints; of the latter its name is the host's.
+A file is the output of ``nova-kvm-ext cpu export`` or of ``virsh
+domcapabilities``; the name of the latter is the name of the host.
 """
 
 from collections.abc import Callable

@@ -12,9 +12,9 @@
 
 """Which hosts of a fleet can run a guest's CPU.
 
-The arithmetic of :mod:`nova_kvm_ext.cpu.compare` for kinds of host, with the
-two answers that a fleet adds: a name that another host's libvirt does not
-know, and a kind of which nothing is known. Pure.
+The algorithm of :mod:`nova_kvm_ext.cpu.compare` for kinds of host, with two
+more answers: another host's libvirt does not know a name, and nothing is known
+of a kind. Pure.
 """
 
 from collections.abc import Iterable

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Publishes what this host's guests can have, where Nova lets us.
+"""Publishes the CPUs that this host's guests can have, in Nova.
 
-The compute node's ``cpu_info`` takes further keys. Nova shows it in the API
-(/os-hypervisors/detail) to microversion 2.87, and its scheduler has it. The
-document is that of :mod:`nova_kvm_ext.fleet.export`.
+The compute node's ``cpu_info`` accepts further keys. Nova shows ``cpu_info``
+in the API (/os-hypervisors/detail) up to microversion 2.87, and its scheduler
+has it. The document is that of :mod:`nova_kvm_ext.fleet.export`.
 """
 
 from collections.abc import Callable

@@ -13,8 +13,7 @@
 """The kinds of host of a fleet.
 
 Hosts whose guests can have the same CPUs are of one kind. A fleet of ten
-thousand hosts has tens of them, so whatever is asked of a fleet is asked of
-its kinds. Pure.
+thousand hosts has tens of kinds, so calculations use kinds, not hosts. Pure.
 """
 
 import collections

@@ -12,9 +12,9 @@
 
 """The matrix of a fleet as a page: one HTML file that needs no network.
 
-Everything on the page is in its table, which a screen reader and a browser
+All data of the page is in its table, which a screen reader and a browser
 without scripts can read; the script adds a check of one pair of kinds, and the
-filter. Names of hosts are an operator's, and escaped anyway.
+filter. Names of hosts come from an operator, and are escaped anyway.
 """
 
 from collections.abc import Collection

@@ -10,27 +10,27 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Asks the agent of a running guest, and never for longer than it may.
+"""Sends commands to the agent of a running guest, always with a time limit.
 
-Handed a libvirt domain, or Nova's proxy of one; every reply goes through
-:mod:`nova_kvm_ext.guest_agent.replies`. Whatever goes wrong, in the guest or
-in libvirt, is an :class:`nova_kvm_ext.errors.AgentError`. Makes no thread and
-keeps nothing between calls.
+Takes a libvirt domain, or Nova's proxy of one;
+:mod:`nova_kvm_ext.guest_agent.replies` parses every reply. Every failure, in
+the guest or in libvirt, is an :class:`nova_kvm_ext.errors.AgentError`. Starts
+no thread and keeps nothing between calls.
 
 What libvirt does, as seen with 9.0 and read in its ``qemu_agent.c``:
 
 * One command at a time is sent to an agent. A second caller waits for the
   first, 30 s at most.
-* After a command that was not answered in time, the next one is preceded by
-  ``guest-sync``, and is not sent before that is answered. Late replies are
-  dropped meanwhile. The wait for it is not part of a command's own time-out:
-  it is 5 s, or virDomainAgentSetResponseTimeout() where that is shorter, and
-  with libvirt 11.3 the command's own where that is.
+* After a command that was not answered in time, libvirt sends ``guest-sync``
+  before the next command, and waits for its answer. Late replies are dropped
+  meanwhile. This wait is not part of the command's own time-out: it is 5 s, or
+  virDomainAgentSetResponseTimeout() if that is shorter, and with libvirt 11.3
+  the command's own time-out if that is shorter.
 * After a reply that is not JSON, has an object with two members of the same
-  name, or is longer than 10 MiB, libvirt gives the channel up until something
-  in the guest opens it again, or libvirt is restarted.
-* virDomainQemuAgentCommand() marks the domain as tainted, "custom-ga-command",
-  once. It means that libvirt did not choose the command; nothing else.
+  name, or is longer than 10 MiB, libvirt does not use the channel until
+  something in the guest opens it again, or libvirt is restarted.
+* virDomainQemuAgentCommand() marks the domain once as tainted,
+  "custom-ga-command". This only means that libvirt did not choose the command.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's own freeze and thaw, of which the numbers are kept."""
+"""Nova's own freeze and thaw, with their numbers of file systems kept."""
 
 from collections.abc import Callable
 from typing import Any

@@ -12,9 +12,9 @@
 
 """How many file systems an agent froze, and how many it thawed.
 
-An agent answers a freeze and a thaw with such a number. Whether the guest was
-frozen all the time is told by the two, without another question while the
-guest waits. Nova drops the numbers.
+An agent answers a freeze and a thaw with such a number. The two numbers show
+whether the guest was frozen all the time, without another command while the
+guest is frozen. Nova drops the numbers.
 """
 
 from typing import Any

@@ -10,16 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""No guest stays frozen: around Nova's freezes and thaws.
+"""Makes sure that no guest stays frozen after Nova's freezes and thaws.
 
-Nova gives both commands. :class:`Freezes` sees that a guest is thawed,
-whatever fails between the two, the service itself included, and that a
-snapshot learns whether the guest was frozen until its end. How a guest is
-frozen and thawed is in :mod:`nova_kvm_ext.guest_agent.frozen`.
+Nova sends both commands. :class:`Freezes` makes sure that a guest is thawed
+after any failure between the two, also of the service itself, and that a
+snapshot learns whether the guest was frozen until the snapshot's end.
+:mod:`nova_kvm_ext.guest_agent.frozen` freezes and thaws a guest.
 
-No thread and no timer of its own: what cannot be settled at once is tried
-again when Nova next asks for the host's resources
-(:mod:`nova_kvm_ext.guest_agent.thaws`).
+Has no thread and no timer: a thaw that fails is tried again when Nova next
+asks for the host's resources (:mod:`nova_kvm_ext.guest_agent.thaws`).
 """
 
 from collections.abc import Callable

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How one guest is frozen and thawed, and by how many operations.
+"""Freezes and thaws one guest, for one or several operations.
 
-A guest is recorded before it is frozen, and what fails is undone. Several
-operations may need one guest frozen at a time
+A guest is recorded before it is frozen, and a freeze that fails is undone.
+Several operations may need one guest frozen at a time
 (:mod:`nova_kvm_ext.guest_agent.holds`); each learns whether the guest was
-frozen until its end.
+frozen until the operation's end.
 """
 
 from collections.abc import Callable

@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who needs which guest frozen: counted, so that the last one thaws.
+"""Counts the operations that need a guest frozen, so that the last one thaws.
 
 Two operations may need the same guest frozen at the same time: snapshots of
 two of its volumes, for which Nova takes no lock, or a volume's snapshot while
 Nova's API has frozen the guest for all of them. The first one freezes, the
 others join, and the one that ends last thaws.
 
-State and nothing else: never talks to an agent, libvirt or Nova, and is safe
-with threads and with greenlets alike.
+Only state: never talks to an agent, libvirt or Nova, and is safe with threads
+and with greenlets.
 """
 
 import contextlib

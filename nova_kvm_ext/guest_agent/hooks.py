@@ -10,13 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver does about guest agents: the part that knows Nova.
+"""The part of the driver for guest agents: what knows Nova.
 
-:class:`GuestAgents` is made by the driver and called from its overrides. It
-makes sure that Nova uses the channel that a guest really has, that agents are
-asked to shut guests down and to set clocks and passwords, and that what they
-tell is seen. Freezing and thawing is in
-:mod:`nova_kvm_ext.guest_agent.freezes`.
+The driver creates :class:`GuestAgents` and calls it from its overrides. It
+makes sure that Nova uses the channel that a guest really has, that agents shut
+guests down and set clocks and passwords, and that their data is shown.
+Freezing and thawing is in :mod:`nova_kvm_ext.guest_agent.freezes`.
 """
 
 from collections.abc import Callable

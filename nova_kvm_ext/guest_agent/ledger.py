@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which guests may be frozen: recorded before a freeze is sent.
+"""Records guests that may be frozen, before a freeze is sent.
 
-One file for each guest. Its name, the domain's UUID, is all that counts; what
-is in it is for people to read. So a file that was cut short, or that a person
-has edited, is as good as a whole one.
+One file for each guest. Only its name, the domain's UUID, is used; its content
+is for people. So a truncated file, or one that a person has edited, is still
+valid.
 
-Who freezes a guest holds the lock of its file until the guest is thawed. The
-kernel drops the lock of a process that dies, however it dies: a file that
-nobody has locked is of a freeze that nobody is going to undo.
+The process that freezes a guest holds the lock of its file until the guest is
+thawed. The kernel drops the lock when the process dies. So a file without a
+lock belongs to a freeze that no process is going to undo.
 
-Makes files and nothing else: never talks to libvirt or Nova.
+Only makes files: never talks to libvirt or Nova.
 """
 
 import contextlib

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How long libvirt waits for an agent, and how agents are asked.
+"""How long libvirt waits for an agent.
 
-By default libvirt waits without end. Every command that Nova gives has the
-limit that is set here; :class:`client.Agent` asks what we ask, with the same.
+By default libvirt waits without end. Every command that Nova sends has the
+limit that is set here, and so has :class:`client.Agent`.
 """
 
 from collections.abc import Iterator

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A snapshot that is under way, as far as its guest is frozen for it."""
+"""The state of a running snapshot and of its freeze."""
 
 import dataclasses
 

@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a guest agent answered, as frozen data.
+"""Parses the replies of a guest agent into frozen data.
 
-An agent's replies are written by the guest, so by a tenant: any text at all.
-Each function takes a reply as libvirt hands it over and gives data of which
-every type is checked, every number, count and length is bounded, and every
-text is one harmless line (:func:`nova_kvm_ext.errors.clean`). None raises
-anything but :class:`nova_kvm_ext.errors.AgentError`, and none takes more than
-linear time. Pure: never asks an agent anything.
+A reply is written by the guest, and so by a tenant: it can be any text. Each
+function takes a reply from libvirt and returns data in which every type is
+checked, every number, count and length is limited, and every text is one
+harmless line (:func:`nova_kvm_ext.errors.clean`). None raises anything but
+:class:`nova_kvm_ext.errors.AgentError`, and none takes more than linear time.
+Pure: sends no command to an agent.
 
-Lists of interfaces, addresses, filesystems and disks that are longer than what
-is kept are cut, and say by how much.
+Lists of interfaces, addresses, filesystems and disks that are too long are
+truncated, and say by how much.
 
-Members that are not known are ignored, as the protocol wants it. A known
-one that is wrong makes the whole reply invalid.
+Unknown members are ignored, as the protocol requires. A known member with a
+wrong value makes the whole reply invalid.
 
 https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html
 """

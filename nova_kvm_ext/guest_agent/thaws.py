@@ -12,19 +12,19 @@
 
 """Thaws guests that may have been left frozen.
 
-Guests that a service froze and did not live to thaw, that froze after their
-freeze was given up, and that nobody could reach. They are in the ledger,
-unlocked.
+These are guests that a service froze before it died, that froze after their
+freeze had timed out, or that could not be reached for a thaw. They are in the
+ledger, without a lock.
 
-Nova's periodic work calls this, so it is short: no agent has more than two
-seconds, an agent that let one pass has one, and is tried less and less often,
-and all of it together ends after a few seconds, however many guests there
-are.
+Nova's periodic work calls this, so it is short: an agent has at most two
+seconds, an agent that timed out before has one and is tried less and less
+often, and the whole call ends after a few seconds, for any number of guests.
 
-One guest after the other: the ledger has only those whose snapshots were under
-way ([DEFAULT] max_concurrent_snapshots, five), an agent that listens thaws in
-milliseconds, and each one that hangs would hold one of the five calls that
-libvirt takes from Nova's connection at once (max_client_requests).
+Guests are thawed one after the other: the ledger only has guests whose
+snapshots were running ([DEFAULT] max_concurrent_snapshots, five), an agent
+that answers thaws in milliseconds, and each agent that hangs would hold one of
+the five calls that libvirt accepts from Nova's connection at a time
+(max_client_requests).
 """
 
 from collections.abc import Callable

@@ -12,12 +12,13 @@
 
 """Thaws guests whose freezing process died, or hangs.
 
-``nova-kvm-ext agent freeze --for`` starts one before it freezes anything, and
-tells it of each guest before that is frozen. The watchdog is a process of its
-own session: what ends the command, SIGKILL or a closed terminal, does not end
-it. It knows of the command's end by the end of its standard input.
+``nova-kvm-ext agent freeze --for`` starts a watchdog before it freezes
+anything, and tells it of each guest before the guest is frozen. The watchdog
+is a process with its own session: SIGKILL or a closed terminal ends the
+command and not the watchdog. The end of its standard input shows the end of
+the command.
 
-Should both be killed, nova-compute thaws the guests by the ledger.
+If both are killed, nova-compute thaws the guests by the ledger.
 """
 
 from concurrent import futures

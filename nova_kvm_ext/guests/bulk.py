@@ -10,19 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What libvirt tells of all running guests in one call.
+"""Reads the vCPUs of all running guests in one libvirt call.
 
 For virDomainGetAllDomainStats libvirt asks the QEMU of each guest, and waits
 without a limit for one that does not answer. While it waits, other calls of
-the same connection were seen to stall (libvirt 9.0). So the call has a
-connection of its own and a time limit, there is never a second one beside it,
-and Nova's own way, which needs no QEMU's answer, is there for what is missing.
-A newer libvirt is not asked at all: there a guest whose QEMU owes an answer
-holds up also those calls that need none of QEMU
-(:mod:`nova_kvm_ext.live_xml`).
-After an answer that came too late that way is taken for a while: where QEMUs
-get too little CPU time, all of them together take longer than the limit, and
-none of them hangs.
+the same connection were seen to stall (libvirt 9.0). So the call has its own
+connection and a time limit, and only one call runs at a time. Nova's own way,
+which needs no answer of QEMU, is used for missing guests.
+
+A newer libvirt is not asked at all: there, a guest whose QEMU owes an answer
+also delays the calls that do not need QEMU (:mod:`nova_kvm_ext.live_xml`).
+
+After an answer that came too late, Nova's own way is used for some minutes: if
+QEMUs get too little CPU time, all of them together take longer than the limit,
+although none hangs.
 """
 
 import threading

@@ -12,11 +12,11 @@
 
 """The XML of guests for Nova's periodic update, which waits for no guest.
 
-Nova sums up the disks of all guests by their XML, for which a newer libvirt
+Nova adds up the disks of all guests from their XML, for which a newer libvirt
 may have to wait (:mod:`nova_kvm_ext.live_xml`). Nova then leaves the guest
-out of the sum. A QEMU whose storage hangs would hold up each update like that.
-:class:`Descriptions` keeps the XML of each guest and gives Nova that of the
-last update where a guest is busy. Where there is none, Nova leaves the guest
+out of the sum. So a QEMU whose storage hangs would delay each update.
+:class:`Descriptions` keeps the XML of each guest and, if a guest is busy,
+gives Nova the XML of the last update. If there is none, Nova leaves the guest
 out at once. Guests whose QEMU owes libvirt an answer are named in the log.
 """
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The CPU that a guest has, against the one that nova.conf gives it today.
+"""Compares a guest's CPU with the CPU that nova.conf gives it today.
 
 Pure. The CPU of a running guest is the one in its live XML, which the driver
 keeps with the instance (:mod:`nova_kvm_ext.cpu.stored`).

@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is done once for each guest that runs when the service starts.
+"""Work that is done once for each guest that runs when the service starts.
 
-With hundreds of guests that takes seconds, most of them in Nova's database. So
-the start of the driver leaves it to Nova's periodic work, the first round of
-which comes before the service takes requests. A round has a second; the next
-round continues. What must not wait for that does it itself: a hard reboot
-keeps the CPU of a guest that nobody has checked yet.
+With hundreds of guests this takes seconds, most of them in Nova's database. So
+the start of the driver leaves the work to Nova's periodic work, whose first
+round comes before the service takes requests. A round takes one second; the
+next round continues. An operation that cannot wait does the work itself: a
+hard reboot keeps the CPU of a guest that no round has reached yet.
 """
 
 import collections

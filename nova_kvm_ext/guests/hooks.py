@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver does about guests that an I/O error paused.
+"""The part of the driver for guests that an I/O error paused.
 
-Nova (31 to 34) logs "Instance is paused unexpectedly. Ignore." of them, and
-its API does not unpause a server that is ACTIVE. :class:`IOPauses` says why
+Nova (31 to 34) logs "Instance is paused unexpectedly. Ignore." for them, and
+its API does not unpause a server that is ACTIVE. :class:`IOPauses` logs why
 they are paused and has them resumed when the cause is gone.
 
-Nothing here waits for a guest or its QEMU: what asks those is a process of
-its own (:mod:`nova_kvm_ext.guests.resumer`), which is started with Nova's
-periodic update and whose answers are read with the next.
+Nothing here waits for a guest or its QEMU: a separate process asks them
+(:mod:`nova_kvm_ext.guests.resumer`). It starts in one of Nova's periodic
+updates, and its answers are read in the next one.
 """
 
 import collections

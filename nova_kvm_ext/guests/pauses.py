@@ -14,7 +14,7 @@
 
 QEMU pauses a guest when a write of the guest finds no space (its werror
 policy, https://www.qemu.org/docs/master/system/qemu-manpage.html, ``-drive``).
-libvirt tells that state from a pause that was asked for by its reason.
+libvirt's reason of the state distinguishes it from a requested pause.
 """
 
 from typing import Any

@@ -12,13 +12,13 @@
 
 """Reads what the guests of this host run with, without waiting for any.
 
-libvirt gives the states of all guests in one call that waits for none of
-them (VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT), their live XML and how it
-stands with their QEMU (virDomainGetControlInfo). None of these calls gives a
-command to QEMU, so that a QEMU which hangs delays nothing. The rest is from
-/proc and from the logs that libvirt keeps of each QEMU.
+libvirt reports the states of all guests in one call that waits for none of
+them (VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT), their live XML, and the state
+of its connection to their QEMU (virDomainGetControlInfo). None of these calls
+sends a command to QEMU, so a QEMU that hangs delays nothing. Other facts come
+from /proc and from the logs that libvirt keeps of each QEMU.
 
-Facts in, frozen data out; the connection is handed in.
+Returns frozen data; the caller passes the connection.
 """
 
 from collections.abc import Callable

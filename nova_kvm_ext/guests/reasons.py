@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Why a guest is paused, in frozen data, and how libvirt writes it.
+"""Why a guest is paused, as frozen data, and parsing of libvirt's text.
 
 Pure. The paths in it are the host's. :meth:`Pause.words` leaves them out
-unless it is told that no tenant reads the words.
+unless the caller says that no tenant reads the text.
 """
 
 from collections.abc import Iterable

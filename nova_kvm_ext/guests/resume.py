@@ -12,13 +12,13 @@
 
 """Whether a guest that an I/O error paused may run again, and when.
 
-Pure: what :mod:`nova_kvm_ext.guests.pauses` read and how much space there is
-go in, a verdict with its reason comes out.
+Pure: takes the facts of :mod:`nova_kvm_ext.guests.pauses` and the free space,
+returns a verdict with its reason.
 
-Resuming does no harm where there is no space after all: QEMU repeats the
-write that failed, which fails again, and the guest is paused again
-(https://www.qemu.org/docs/master/system/qemu-manpage.html, ``werror``). So
-where the space cannot be checked, QEMU is asked by a resume, less and less
+Resuming does no harm if there is still no space: QEMU repeats the failed
+write, which fails again, and QEMU pauses the guest again
+(https://www.qemu.org/docs/master/system/qemu-manpage.html, ``werror``). So if
+the space cannot be checked, the guest is resumed as a test, less and less
 often.
 """
 

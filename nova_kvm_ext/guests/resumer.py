@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A process that resumes guests, so that nobody waits for a QEMU that hangs.
+"""A process that resumes guests, so that nova-compute waits for no QEMU.
 
-libvirt has no time-out for what it asks of a QEMU: a call about a guest whose
-QEMU hangs, or the file system of whose disk hangs, never returns. So
-nova-compute asks nothing itself. :class:`Round` starts a process, which looks
-at each guest in a thread, resumes those that may run again and writes a line
-for each. It ends by itself, and when nova-compute does.
+libvirt has no time-out for its commands to a QEMU: a call about a guest never
+returns if the guest's QEMU hangs, or the file system of its disk. So
+nova-compute makes no such call. :class:`Round` starts a process, which checks
+each guest in a thread, resumes those that may run again and writes a line for
+each. The process ends when it is done, and when nova-compute ends.
 """
 
 from collections.abc import Iterable

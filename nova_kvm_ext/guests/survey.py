@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""One look at all guests of this host, for commands and for metrics.
+"""Reads and judges all guests of this host, for commands and for metrics.
 
-Reads, has :mod:`nova_kvm_ext.guests.verdicts` judge, and waits for no guest.
+Has :mod:`nova_kvm_ext.guests.verdicts` judge, and waits for no guest.
 """
 
 from collections.abc import Sequence

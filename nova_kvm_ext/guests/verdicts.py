@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What there is to say of a running guest, each fact with its reason.
+"""Findings about a running guest, each with its reason.
 
 Pure. Yes, no and not known (None) are three answers.
 """

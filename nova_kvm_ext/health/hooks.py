@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Keeps the state file of this nova-compute, as the driver goes along."""
+"""The part of the driver for the state file of nova-compute."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator

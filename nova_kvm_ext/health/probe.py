@@ -12,9 +12,9 @@
 
 """Reads the state file of nova-compute, and asks the kernel for its process.
 
-Light like :mod:`nova_kvm_ext.health.verdict`, and never asks libvirt: a probe
-must not hang with what it looks at. The file is read as something that
-anybody could have written: bounded, and every member is checked.
+Imports as little as :mod:`nova_kvm_ext.health.verdict`, and never asks
+libvirt: a probe must not hang with the service that it checks. Any user could
+have written the file: its size is limited, and every member is checked.
 """
 
 from __future__ import annotations

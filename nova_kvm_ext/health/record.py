@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Writes the state of nova-compute for probes, whole or not at all."""
+"""Writes the state of nova-compute for probes, always as a whole file."""
 
 import contextlib
 import json

@@ -12,11 +12,11 @@
 
 """What the state file of nova-compute says about the health of this host.
 
-Pure, and light: a probe runs this every few seconds, so nothing is imported
-that takes more than a few milliseconds (no typing, no dataclasses).
+Pure. A probe runs this every few seconds, so nothing is imported that takes
+more than a few milliseconds (no typing, no dataclasses).
 
 Times are seconds of CLOCK_BOOTTIME (clock_gettime(2)), which no step of the
-wall clock moves, and which is the same in every container of a host.
+wall clock changes, and which is the same in every container of a host.
 """
 
 from __future__ import annotations

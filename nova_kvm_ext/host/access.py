@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who may do what with a file, by its permission bits and its ACL.
+"""Who may open a file, by its permission bits and its ACL.
 
 Pure: the kernel's rule (acl(5), "ACCESS CHECK ALGORITHM") for a process
-without capabilities, which is what libvirt makes of QEMU, root's included.
+without capabilities. libvirt starts every QEMU without capabilities, also as
+root.
 """
 
 from collections.abc import Collection

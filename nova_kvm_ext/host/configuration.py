@@ -13,9 +13,9 @@
 """The configuration that nova-compute reads on this host.
 
 :func:`find` names the files, in the order in which nova-compute parses them:
-by its own command line where that is known, else by oslo.config's rule for
-the program nova-compute of the project nova. :func:`parsed` turns whatever
-goes wrong with a file into one sentence.
+by its own command line if that is known, else by oslo.config's rule for the
+program nova-compute of the project nova. :func:`parsed` turns every error in a
+file into one sentence.
 """
 
 import argparse

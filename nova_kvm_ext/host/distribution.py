@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How the distributions that carry KVM differ: names, packages, commands.
+"""How the distributions with KVM differ: names, packages, commands.
 
-Pure: a table and the parser of /etc/os-release that chooses from it. It is
-the only place that knows a distribution by its name.
+Pure: a table, and the parser of /etc/os-release that selects a row. No other
+module knows a distribution by its name.
 
-The names of QEMU's user and group are what the packages of libvirt are built
-with (meson options qemu_user and qemu_group): debian/rules and libvirt.spec
-of each. The packages' names are those of Debian 12, Ubuntu 24.04, Fedora 40,
-RHEL 9 and openSUSE Leap 15.
+The names of QEMU's user and group are those with which the packages of libvirt
+are built (meson options qemu_user and qemu_group): debian/rules and
+libvirt.spec of each. The packages' names are those of Debian 12, Ubuntu 24.04,
+Fedora 40, RHEL 9 and openSUSE Leap 15.
 """
 
 import dataclasses

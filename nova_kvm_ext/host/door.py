@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Where Nova's loader looks for the driver, and whether it finds it.
+"""Where Nova's loader looks for the driver, and whether it finds the driver.
 
-Every command looks before it runs, so this imports little.
+Every command checks this before it runs, so this module imports little.
 """
 
 import importlib.util

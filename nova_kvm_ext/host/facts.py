@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The only reader of /dev, /proc, libvirt's files and of what is installed.
+"""Reads all facts for the host checks.
 
-:func:`read_host` gathers everything that the checks look at; the readers of
-single sources are here and in kernel_facts, user_facts and libvirt_facts.
+:func:`read_host` reads everything that the checks use. Readers of devices,
+directories and programs are here, others in the modules ``*_facts``.
 
-Facts in, frozen data out; no decision and no remedy is made here. Paths are
-taken below a root that tests can replace.
+Returns frozen data; makes no decision and no remedy. Tests can replace the
+root of all paths.
 """
 
 import ast

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The few options of Nova's that a check of guests needs, by themselves.
+"""The Nova options that a check of guests needs, without all the others.
 
-``nova.conf`` is all of Nova's options and what these need, which takes most
-of a second of a processor to import. That is more than a check of 200 guests
-takes, and ``nova-kvm-ext metrics`` runs each minute. A unit test holds these
-against Nova's own.
+The import of ``nova.conf`` with all options and its dependencies takes most of
+a second of CPU time. That is more than a check of 200 guests takes, and
+``nova-kvm-ext metrics`` runs each minute. A unit test compares these options
+with Nova's own.
 """
 
 import importlib.util

@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver does about this host: the part that knows Nova.
+"""The part of the driver for its host: what knows Nova.
 
-* :func:`explains_libvirt_errors` leaves cause and remedy with a libvirt error
-  on its way to Nova's handlers.
+* :func:`explains_libvirt_errors` adds cause and remedy to a libvirt error that
+  Nova handles.
 * :class:`HostCheck` runs the checks of ``nova-kvm-ext host check`` when the
-  service starts, and those of files while it runs.
-* :func:`process_ends_unless_started` lets nova-compute end where it refuses.
+  service starts, and the checks of files while it runs.
+* :func:`process_ends_unless_started` lets nova-compute end if its driver
+  refuses to start.
 
-Facts are read in :mod:`nova_kvm_ext.host.facts` and judged in
-:mod:`nova_kvm_ext.host.checks`; nothing is decided here but what happens to
-the service.
+:mod:`nova_kvm_ext.host.facts` reads facts and :mod:`nova_kvm_ext.host.checks`
+judges them; this module only decides what happens to the service.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@
 
 """Whether Nova's loader finds the driver where it is installed.
 
-Pure: takes facts, gives a sentence.
+Pure: takes facts, returns a sentence.
 """
 
 import shlex

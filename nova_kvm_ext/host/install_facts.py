@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether the Python that runs nova-compute finds the driver.
+"""Reads whether the Python that runs nova-compute finds the driver.
 
 That Python is asked itself: this process may run with another one, in another
 virtual environment, which says nothing about nova-compute. The question is one
-look at Python's path, bounded in time, asked as the user of nova-compute.
+look at Python's path, with a time limit, as the user of nova-compute.
 """
 
 import dataclasses

@@ -12,8 +12,8 @@
 
 """Reads the processor, the kernel's modules and udev's rules.
 
-Facts in, frozen data out; no decision is made here. Paths are taken below a
-root that tests can replace. What cannot be read is absent, never an error.
+Returns frozen data; makes no decision. Tests can replace the root of all
+paths. A value that cannot be read is absent, never an error.
 """
 
 import errno

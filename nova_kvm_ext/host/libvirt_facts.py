@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads what libvirt says of this host.
+"""Reads what libvirt reports about this host.
 
-Facts in, frozen data out; no decision is made here. Must not import libvirt
-or Nova: the connection is handed in, perhaps inside Nova's proxy, and a
-libvirt error is known by its get_error_code method.
+Returns frozen data; makes no decision. Must not import libvirt or Nova: the
+caller passes the connection, possibly Nova's proxy of one, and a libvirt error
+is recognized by its get_error_code method.
 """
 
 from collections.abc import Callable

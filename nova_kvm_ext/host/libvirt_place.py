@@ -13,13 +13,13 @@
 """Reads whether libvirt sees the same files as this process.
 
 Kolla and OpenStack-Helm run libvirt and QEMU in one container and
-nova-compute in another. What this file system lacks (QEMU, an account, a
-device) says nothing about guests there.
+nova-compute in another. A file that is missing in this process' file system
+(QEMU, an account, a device) then says nothing about guests.
 
-Facts in, frozen data out; no decision is made here. Three answers: yes, no,
-and not known. :func:`read` needs the process that serves libvirt's socket,
-and its root directory, which only root may look at. :func:`ask` needs no
-privilege, but libvirt's answer.
+Returns frozen data; makes no decision. Three answers: yes, no, and not known.
+:func:`read` needs the process that serves libvirt's socket, and its root
+directory, which only root may read. :func:`ask` needs no privilege, but
+libvirt's answer.
 """
 
 import contextlib

@@ -12,7 +12,7 @@
 
 """Facts about a host as frozen data.
 
-Pure: says what a fact looks like, never where it comes from.
+Pure: defines the form of facts, not their source.
 :mod:`nova_kvm_ext.host.facts` reads them.
 """
 

@@ -12,9 +12,9 @@
 
 """PCI devices of this host, for Nova's list of them in each periodic update.
 
-For each device Nova 31 to 33 ask libvirt three times what it can, which is two
-calls each time, and twice for its XML. The answers do not change within one
-list, so each device is asked once. Nova 34 makes the list once.
+For each device Nova 31 to 33 ask libvirt three times for its capabilities,
+with two calls each time, and twice for its XML. The answers do not change
+within one list, so each device is asked once. Nova 34 makes the list once.
 """
 
 from typing import Any

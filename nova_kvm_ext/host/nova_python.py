@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The Python that runs nova-compute, and how it is asked.
+"""Runs a question in the Python that runs nova-compute.
 
-This process may run with another one, in another virtual environment, which
+This process may run with another Python, in another virtual environment, which
 says nothing about nova-compute. A question is a short program, run as the user
 of nova-compute and in its environment, and killed when it takes too long.
 """

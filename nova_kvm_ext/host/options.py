@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the host checks need of nova.conf, as frozen data.
+"""The options of nova.conf that the host checks need, as frozen data.
 
-Pure, except the configuration object that it is given. Options that cannot
-be used are facts here, not errors: the check that is about them says so.
+Pure, except the configuration object that the caller passes. An option that
+cannot be used is a fact here, not an error: the check of this option reports
+it.
 """
 
 from collections.abc import Callable

@@ -14,8 +14,8 @@
 """Reads whether a guest's QEMU can do post-copy on this host.
 
 QEMU asks the kernel for a userfaultfd at the destination, by the system call
-or, since QEMU 8.0, by ``/dev/userfaultfd``. The only honest test is to ask as
-QEMU's user. Facts in, frozen data out; no decision is made here.
+or, since QEMU 8.0, by ``/dev/userfaultfd``. The only reliable test is to ask
+as QEMU's user. Returns frozen data; makes no decision.
 """
 
 import errno

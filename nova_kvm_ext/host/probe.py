@@ -10,23 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Does a 64-bit guest really run here? Starts one and watches it.
+"""Whether a 64-bit guest really runs here: starts one and watches it.
 
 /dev/kvm can open and libvirt can offer KVM on hosts where nothing boots
 under it: nested, emulated or broken KVM. So the probe starts a tiny guest
-through libvirt itself, that is as the user, with the emulator and inside the
-confinement of real guests, and with no privilege of this process's own. The
-guest is one boot sector (probe.S): it enters long mode, proves it with a
-64-bit register, counts to 50 million and says so.
+through libvirt itself: as the user, with the emulator and in the confinement
+of real guests, and without any privilege of this process. The guest is one
+boot sector (probe.S): it enters long mode, proves that with a 64-bit register,
+counts to 50 million and reports success.
 
-How it says so was chosen on libvirt 9.0 and QEMU 7.2, machine types pc and
-q35:
+Ways to report success were tried on libvirt 9.0 and QEMU 7.2, machine types pc
+and q35:
 
-- A write to the ISA panic device, with on_crash=preserve, is what is used.
-  The domain stays, in the state crashed/panicked, until it is destroyed. It
-  needs no file, taints nothing, and nothing else ends there: there are no
-  interrupt handlers, so whatever goes wrong in the guest is a reset, which
-  ends the transient domain, as a dying QEMU does.
+- A write to the ISA panic device, with on_crash=preserve, is used. The domain
+  stays, in the state crashed/panicked, until it is destroyed. This needs no
+  file, and does not taint the domain. No failure looks the same: the guest has
+  no interrupt handlers, so every fault in it is a reset, which ends the
+  transient domain, as the end of QEMU does.
 - isa-debug-exit needs qemu:commandline, which taints the domain, and libvirt
   drops QEMU's exit status: success looks like a crash ("shutting down,
   reason=crashed").
@@ -35,10 +35,10 @@ q35:
 - A serial console needs a file that only QEMU's user may read, or a stream,
   which blocks.
 
-Must not import libvirt or Nova: the connection is handed in, perhaps inside
-Nova's proxy, and a libvirt error is known by its get_error_code method. Must
-leave nothing behind: no domain, no process, no file but libvirt's own log of
-the domain, which is where QEMU's last words are.
+Must not import libvirt or Nova: the caller passes the connection, possibly
+Nova's proxy of one, and a libvirt error is recognized by its get_error_code
+method. Must leave nothing: no domain, no process, no file except libvirt's own
+log of the domain, which has QEMU's last messages.
 """
 
 import base64

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the probe guest has shown, kept for as long as it stands.
+"""Keeps the result of the probe guest while the result is valid.
 
-An answer depends on the kernel, QEMU, libvirt and the device, and holds until
-one of them is another or the host is started again. libvirt errors are known
-as :mod:`nova_kvm_ext.host.probe` knows them.
+A result depends on the kernel, QEMU, libvirt and the device. It is valid until
+one of them changes or the host is started again. libvirt errors are recognized
+as in :mod:`nova_kvm_ext.host.probe`.
 """
 
 from collections.abc import Mapping

@@ -12,13 +12,13 @@
 
 """How nova-compute runs on this host, or would be started.
 
-Its command line tells what configuration it reads and which Python it is.
-That is read from the running process, else from its systemd unit, else from
-where its program is installed. Only files are read here; nothing is run.
+Its command line shows what configuration it reads and which Python it uses. It
+is read from the running process, else from the systemd unit, else from the
+path of the installed program. Only files are read here; nothing is run.
 
-Any user can start a process with the words of nova-compute. What it names is
-read by root, and run. So a process counts only if it belongs to a user who
-may do that anyway: see :func:`_is_trusted`.
+Any user can start a process with the command line of nova-compute. root reads
+and runs what that command line names. So a process counts only if it belongs
+to a user who may do that anyway: see :func:`_is_trusted`.
 """
 
 from collections.abc import Iterable

@@ -12,11 +12,10 @@
 
 """Reads whether guests can have disks in Ceph.
 
-Facts in, frozen data out; no decision is made here. Three are asked, each for
-what it alone knows: the Python of nova-compute, which has Ceph's library and
-its user's keys; QEMU; and libvirt, which has the secret. Ceph may hang, and
-nothing of it is called in this process: what it does not answer within
-:data:`SECONDS` is killed.
+Returns frozen data; makes no decision. There are three sources: the Python of
+nova-compute, which has Ceph's library and its user's keys; QEMU; and libvirt,
+which has the secret. Ceph may hang, so this process never calls Ceph: a
+process that does not answer within :data:`SECONDS` is killed.
 """
 
 import base64

@@ -12,8 +12,8 @@
 
 """Reads which user libvirt runs QEMU as, and what that user may open.
 
-Facts in, frozen data out; no decision is made here. Paths are taken below a
-root that tests can replace.
+Returns frozen data; makes no decision. Tests can replace the root of all
+paths.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@
 """Whether this host's guests run under KVM or in software.
 
 :func:`resolve` is pure: it decides what ``virt_type = auto`` means and
-refuses what this driver cannot run. :func:`probe` finds out what it needs to
-know for that, with a connection to libvirt that it is handed.
+refuses what this driver cannot run. :func:`probe` finds the facts for this
+decision; the caller passes its connection to libvirt.
 """
 
 from collections.abc import Callable

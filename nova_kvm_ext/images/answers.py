@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Remembers what ``qemu-img info`` said of an image that is still the same.
+"""Keeps the answer of ``qemu-img info`` while an image is the same.
 
-The same is told by the image's bytes, read again each time, never by a time
-stamp: Nova touches the images of its cache at every boot, and a touch could
-hide a write. Decides nothing, and does not start qemu-img.
+The image's bytes, read again each time, show whether it is the same, never a
+time stamp: Nova updates the time stamps of the images in its cache at every
+boot, and such an update could hide a write. Decides nothing, and does not
+start qemu-img.
 """
 
 from collections.abc import Callable

@@ -10,12 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Converts an image that was accepted, once and bounded.
+"""Converts an image that was accepted, once and with limits.
 
-Writes beside the destination and puts the result in place when it is whole
-and has been checked. Whatever happens before that, nothing is left: a
-conversion that fails or is interrupted takes its process and its file along.
-Never changes its source.
+Writes a file beside the destination, and moves it to the destination after it
+is complete and checked. A conversion that fails or is interrupted leaves
+neither a process nor a file. Never changes its source.
 """
 
 import contextlib

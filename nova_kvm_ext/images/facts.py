@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads what :mod:`nova_kvm_ext.images.verdict` decides by off a file.
+"""Reads the facts about an image file.
 
-The only reader of image files. Looks closer only at what has passed so far:
-first oslo.utils' cautious inspector, then our reader of QED or a bounded
-qemu-img. Decides nothing.
+The only reader of image files, for :mod:`nova_kvm_ext.images.verdict`. Reads
+more only of a file that has passed so far: first oslo.utils' cautious
+inspector, then our reader of QED or a limited qemu-img. Decides nothing.
 """
 
 import dataclasses

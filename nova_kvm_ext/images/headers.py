@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Says what ``qemu-img info`` would say of a disk, without a process.
+"""Gives the answer of ``qemu-img info`` about a disk, without a process.
 
-The headers of running guests' disks are written by tenants' QEMU, so a look
-is short: one bounded read of a regular file, and neither a symbolic link nor
-anything that the header names is followed.
+Tenants' QEMU writes the headers of running guests' disks. So this module makes
+one limited read of a regular file, and follows neither a symbolic link nor
+anything that the header names.
 """
 
 import json

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Brings images into Nova's image cache: the room's part that knows Nova.
+"""The part of the driver that brings images into Nova's image cache.
 
-Takes the place of the one function that Nova hands to its cache,
+Replaces the one function that Nova passes to its cache,
 ``libvirt_utils.fetch_image``. Download, signature check, semaphore, lock and
-cache names stay Nova's; what is decided about the file is
-:mod:`nova_kvm_ext.images.verdict`, and Nova's own inspection is asked too.
+cache names stay Nova's; :mod:`nova_kvm_ext.images.verdict` judges the file,
+and Nova's own inspection also runs.
 """
 
 from collections.abc import Callable

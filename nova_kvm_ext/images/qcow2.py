@@ -10,19 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads what the header of a qcow2 image settles.
+"""Reads the header of a qcow2 image.
 
-The disk's size and the name of the backing file are in the header. What is
-anything but plain gives None here, and qemu-img is asked: an encrypted image,
-one with a data file, features or extensions that are not known here, every
-value of a header that QEMU would refuse, and what another format may claim.
-The lists of snapshots and bitmaps must be behind the header and in the file;
-they are not read.
+The disk's size and the name of the backing file are in the header. The result
+is None for everything unusual, and qemu-img is asked: an encrypted image, an
+image with a data file, unknown features or extensions, every value that QEMU
+would refuse, and a header that another format may claim. The lists of
+snapshots and bitmaps must be after the header and in the file; they are not
+read.
 
 Pure. Source of every field, number and refusal: QEMU's docs/interop/qcow2.txt
 (qcow2.rst since QEMU 10.1),
-https://www.qemu.org/docs/master/interop/qcow2.html, and what QEMU's
-block/qcow2.c looks at when it opens an image.
+https://www.qemu.org/docs/master/interop/qcow2.html, and the checks of QEMU's
+block/qcow2.c when it opens an image.
 """
 
 import dataclasses

@@ -12,13 +12,13 @@
 
 """A strict reader of QED images.
 
-QEMU's own reader trusts much of a QED file; this one says whether the file is
-exactly what QEMU writes: a header with known values, and tables that refer to
-each cluster of the file once and to nothing outside of it. It reads header
+QEMU's own reader trusts much of a QED file. This one checks whether the file
+is exactly what QEMU writes: a header with known values, and tables that refer
+to each cluster of the file once and to nothing outside of it. It reads header
 and tables, never a guest's data.
 
-Pure, except the file object it is handed. Source of every field and number:
-QEMU's docs/interop/qed_spec.txt (qed_spec.rst since QEMU 10.1),
+Pure, except the file object that the caller passes. Source of every field and
+number: QEMU's docs/interop/qed_spec.txt (qed_spec.rst since QEMU 10.1),
 https://www.qemu.org/docs/master/interop/qed_spec.html
 """
 

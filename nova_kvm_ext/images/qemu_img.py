@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Runs qemu-img with bounds on memory, time and output.
+"""Runs qemu-img with limits on memory, time and output.
 
-The only place here that starts qemu-img. A file goes to it as an open file
-descriptor, so it has no name: none that QEMU could take for something else
-("json:...", "nbd:..."), and none to find its way into an error message.
+The only module that starts qemu-img. qemu-img gets a file as an open file
+descriptor. So the file has no name that QEMU could interpret ("json:...",
+"nbd:..."), and no name that could get into an error message.
 """
 
 from collections.abc import Sequence

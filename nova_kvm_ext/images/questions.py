@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who answers when Nova asks ``qemu-img info``: the one place for that.
+"""Answers Nova's calls of ``qemu-img info``; the only module that does.
 
-Nova asks about each disk of each guest every minute, two processes for each,
-and about the base image at each boot, from places that nothing can be handed
-to. So its function is replaced while work of ours runs, and only for the
-thread or greenlet that does that work. There a header that settles the
-question answers (:mod:`nova_kvm_ext.images.headers`), then what is remembered
-(:mod:`nova_kvm_ext.images.answers`), and qemu-img about all else. What Nova
-makes of the answer stays Nova's.
+Nova asks about each disk of each guest every minute, with two processes for
+each, and about the base image at each boot. The calling code takes no
+parameter for another function. So Nova's function is replaced while code of
+ours runs, and only for its thread or greenlet. The answer comes from the
+header if that is sufficient (:mod:`nova_kvm_ext.images.headers`), then from a
+kept answer (:mod:`nova_kvm_ext.images.answers`), else from qemu-img. Nova's
+code uses the answer as before.
 """
 
 from collections.abc import Iterator

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a file is that oslo.utils' inspector takes for a raw disk.
+"""Detects files that oslo.utils' inspector takes for a raw disk.
 
 Compressed files and archives, which Nova boots as they are, and formats that
 QEMU reads and Nova does not know. Pure.

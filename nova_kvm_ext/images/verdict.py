@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether an image is accepted, and if not, why and what to do about it.
+"""Whether an image is accepted; if not, the reason and the remedy.
 
-One chain for the driver and for ``nova-kvm-ext image``. It decides as Nova
-does in nova/virt/images.py, and adds what Nova has not: QED, a limit to the
-virtual size, and a reason. Pure: takes facts about a file, never the file.
+The driver and ``nova-kvm-ext image`` use the same rules. They are those of
+nova/virt/images.py, with additions: QED, a limit of the virtual size, and a
+reason. Pure: takes facts about a file, never the file.
 """
 
 from collections.abc import Mapping

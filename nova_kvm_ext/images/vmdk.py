@@ -10,14 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether a VMDK is one that QEMU may be shown.
+"""Whether QEMU may open a VMDK.
 
 oslo.utils' inspector takes a text descriptor that is padded with NULs, as
-QEMU itself writes them, for raw, and believes the first createType in any
-case of letters, where QEMU believes the first in the right one. So Nova can
-be brought to run qemu-img info on a descriptor, and QEMU opens the files that
-it names before anyone refuses it. These are QEMU's own rules (block/vmdk.c,
-vmdk_probe and vmdk_open_vmdk4), on the safe side. Pure.
+QEMU itself writes them, for raw, and uses the first createType in any case of
+letters, where QEMU uses the first in the right case. So a descriptor can make
+Nova run qemu-img info on it, and QEMU opens the files that it names before
+anything refuses it. These are QEMU's own rules (block/vmdk.c, vmdk_probe and
+vmdk_open_vmdk4), or stricter ones. Pure.
 """
 
 import enum

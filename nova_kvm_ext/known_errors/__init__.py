@@ -10,17 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The libvirt errors that we know: what they mean and what repairs them.
+"""The table of known libvirt errors: their meaning and their remedy.
 
-One table and nothing else. :func:`nova_kvm_ext.errors.explain` looks a text
-up in it. Pure.
+Only a table. :func:`nova_kvm_ext.errors.explain` finds a text in it. Pure.
 
-A row is for one cause. Its pattern takes that cause's words and no other
-row's, so the order of the rows has no meaning; a text that no row takes is
-not explained at all. libvirt's words change from release to release, and
-QEMU's are quoted in them, so a pattern holds on to the part that carries the
-meaning and leaves out paths, names and numbers. Remedies name no path of
-this host either; ``nova-kvm-ext host check`` is what looks at the host.
+A row is for one cause. Its pattern matches the text of that cause and of no
+other row, so the order of the rows has no meaning; a text that no row matches
+is not explained. libvirt's texts change from release to release and quote
+QEMU's. So a pattern matches the part that has the meaning, without paths,
+names and numbers. Remedies name no path of this host either; ``nova-kvm-ext
+host check`` reads the host.
 """
 
 from nova_kvm_ext.known_errors import ceph

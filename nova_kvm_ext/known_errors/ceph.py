@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks in Ceph.
+"""Known errors: disks in Ceph.
 
-Two speak of them: QEMU, in libvirt's errors, and Ceph's library, in Nova's.
+They come from QEMU, in libvirt's errors, and from Ceph's library, in Nova's.
 """
 
 from nova_kvm_ext.known_errors.row import DIED

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute has counted, read from its file.
+"""Reads the counters of nova-compute from their file.
 
-The one who counts is :mod:`nova_kvm_ext.counters`. Which series there can be
-is bounded by :mod:`nova_kvm_ext.metrics.names`, whatever the file says.
+:mod:`nova_kvm_ext.counters` writes the file. :mod:`nova_kvm_ext.metrics.names`
+limits the series, for any content of the file.
 """
 
 import dataclasses

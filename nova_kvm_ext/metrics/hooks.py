@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver does about metrics: it keeps what is counted."""
+"""The part of the driver for metrics: opens and writes the counters."""
 
 from nova import conf as nova_conf
 

@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The names of all metrics, which the reference page is made of too.
+"""The names of all metrics; the reference page is generated from them.
 
-Names, units and suffixes are by Prometheus' conventions:
-https://prometheus.io/docs/practices/naming/. Each label has its values here,
-so that no guest, image or tenant can make a series of its own; ``uuid`` alone
-is of a guest, and is there only as long as there is something to say of it.
+Names, units and suffixes follow Prometheus' conventions:
+https://prometheus.io/docs/practices/naming/. The values of each label are
+here, so that no guest, image or tenant can make a series of its own. Only
+``uuid`` belongs to a guest, and exists only while there is something to report
+about the guest.
 
 Pure.
 """

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The samples of all metrics, from what the rooms found.
+"""The samples of all metrics, from the facts of other modules.
 
-Pure: frozen facts in, samples out. Looks at nothing itself.
+Pure: takes frozen facts, returns samples. Reads nothing itself.
 """
 
 import collections

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Prometheus' text format of samples and counts, and its file.
+"""Prometheus' text format of samples and counters, and its file.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """

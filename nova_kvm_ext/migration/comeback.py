@@ -12,8 +12,8 @@
 
 """Moves a guest back to its host, and removes what it leaves here.
 
-libvirt moves it from host to host (peer to peer), as Nova has it do. Disks
-are copied where they lie on a file system of this host's own.
+libvirt migrates the guest from host to host (peer to peer), as for Nova. Disks
+are copied if they are on a file system of this host alone.
 """
 
 from collections.abc import Callable

@@ -11,11 +11,12 @@
 #    under the License.
 
 
-"""What a live migration that has ended took, in one line.
+"""The result of a live migration that has ended, in one line.
 
-Pure: takes the statistics with which libvirt says that a job has completed
-(VIR_DOMAIN_EVENT_ID_JOB_COMPLETED), the same that virDomainGetJobStats() has
-with VIR_DOMAIN_JOB_STATS_COMPLETED. Any entry may be missing.
+Pure: takes the statistics of libvirt's event for a completed job
+(VIR_DOMAIN_EVENT_ID_JOB_COMPLETED), the same as those of
+virDomainGetJobStats() with VIR_DOMAIN_JOB_STATS_COMPLETED. Any entry may be
+missing.
 """
 
 from collections.abc import Mapping

@@ -10,14 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest that left this host while no nova-compute looked: noticed and said.
+"""Detects and logs a guest that left this host while no nova-compute ran.
 
-libvirt completes a live migration whether or not the nova-compute lives that
-asked for it. A new one asks its driver to abort what it finds under way. Where
-there is no guest to abort it for, Nova (31 to 34) logs a traceback and has the
-instance on this host from then on, ACTIVE. Nothing is moved or repaired here:
-what a migration's end takes, volumes and ports among it, died with the
-nova-compute that knew.
+libvirt completes a live migration even if the nova-compute that started it has
+ended. A new nova-compute asks its driver to abort the migrations that it finds
+in progress. If the guest is no longer there, Nova (31 to 34) logs a traceback
+and keeps the instance on this host, ACTIVE. Nothing is moved or repaired here:
+the data that the end of a migration needs, for example volumes and ports, was
+lost with the nova-compute that had it.
 """
 
 import collections

@@ -13,11 +13,11 @@
 
 """Has libvirt measure how much memory a running guest changes.
 
-virDomainStartDirtyRateCalc() (libvirt 7.2) has QEMU look at the guest for some
-seconds: it compares some pages with what they were, which costs the guest
-nothing. The other modes are not used: QEMU 7.2 crashes with "dirty-bitmap" if
-the guest is emulated, and "dirty-ring" needs a guest that is made for it.
-virDomainListGetStats() says what it saw:
+virDomainStartDirtyRateCalc() (libvirt 7.2) has QEMU watch the guest for some
+seconds: QEMU compares some pages with their earlier content, which costs the
+guest nothing. The other modes are not used: QEMU 7.2 crashes with
+"dirty-bitmap" if the guest is emulated, and "dirty-ring" needs a guest that is
+made for it. virDomainListGetStats() reports the result:
 https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainStartDirtyRateCalc
 """
 

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Asks another host's libvirt whether a guest runs there, within bounds.
+"""Asks another host's libvirt whether a guest runs there, with a time limit.
 
-A libvirt of another host may be far away, hang, or ask for a password, and a
-call of libvirt's has no time-out. So a process of its own asks. It has no
-terminal, so nothing can ask a person, and it is ended when time is up.
+A libvirt of another host may be slow to reach, hang, or ask for a password,
+and a call of libvirt's has no time-out. So a separate process asks. It has no
+terminal, so it can ask no person, and it is ended at the time limit.
 """
 
 from collections.abc import Iterable

@@ -11,14 +11,14 @@
 #    under the License.
 
 
-"""Whether a guest that was measured would arrive in a live migration. Pure.
+"""Predicts whether a live migration of a measured guest would end. Pure.
 
-Uses the same arithmetic as :mod:`nova_kvm_ext.migration.verdict`: a time
-of measurement is what an iteration is there.
+Uses the algorithm of :mod:`nova_kvm_ext.migration.verdict`: a measurement
+period here corresponds to an iteration there.
 
-QEMU looks at some pages only, so what it sees is a sample. A guest that writes
-alike all the time binds the two looks together: in the short one it changes no
-more than in the long one, and at no lower rate.
+QEMU measures only some pages, so its result is a sample. A guest that writes
+at a constant rate relates the two measurements: in the shorter one it changes
+no more memory than in the longer one, and at no lower rate.
 """
 
 import dataclasses

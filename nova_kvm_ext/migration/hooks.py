@@ -11,16 +11,16 @@
 #    under the License.
 
 
-"""Live migrations that leave this host: judged, acted upon, and summed up.
+"""Judges, acts on and sums up live migrations that leave this host.
 
-Nova looks at the job twice a second while it moves a guest, in
-``_live_migration_monitor()``. It is handed a guest whose libvirt domain tells
-us what it told Nova; so nothing is asked twice, there is no thread of ours,
-and what is known of a migration ends with it.
+Nova reads the statistics of the job twice a second while it migrates a guest,
+in ``_live_migration_monitor()``. It gets a guest whose libvirt domain also
+passes the statistics to this module. So nothing is asked twice, there is no
+thread of ours, and the data about a migration ends with it.
 
-Nova has no place for a verdict in the migration that its API shows, only
-numbers of bytes. It shows events of the action "live-migration", which have a
-name and a time, and diagnostics, which are free: the verdict is in both.
+The migration in Nova's API has numbers of bytes and no field for a verdict.
+Nova also shows events of the action "live-migration", which have a name and a
+time, and diagnostics with any content: the verdict is in both.
 """
 
 from collections.abc import Callable

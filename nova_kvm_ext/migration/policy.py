@@ -11,11 +11,12 @@
 #    under the License.
 
 
-"""What is done about a live migration that will not converge: whose word.
+"""The action for a live migration that will not converge, and who set it.
 
-The operator's, in nova.conf; for one guest its flavor's or its image's, as
-far as the operator allows. Nothing here refuses anything: a guest that asks
-for what is not allowed moves as any other one, and the log says why. Pure.
+The operator sets it in nova.conf; a flavor or an image sets it for one guest,
+as far as the operator allows. Nothing here is refused: a guest that asks for
+an action that is not allowed migrates like any other guest, and the log has
+the reason. Pure.
 """
 
 import dataclasses

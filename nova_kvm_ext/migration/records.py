@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a cloud has recorded of a migration: reads it, and puts it right.
+"""Reads and corrects what a cloud has recorded of a migration.
 
 Nova and Placement are asked as an administrator of clouds.yaml, Neutron as
-the service that nova.conf's ``[neutron]`` names, because Neutron shows and
-deletes bindings of ports to services alone.
+the service in nova.conf's ``[neutron]``, because Neutron shows and deletes
+bindings of ports only to services.
 """
 
 from collections.abc import Callable

@@ -10,13 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What brings a guest back that moved while no nova-compute looked.
+"""The steps that bring back a guest that moved while no nova-compute ran.
 
-Pure: facts go in, steps come out. Each step says whether it is needed, and
-what that is proved by; a step of which the proof is missing is left out.
+Pure: takes facts, returns steps. Each step says whether it is needed, and what
+proves that; a step without this proof is left out.
 
-The guest is moved back to where Nova has it, because what a live migration's
-end takes (volumes, ports, allocations) died with the nova-compute that knew.
+The guest is moved back to the host where Nova has it, because the data that
+the end of a live migration needs (volumes, ports, allocations) was lost with
+the nova-compute that had it.
 """
 
 from collections.abc import Collection

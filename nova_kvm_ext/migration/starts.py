@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""No second start of a guest that left this host while nobody looked.
+"""Refuses a second start of a guest that left this host unseen.
 
 libvirt completes a live migration whose nova-compute was killed, and Nova (31
-to 34) has the guest on its source from then on. A start or hard reboot there
-would make a second one of what is left of the disk. So before a guest is
-started that is not on this host, and that last left by a live migration of
-which Nova saw no end, the destination's libvirt is asked.
+to 34) keeps the guest on its source. A start or hard reboot there would start
+a second guest from the rest of the disk. So the destination's libvirt is asked
+before a guest is started that is not on this host, and whose last departure
+was a live migration of which Nova saw no end.
 
-Nothing is refused without its word that the guest runs there. What is proved
-is not asked again: that the guest is not there; and that it never left, where
-Nova saw the migration fail and libvirt still has the guest defined here. A
+A start is refused only if that libvirt says that the guest runs there. What is
+proved is not asked again: that the guest is not there; and that it never left,
+if Nova saw the migration fail and libvirt still has the guest defined here. A
 host that did not answer is asked again after a minute.
 """
 

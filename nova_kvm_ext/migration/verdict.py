@@ -14,21 +14,22 @@
 """Whether a live migration will end, from the statistics of its job.
 
 QEMU copies a guest's memory in iterations. The first sends all of it, each
-other one what the guest has changed during the one before. QEMU stops the
-guest and sends the rest once that takes no longer than the downtime that is
-allowed (QEMU, docs/devel/migration/main.rst, "Stream structure"; QMP,
-MigrationStats). So what counts is how much an iteration leaves for the next
-one, not how many bytes are left at a moment: those go up and down without end.
+later one the memory that the guest has changed during the one before. QEMU
+stops the guest and sends the rest once that takes no longer than the allowed
+downtime (QEMU, docs/devel/migration/main.rst, "Stream structure"; QMP,
+MigrationStats). So the amount that an iteration leaves for the next one
+counts, not the number of bytes that are left at a moment: that number goes up
+and down without end.
 
-What a guest changes in a time has a ceiling, for many programs write to the
-same pages again. The longer an iteration, the smaller the rate looks, and
-after the first and longest one it says little. Two iterations of different
-length tell the ceiling from the rate; what the iterations after them will
-leave is worked out from both.
+The memory that a guest changes in a time has a ceiling, because many programs
+write to the same pages again. The longer an iteration, the smaller the rate
+seems, and after the first and longest iteration the rate says little. Two
+iterations of different length give both ceiling and rate, and both give what
+later iterations will leave.
 
 Pure: takes the dictionary of virDomainGetJobStats()
-(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainGetJobStats),
-of which any entry may be missing.
+(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainGetJobStats);
+any entry may be missing.
 """
 
 from __future__ import annotations

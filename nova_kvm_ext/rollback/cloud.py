@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads what a rollback asks of a cloud, by its APIs."""
+"""Reads the facts for a rollback from a cloud, by its APIs."""
 
 from collections.abc import Callable
 from collections.abc import Iterator

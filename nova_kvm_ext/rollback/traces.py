@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What this driver leaves in a cloud that Nova's own driver does not know.
+"""What this driver leaves in a cloud that LibvirtDriver does not know.
 
-Names it, and the command that removes it. Pure.
+Names each trace, and the command that removes it. Pure.
 """
 
 from collections.abc import Iterable

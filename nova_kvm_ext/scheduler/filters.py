@@ -13,14 +13,14 @@
 """``KVMExtCPUFilter``: a live migration goes to a host that has the CPU.
 
 Without it the conductor tries host after host, each with an allocation and a
-call to the host, until one has all features of the guest's CPU. The guest's
-exact CPU is kept with the instance by the driver, and what each host can give
-is published by the driver with its compute node; both are compared here.
+call to the host, until one has all features of the guest's CPU. The driver
+keeps the guest's exact CPU with the instance, and publishes with its compute
+node what the host can give; the filter compares both.
 
-The one module that runs in nova-scheduler. It imports pure rooms alone, never
-the driver nor libvirt. It removes only hosts that are known to lack something:
-a host that publishes nothing, a guest of which nothing is kept, and all that
-is no live migration pass.
+The only module that runs in nova-scheduler. It imports pure modules and the
+loggers, never the driver nor libvirt. It removes only hosts that are known to
+lack something. A host passes if it publishes nothing, if nothing is kept of
+the guest, or if the request is not a live migration.
 """
 
 from collections.abc import Iterable

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the image of a snapshot says of itself: was the guest quiesced?
+"""The image properties that say whether a snapshot was quiesced.
 
-Properties of fixed names with values of a fixed vocabulary. Of what a guest
-says only a version number gets in.
+Their names and values are fixed. The only text from a guest is a version
+number.
 """
 
 import dataclasses

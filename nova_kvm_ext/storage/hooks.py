@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver does about snapshots: the part that knows Nova.
+"""The part of the driver for snapshots: what knows Nova.
 
-:class:`Snapshots` is made by the driver and called from its overrides. How a
-guest is frozen and thawed is in :mod:`nova_kvm_ext.guest_agent.frozen`; here
-is when, for each way in which Nova makes a snapshot: live of a file, direct
-in Ceph (:mod:`nova_kvm_ext.storage.rbd`), cold, and of a volume by libvirt
+The driver creates :class:`Snapshots` and calls it from its overrides.
+:mod:`nova_kvm_ext.guest_agent.frozen` freezes and thaws a guest; this module
+decides when, for each type of snapshot: live of a file, direct in Ceph
+(:mod:`nova_kvm_ext.storage.rbd`), cold, and of a volume by libvirt
 (:mod:`nova_kvm_ext.storage.volumes`).
 """
 

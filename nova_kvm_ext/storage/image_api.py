@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's image service, to which a snapshot's image says what it is."""
+"""Nova's image service, with the properties of a snapshot added."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -13,7 +13,7 @@
 """Direct snapshots in Ceph, of a quiesced guest.
 
 Nova has RBD snapshot the guest's disk and clone the snapshot into the pool of
-images, silently to the guest.
+images, without a message to the guest.
 """
 
 from collections.abc import Callable

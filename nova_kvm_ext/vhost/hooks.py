@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the driver calls for vhost-net, from its start to a guest's end.
+"""The part of the driver for vhost-net, from its start to a guest's end.
 
 Reads facts, has :mod:`policy`, :mod:`queues` and :mod:`proof` decide, applies
-the decision to Nova's objects, and turns a refusal into the exception with
-which Nova shows its words to the user.
+the decision to Nova's objects, and turns a refusal into the exception whose
+text Nova shows to the user.
 """
 
 from collections.abc import Callable

@@ -12,8 +12,8 @@
 
 """Whether a guest's network interface uses vhost-net.
 
-Pure: takes facts, gives a decision with its reason. Never opens a device,
-reads the configuration or touches an interface.
+Pure: takes facts, returns a decision with its reason. Never opens a device,
+reads the configuration or changes an interface.
 """
 
 import dataclasses

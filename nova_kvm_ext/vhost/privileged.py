@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is done as root: open /dev/vhost-net, load its module, read a log.
+"""Runs as root: opens /dev/vhost-net, loads its module, reads a log.
 
-Runs in Nova's own privileged daemon (oslo.privsep), so an operator has
-nothing to add to sudoers or rootwrap, whose filter allows that single context
-only. The daemon imports this module by its name; oslo.privsep asks that the
-name begins with the context's prefix, ``nova``, as ours does. What is given
-and returned must fit into msgpack.
+Runs in Nova's own privileged daemon (oslo.privsep), so an operator need not
+change sudoers or rootwrap, whose filter allows only that context. The daemon
+imports this module by its name; oslo.privsep requires that the name begins
+with the context's prefix, ``nova``, as ours does. msgpack must be able to
+encode arguments and results.
 
-The daemon lacks CAP_SYS_MODULE. It does not need it: the kernel loads a
-module for each user that may open its node, and modprobe runs as root,
-which gets root's capabilities when it is started.
+The daemon lacks CAP_SYS_MODULE and does not need it: the kernel loads a module
+for each user that may open its node, and modprobe runs as root, which gets
+root's capabilities when it is started.
 """
 
 import dataclasses

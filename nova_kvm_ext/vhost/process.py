@@ -12,8 +12,8 @@
 
 """Reads what a guest's QEMU process has of vhost-net.
 
-Facts in, frozen data out; :mod:`nova_kvm_ext.vhost.proof` judges them. Paths
-are taken below a root that tests can replace.
+Returns frozen data; :mod:`nova_kvm_ext.vhost.proof` judges it. Tests can
+replace the root of all paths.
 """
 
 from collections.abc import Callable

@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Does a running guest's network interface really use vhost-net?
+"""Whether a running guest's network interface really uses vhost-net.
 
-Pure: takes the running domain's XML and what the kernel shows of its QEMU,
-gives a verdict for each interface. What this process may not see it calls
+Pure: takes the running domain's XML and the kernel's facts about its QEMU,
+returns a verdict for each interface. A fact that this process may not read is
 unknown, never no.
 
-The kernel shows how many queues of a guest it serves, not whose they are. So
-interfaces that name the vhost driver come first: libvirt starts none of them
-without it.
+The kernel shows how many queues of a guest it serves, not the interfaces that
+they belong to. So interfaces that name the vhost driver come first: libvirt
+starts none of them without it.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,9 @@
 
 """How many queues a network interface of a guest may have.
 
-Pure: takes what flavor, image and host say, gives the limit with its reason,
-or refuses a value that cannot work. It limits what Nova takes when multiqueue
-is enabled and never enables it.
+Pure: takes the values of flavor, image and host, returns the limit with its
+reason, or refuses a value that cannot work. It limits the number that Nova
+uses when multiqueue is enabled, and never enables multiqueue.
 """
 
 from collections.abc import Mapping

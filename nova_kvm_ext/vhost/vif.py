@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's VIF driver with vhost-net and queues as they are decided here.
+"""Nova's VIF driver, with vhost-net and queues as this driver decides.
 
-Every interface of a guest comes through :meth:`KVMVIFDriver.get_config`: at
-boot, when a port is attached, when it is detached (Nova looks the interface
-up by what this gives) and when the source of a live migration writes the
-destination's XML. So it never refuses; :mod:`nova_kvm_ext.vhost.hooks` does,
-where a guest or a port starts.
+Nova calls :meth:`KVMVIFDriver.get_config` for every interface of a guest: at
+boot, when a port is attached, when it is detached (Nova finds the interface by
+the result) and when the source of a live migration writes the destination's
+XML. So this method never refuses; :mod:`nova_kvm_ext.vhost.hooks` refuses when
+a guest or a port starts.
 """
 
 from typing import Any

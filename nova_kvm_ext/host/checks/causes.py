@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the groups of checks share: causes, their weight and their remedies.
+"""Causes and remedies that several groups of checks share.
 
 Pure.
 """

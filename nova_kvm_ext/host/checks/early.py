@@ -12,9 +12,9 @@
 
 """Whether a check can keep the service from starting, known early.
 
-To read all that the checks look at takes twice as long as Nova's own start,
-and on most hosts no check says FAIL. So where what the driver knows already
-proves that none does that ends the service, the checks run in the first
+Reading all facts of the checks takes twice as long as Nova's own start, and on
+most hosts no check says FAIL. If the facts that the driver already has prove
+that no check that ends the service says FAIL, the checks run in the first
 periodic update instead. In doubt they run at once.
 
 Pure.

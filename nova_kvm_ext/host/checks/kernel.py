@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the kernel says of the processor, its firmware and its modules.
+"""Processor, firmware and kernel modules, as the kernel reports them.
 
 Codes KVM1xx. Pure.
 """

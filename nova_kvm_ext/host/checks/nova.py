@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova beside it: its driver, its options and its directories.
+"""Nova on this host: its driver, its options and its directories.
 
 Codes KVM4xx. Pure.
 """

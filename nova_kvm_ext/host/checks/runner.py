@@ -10,12 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The checks of a KVM host, in their order.
+"""Runs the checks of a KVM host, in their order.
 
-Pure: takes :class:`~nova_kvm_ext.host.model.HostFacts`, gives results. No
-check prints, none raises, none looks at the host. Cheap facts and causes come
-first, what follows from them later, so that the first FAIL is the one to
-repair.
+Pure: takes :class:`~nova_kvm_ext.host.model.HostFacts`, returns results. No
+check prints, none raises, none reads the host. Causes come before their
+consequences, so that the first FAIL is the one to repair.
 
 A code never changes its meaning, and a code that is no longer used is not used
 again. Every code is in doc/source/admin/troubleshooting.rst and

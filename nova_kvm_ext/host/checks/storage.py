@@ -12,8 +12,8 @@
 
 """Disks in Ceph: what Nova, QEMU and libvirt need for them.
 
-Codes KVM6xx. Pure. A FAIL of these says that no guest whose disk Nova makes
-runs. Guests that boot from a volume may, so that the service starts anyway.
+Codes KVM6xx. Pure. A FAIL means that no guest with a disk that Nova makes
+runs. Guests that boot from a volume may run, so the service starts anyway.
 """
 
 import errno as errno_

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a check says, and what a group of checks is.
+"""The result of a check, and a group of checks.
 
 Pure.
 """
