@@ -48,7 +48,9 @@ class FreezeTestCase(agents.HooksTestCase):
         self.assertEqual([uuids.instance], self.ledger.left_behind())
         self.unquiesce()
         self.settled()
-        self.assertRegex(self.log.output, r'was frozen for \d+\.\d\d s')
+        self.assertRegex(
+            self.log.output, r'was frozen for \d{1,2}\.\d\d s, after a freeze '
+            r'that took \d{1,2}\.\d\d s')
 
     def test_no_question_while_the_api_has_it_frozen(self):
         """Nothing but the thaw: the guest waits for no more than Nova does.
