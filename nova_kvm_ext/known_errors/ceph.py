@@ -236,7 +236,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-blocklisted',
         r'Cannot send after transport endpoint shutdown'
-        r'|RBD connection was shutdown \(',
+        r'|(RBD|RADOS) connection was shutdown \(',
         'Ceph has put this client on its blocklist, and lets it no longer '
         'read and write: another client took over its lock, or an operator '
         'fenced the host.',
@@ -250,6 +250,8 @@ ROWS: tuple[KnownError, ...] = (
          'shutdown',
          "[errno 108] RBD connection was shutdown (error creating snapshot "
          "b'zz' from b'disk')",
+         "[errno 108] RADOS connection was shutdown (Failed to stat "
+         "'rbd_directory')",
          "[errno 108] RBD connection was shutdown (error opening image "
          "b'two' at snapshot None)")),
     KnownError(

@@ -298,8 +298,9 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
 
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
     'With images_type = rbd, Ceph says that there is no pool of the name in '
-    'images_rbd_pool, or refuses to let Nova\'s user read it or write to it. '
-    'An answer that does not come in time proves nothing.'))
+    'images_rbd_pool, refuses to let Nova\'s user read it or write to it, or '
+    'has this host on its blocklist. An answer that does not come in time '
+    'proves nothing.'))
 def _pool(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -329,6 +330,12 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
             f'pool={pool}\' and, in the same command, all else that '
             f'{client} may do already (ceph auth get {client}).')
+    if ceph.errno == errno_.ESHUTDOWN:
+        return _weigh(
+            facts, f'Ceph has this host on its blocklist, and lets it neither '
+            f'read nor write ({ceph.error})',
+            'See ceph osd blocklist ls. If nobody fenced this host on '
+            'purpose: ceph osd blocklist rm ADDRESS.')
     return verdict.warn(
         f'the pool {pool} does not answer: {ceph.error}',
         'See ceph -s and ceph osd tree: OSDs that are down, or a pool that '

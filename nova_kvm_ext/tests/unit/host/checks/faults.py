@@ -530,6 +530,10 @@ FAULTS = (
     Fault('pool of others', ceph(
         step='read', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova read', 'ceph auth caps'),
+    Fault('host that Ceph has fenced', ceph(
+        step='read', errno=108, error='RADOS connection was shutdown'),
+        'KVM605', 'FAIL', 'this host on its blocklist',
+        'ceph osd blocklist rm'),
     Fault('pool that may only be read', ceph(
         step='write', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova write to', 'ceph auth caps'),
