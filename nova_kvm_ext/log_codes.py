@@ -356,7 +356,8 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML702',
         'A flavor or an image asks for what is to be done about a live '
         'migration that will not converge, and the policy is not allowed or '
-        'does not exist. The guest moves anyway.',
+        'does not exist, or the two ask for different policies, or Nova could '
+        'not read them. The guest moves anyway.',
         'Correct the extra spec or the property, or allow the policy in '
         '[kvm_ext] migration_stalled_allowed.',
         (Who.ADMINISTRATOR, Who.IMAGE_OWNER, Who.OPERATOR),
