@@ -12,8 +12,8 @@
 
 """Nova in one process without a cloud.
 
-Gives the real driver what it expects around it: configuration, Nova's main
-database in an SQLite file, an image service that serves one local file, an
+Gives the driver what Nova provides in a cloud: configuration, Nova's main
+database in an SQLite file, an image service that serves one local file, and an
 instance. It changes nothing outside its own directory and starts no guest.
 """
 

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""libvirt's CPU map: what its names of models and features mean in CPUID.
+"""libvirt's CPU map: models and features as CPUID bits.
 
-Pure: parses the XML files that libvirt installs with itself, so that this
-project needs no table of its own. :mod:`nova_kvm_ext.cpu.reader` reads them.
+Pure: parses the XML files that libvirt installs, so that this project needs no
+table of its own. :mod:`nova_kvm_ext.cpu.reader` reads them.
 
 Format: libvirt src/cpu_map/ and src/cpu/cpu_x86.c (x86FeatureParse,
 x86ModelParse).

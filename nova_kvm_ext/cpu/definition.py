@@ -12,8 +12,9 @@
 
 """A CPU as libvirt writes it: ``<cpu>`` of a domain or of a host.
 
-Frozen: what it says, what features it has by libvirt's own CPU map, and how
-two of them differ. Pure: whether a host can give it is decided elsewhere.
+Frozen data: the content, the features by libvirt's own CPU map, and the
+difference between two CPUs. Pure: other modules decide whether a host can give
+a CPU.
 
 https://libvirt.org/formatdomain.html#cpu-model-and-topology
 """

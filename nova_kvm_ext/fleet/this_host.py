@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Reads what this host exports to its fleet."""
+"""Reads the data that this host exports to its fleet."""
 
 import glob
 import os

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a running guest is, and what it would get today: frozen facts.
+"""A running guest now, and what it would get today: frozen data.
 
-Pure: :mod:`nova_kvm_ext.guests.reader` reads them,
+Pure: :mod:`nova_kvm_ext.guests.reader` reads the facts,
 :mod:`nova_kvm_ext.guests.verdicts` judges them. None is "not known".
 """
 

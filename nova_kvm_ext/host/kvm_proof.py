@@ -12,8 +12,8 @@
 
 """Which errors prove that no guest runs under KVM, and which do not.
 
-Pure. An error that is not in the table proves nothing: libvirt may be busy,
-out of memory or about to be restarted, and so may be the host.
+Pure. An error that is not in the table proves nothing: libvirt, or the host,
+may be busy, out of memory or about to be restarted.
 """
 
 import dataclasses

@@ -41,10 +41,10 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-no-answer',
         r'error connecting: Connection timed out'
         r'|RADOS timed out \(error connecting to the cluster\)',
-        'No monitor of Ceph accepted this client within five minutes. None '
-        'can be reached, or the key or the user is wrong, which QEMU does not '
-        'always report.',
-        'See that the monitors can be reached from this host. ' + HOST_CHECK,
+        'No monitor of Ceph accepted this client within five minutes. The '
+        'host cannot reach the monitors, or the key or the user is wrong, '
+        'which QEMU does not always report.',
+        'Check that this host can reach the monitors. ' + HOST_CHECK,
         _OLD,
         (DIED + _BLOCKDEV + 'error connecting: Connection timed out',
          '[errno 110] RADOS timed out (error connecting to the cluster)')),
@@ -54,8 +54,8 @@ ROWS: tuple[KnownError, ...] = (
         r'|RADOS (permission denied|I/O error) '
         r'\(error connecting to the cluster\)'
         r'|\[errno 95\] error connecting to the cluster',
-        'Ceph refuses the key: it is the key of another user or no key at '
-        'all, there is no keyring of that user, Ceph has no such user, or the '
+        'Ceph refuses the key: it is the key of another user or not a key, '
+        'the user has no keyring on this host, Ceph has no such user, or the '
         'user has no capability for the monitors.',
         'Compare the secret in libvirt (virsh secret-get-value) and the '
         'keyring of this host with ceph auth get; see [libvirt] rbd_user. ' +
@@ -76,8 +76,8 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-monitors',
         r'RADOS invalid argument \(error connecting to the cluster\)',
         'Ceph\'s library cannot use the addresses of the monitors: mon_host '
-        'in ceph.conf has a name that this host cannot resolve, or what is no '
-        'address.',
+        'in ceph.conf has a name that this host cannot resolve, or text that '
+        'is not an address.',
         'Correct mon_host; try its names with getent hosts. ' + HOST_CHECK,
         _OLD,
         ('[errno 22] RADOS invalid argument (error connecting to the '
@@ -85,8 +85,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-command',
         r'rbd: couldn\'t connect to the cluster!',
-        'The command rbd, with which Nova imports an image, has no connection '
-        'to Ceph: no monitor answers, or Ceph refuses user or key.',
+        'The command rbd, with which Nova imports an image, cannot connect to '
+        'Ceph: no monitor answers, or Ceph refuses the user or the key.',
         'Compare the keyring of this host with ceph auth get; see [libvirt] '
         'rbd_user. ' + HOST_CHECK,
         _OLD,
@@ -130,8 +130,8 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-configuration-letters',
         r'strict_ischar\(ch\)',
         'ceph.conf has a character that is not ASCII, or a byte order mark. '
-        'Ceph\'s library ends the process that reads it: commands, QEMU, and '
-        'nova-compute itself.',
+        'Ceph\'s library ends every process that reads the file: commands, '
+        'QEMU, and nova-compute itself.',
         'Remove the character.',
         _OLD,
         ('rbd: /usr/include/boost/spirit/home/support/char_encoding/'
@@ -173,11 +173,10 @@ ROWS: tuple[KnownError, ...] = (
         r'error reading header from [^\n]+: Operation not permitted'
         r'|(RBD|RADOS) permission error \('
         r'|rbd: import failed: \(1\) Operation not permitted',
-        'Ceph does not give this user access to that pool, or only lets it '
-        'read.',
-        'Give the user the pool: ceph auth caps with "profile rbd '
-        'pool=...", and in the same command all that the user may do '
-        'already (ceph auth get). ' + HOST_CHECK,
+        'This user has no access to the pool in Ceph, or may only read it.',
+        'Give the user access to the pool: ceph auth caps with "profile rbd '
+        'pool=...", and in the same command all capabilities that the user '
+        'has already (ceph auth get). ' + HOST_CHECK,
         _SEEN,
         (DIED + _BLOCKDEV + 'error reading header from disk: Operation not '
          'permitted',
@@ -197,11 +196,11 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-image-there',
         r'RBD image already exists \(error creating image\)'
         r'|rbd: import failed: \(17\) File exists',
-        'An image of that name is in Ceph already: what is left of a boot '
-        'that did not come to its end, or the disk of a guest.',
-        'Look with rbd status whether a client has the image open, and with '
-        'openstack server show whether the server exists. If neither, remove '
-        'the image with rbd rm.',
+        'Ceph already has an image with that name: a remainder of an '
+        'interrupted boot, or the disk of a guest.',
+        'Check with rbd status whether a client has the image open, and with '
+        'openstack server show whether the server exists. If neither is the '
+        'case, remove the image with rbd rm.',
         _OLD,
         ('[errno 17] RBD image already exists (error creating image)',
          '2026-11-27T13:45:29.933+0000 7fb742e9b380 -1 librbd: rbd image disk '
@@ -213,8 +212,8 @@ ROWS: tuple[KnownError, ...] = (
         r'error reading header from [^\n]+: No such file or directory'
         r'|RBD image not found \(',
         'The disk is not in Ceph any more, or it is in another pool.',
-        'Look with rbd ls and rbd trash ls. An image in the trash comes back '
-        'with rbd trash restore.',
+        'Look for the disk with rbd ls and rbd trash ls. rbd trash restore '
+        'restores an image from the trash.',
         _SEEN,
         (DIED + _BLOCKDEV + 'error reading header from gone_disk: No such '
          'file or directory',
@@ -227,21 +226,22 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-busy',
         r'RBD image is busy \(',
-        'A client has the image open, such as a guest on another host, or one '
-        'that died less than a minute ago; or the image has clones.',
-        'See who with rbd status and rbd children. Repeat the operation once '
-        'nobody uses the image.',
+        'A client has the image open, for example a guest on another host, or '
+        'a client that died less than a minute ago; or the image has clones.',
+        'rbd status shows clients, and rbd children shows clones. Repeat the '
+        'operation when nothing uses the image.',
         'source (src/pybind/rbd/rbd.pyx of Ceph 16.2)',
         ('[errno 16] RBD image is busy (error removing image)',)),
     KnownError(
         'ceph-blocklisted',
         r'Cannot send after transport endpoint shutdown'
         r'|(RBD|RADOS) connection was shutdown \(',
-        'Ceph has put this client on its blocklist, and lets it no longer '
-        'read and write: another client took over its lock, or an operator '
-        'fenced the host.',
-        'See ceph osd blocklist ls. If the host is well and nobody fenced it '
-        'on purpose, ceph osd blocklist rm ADDRESS, and restart the guest.',
+        'This client is on Ceph\'s blocklist and can no longer read and '
+        'write: another client took over its lock, or an operator fenced the '
+        'host.',
+        'ceph osd blocklist ls shows the blocklist. If the host has no fault '
+        'and no operator fenced it, run ceph osd blocklist rm ADDRESS, and '
+        'restart the guest.',
         _SEEN,
         (DIED + _BLOCKDEV + 'error reading header from disk: Cannot send '
          'after transport endpoint shutdown',
@@ -258,11 +258,11 @@ ROWS: tuple[KnownError, ...] = (
         'ceph-full',
         r'RBD (insufficient space available|disk quota exceeded) \('
         r'|RADOS no space \(',
-        'The pool, or all of Ceph, is full, or the pool has reached its '
-        'quota. Most often Ceph reports no error then: guests that write, and '
+        'The pool or the whole cluster is full, or the pool has reached its '
+        'quota. In most cases Ceph reports no error: guests that write, and '
         'snapshots, wait until there is space.',
         'Add space or raise the quota (ceph df, ceph osd pool get-quota). '
-        'What waits goes on then. ' + HOST_CHECK,
+        'Waiting guests and snapshots then continue. ' + HOST_CHECK,
         'source (src/pybind/rbd/rbd.pyx and src/pybind/rados/rados.pyx of '
         'Ceph 18.2)',
         ('[errno 28] RBD insufficient space available (error creating image)',
@@ -272,10 +272,10 @@ ROWS: tuple[KnownError, ...] = (
         'secret-named-badly',
         r'missing username for auth|invalid secret uuid \'[^\n]*\''
         r'|missing secret uuid or usage attribute',
-        'The user of Ceph or the UUID of the secret, by which a disk is to be '
-        'opened, is missing, or the UUID is not one.',
-        'Set [libvirt] rbd_user and rbd_secret_uuid, or those of Cinder, '
-        'together. ' + HOST_CHECK,
+        'A disk needs both the user of Ceph and the UUID of the secret: one '
+        'is missing, or the value is not a UUID.',
+        'Set both [libvirt] rbd_user and rbd_secret_uuid, or both options of '
+        'Cinder. ' + HOST_CHECK,
         'libvirt 9.0',
         ("XML error: invalid secret uuid 'foo'",
          "XML error: invalid secret uuid 'what is no UUID'",
@@ -285,9 +285,9 @@ ROWS: tuple[KnownError, ...] = (
         'secret-without-value',
         r"Secret not found: secret '\S*' does not have a value",
         'The secret in libvirt that opens the storage has no value. An '
-        'ephemeral one loses it when libvirt restarts.',
-        'Set it (virsh secret-set-value) to the key of Ceph\'s user (ceph '
-        'auth get-key).',
+        'ephemeral secret loses its value when libvirt restarts.',
+        'Set the value (virsh secret-set-value) to the key of the Ceph user '
+        '(ceph auth get-key).',
         'libvirt 9.0 and 11.3',
         ("Secret not found: secret 'd9cd7487-3099-4d65-a423-a1ebe4539bef' "
          'does not have a value',)),

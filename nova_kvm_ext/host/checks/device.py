@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Who may use /dev/kvm.
+"""Who may open /dev/kvm.
 
 Codes KVM2xx. Pure.
 """

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What live migrations to this host need of it.
+"""What live migrations to this host need.
 
 Codes KVM7xx. Pure.
 """

@@ -32,9 +32,9 @@ _REFUSED = (errno_.EACCES, errno_.EPERM)
 # EOPNOTSUPP: it asks for another way to authenticate (auth_client_required).
 _WRONG_KEY = (*_REFUSED, errno_.EOPNOTSUPP)
 
-_NO_XML = ('Nova fails when it writes the XML of such a disk, so that no '
-           'guest whose disk Nova makes runs')
-_MON_CAPABILITY = ('Its user needs a capability for the monitors (mon '
+_NO_XML = ('Nova cannot write the XML of a disk in Ceph, so guests with a '
+           'disk that Nova creates do not run')
+_MON_CAPABILITY = ('The user needs a capability for the monitors (mon '
                    '\'profile rbd\').')
 
 
@@ -43,11 +43,11 @@ def _unused(facts: model.HostFacts) -> verdict.Said | None:
     options = facts.options
     if options.ceph_disks:
         return None
-    volumes = (' Volumes of Cinder need neither Ceph\'s modules nor a pool '
-               'here.' if options.ceph else '')
+    volumes = (' Cinder\'s volumes need neither Ceph\'s Python modules nor '
+               'Nova\'s pool.' if options.ceph else '')
     return verdict.skip(
         f'[libvirt] images_type = {errors.clean(options.images_type)}: Nova '
-        f'makes no disk in Ceph.{volumes}'.rstrip('.'))
+        f'creates no disk in Ceph.{volumes}'.rstrip('.'))
 
 
 def _client(facts: model.HostFacts) -> str:
@@ -58,7 +58,8 @@ def _weigh(facts: model.HostFacts, details: str, remedy: str) -> verdict.Said:
     """What keeps every disk in Ceph from being used."""
     if facts.options.ceph_disks:
         return verdict.fail(
-            f'{details}: no guest whose disk Nova makes runs', remedy)
+            f'{details}: guests with a disk that Nova creates do not run',
+            remedy)
     return verdict.warn(
         f'{details}: guests with a volume in Ceph do not run', remedy)
 
@@ -74,8 +75,8 @@ def _no_answer(facts: model.HostFacts) -> verdict.Said | None:
             f'not known: {ceph.python} {ceph.unknown}'
             if ceph.python not in ceph.unknown else
             f'not known: {ceph.unknown}',
-            'Run nova-kvm-ext host check again when this host is less busy; '
-            'start nova-compute, whose log says it too.')
+            'Run nova-kvm-ext host check again when this host is less busy, '
+            'or start nova-compute and read its log.')
     if not ceph.asked:
         return verdict.skip('Ceph was not asked')
     return None
@@ -84,8 +85,8 @@ def _no_answer(facts: model.HostFacts) -> verdict.Said | None:
 @GROUP.check('KVM601', 'Ceph for Nova', proof=(
     'With images_type = rbd, nova-compute\'s own Python does not import rados '
     'or rbd, or there is no program ceph where nova-compute looks for '
-    'programs. Nova reads the size of the pool with them before it offers '
-    'this host, and makes each disk with them.'))
+    'programs. Nova needs them to report the size of the pool to the '
+    'scheduler, and to create each disk.'))
 def _programs(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts) or _no_answer(facts)
     if said is not None:
@@ -97,16 +98,16 @@ def _programs(facts: model.HostFacts) -> verdict.Said:
         packages = ' '.join(f'python3-{name}' for name, _ in missing)
         return verdict.fail(
             f'{ceph.python} does not import '
-            f'{" and ".join(name for name, _ in missing)} ({why}): no guest '
-            f'whose disk Nova makes runs',
+            f'{" and ".join(name for name, _ in missing)} ({why}): guests '
+            f'with a disk that Nova creates do not run',
             f'{causes.install(facts, packages)}; a virtual environment sees '
             f'them only if it was made with --system-site-packages. Then '
             f'restart nova-compute.')
     install = causes.install(facts, 'ceph-common')
     if ceph.programs.get('ceph') is None:
         return verdict.fail(
-            'there is no program ceph, with which Nova asks for the size of '
-            'its pool: this host is not offered to the scheduler', install)
+            'there is no program ceph, with which Nova reads the size of its '
+            'pool: the scheduler does not choose this host', install)
     if ceph.programs.get('rbd') is None:
         return verdict.warn(
             'there is no program rbd, with which Nova imports an image that '
@@ -117,8 +118,9 @@ def _programs(facts: model.HostFacts) -> verdict.Said:
 
 
 @GROUP.check('KVM602', 'Ceph in QEMU', proof=(
-    'With images_type = rbd, QEMU says that it knows no driver rbd: the QEMU '
-    'that libvirt names, seen in the same file system.'))
+    'With images_type = rbd, the QEMU that libvirt reports says that it has '
+    'no driver rbd, and libvirt and this process have the same file system.'
+))
 def _driver(facts: model.HostFacts) -> verdict.Said:
     if not facts.options.ceph:
         return verdict.skip('nova.conf names no Ceph ([libvirt] images_type, '
@@ -138,12 +140,12 @@ def _driver(facts: model.HostFacts) -> verdict.Said:
 
 
 @GROUP.check('KVM603', 'Secret of Ceph in libvirt', proof=(
-    'With images_type = rbd, libvirt says that it has not the secret of '
-    'rbd_secret_uuid or that the secret has no value; or Ceph refuses the '
+    'With images_type = rbd, libvirt says that it does not have the secret of '
+    'rbd_secret_uuid, or that the secret has no value; or Ceph refuses the '
     'value as the key of rbd_user; or libvirt says that rbd_secret_uuid is '
-    'not a UUID; or one of rbd_user and rbd_secret_uuid is set without the '
-    'other, and Nova does not make the XML of such a disk (TypeError: '
-    'Argument must be bytes or unicode).'))
+    'not a UUID; or only one of rbd_user and rbd_secret_uuid is set, and Nova '
+    'cannot write the XML of a disk (TypeError: Argument must be bytes or '
+    'unicode).'))
 def _secret(facts: model.HostFacts) -> verdict.Said:
     options, secret = facts.options, facts.storage.secret
     if not options.ceph:
@@ -154,14 +156,14 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
     if options.ceph_disks and uuid and not options.rbd_user:
         return verdict.fail(
             '[libvirt] rbd_secret_uuid is set and rbd_user is not: ' + _NO_XML,
-            'Set [libvirt] rbd_user to the name of Ceph\'s user, without '
+            'Set [libvirt] rbd_user to the name of the Ceph user, without '
             '"client.".')
     if options.ceph_disks and not uuid and options.rbd_user is not None:
         return verdict.fail(
             '[libvirt] rbd_user is set and rbd_secret_uuid is not: ' + _NO_XML,
             'Set [libvirt] rbd_secret_uuid to the UUID of a secret that virsh '
-            'secret-list shows; or remove rbd_user, where Ceph asks for no '
-            'key.')
+            'secret-list shows; or remove rbd_user, if Ceph requires no key.'
+        )
     if not uuid:
         return verdict.skip('[libvirt] rbd_secret_uuid is not set')
     if secret.malformed:
@@ -196,29 +198,28 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             f'virsh secret-set-value {uuid}, with the output of ceph auth '
             f'get-key {_client(facts)}. If the value is right: '
             f'{_MON_CAPABILITY}')
-    taken = ('; Ceph takes it as the key of ' + _client(facts)
+    taken = (', which Ceph accepts as the key of ' + _client(facts)
              if ceph.key_error == '' else
-             '; whether it is the right one was not tried')
+             '; whether the value is right was not tried')
     return verdict.passed(
         f'libvirt has the secret {uuid}' + (
             ' with a value' + taken if secret.has_value else
-            '; the secret is private, so that its value was not tried'))
+            '; the secret is private, so its value was not tried'))
 
 
 def _own_eyes(facts: model.HostFacts, said: verdict.Said) -> verdict.Said:
     """A fault of files, which another user may see otherwise."""
     if said.result == verdict.FAIL and not (facts.root or facts.service):
-        return verdict.warn(f'{said.details}; seen as this user, not as '
-                            f'nova-compute\'s', said.remedy)
+        return verdict.warn(f'{said.details}; seen as this user, not as the '
+                            f'user of nova-compute', said.remedy)
     return said
 
 
 @GROUP.check('KVM604', 'Connection to Ceph', proof=(
     'With images_type = rbd, Ceph\'s library, in nova-compute\'s Python and '
-    'as its user, finds no configuration or no key, ends the process that '
-    'reads the configuration, or Ceph refuses the key. An answer that does '
-    'not come in time, or a name of a monitor that is not resolved, proves '
-    'nothing.'))
+    'as its user, finds no configuration, no monitor or no key, or ends the '
+    'process that reads the configuration; or Ceph refuses the key. A '
+    'time-out or a monitor whose name cannot be resolved proves nothing.'))
 def _connection(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -232,21 +233,21 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
     if ceph.step == 'connect' and ceph.error:
         if ceph.errno == errno_.ENOENT and not ceph.monitors:
             return _own_eyes(facts, _weigh(
-                facts, f'no monitor is found: {conf or "ceph.conf"} has no '
-                f'mon_host ({ceph.error})',
-                'Copy ceph.conf of the cluster there (ceph config '
-                'generate-minimal-conf makes one).'))
+                facts, f'Ceph\'s library finds no monitor: '
+                f'{conf or "ceph.conf"} has no mon_host ({ceph.error})',
+                'Replace it with the ceph.conf of the cluster (ceph config '
+                'generate-minimal-conf prints one).'))
         if ceph.errno == errno_.ENOENT:
             return _own_eyes(facts, _weigh(
                 facts, f'there is no key of {client} ({ceph.error})',
                 f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring, '
-                f'readable for nova-compute\'s user; or correct [libvirt] '
+                f'readable for the user of nova-compute; or correct [libvirt] '
                 f'rbd_user.'))
         if ceph.errno in _WRONG_KEY:
             return _weigh(
-                facts, f'Ceph refuses {client}: there is no such user, its '
-                f'key is another one, or it may not ask the monitors '
-                f'({ceph.error})',
+                facts, f'Ceph refuses {client}: Ceph has no such user, the '
+                f'user has another key, or the user has no capability for '
+                f'the monitors ({ceph.error})',
                 f'Compare the keyring of this host with ceph auth get '
                 f'{client}, or correct [libvirt] rbd_user. '
                 f'{_MON_CAPABILITY}')
@@ -255,18 +256,17 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
             return verdict.warn(
                 f'Ceph\'s library cannot use mon_host of '
                 f'{conf or "ceph.conf"} ({ceph.error})',
-                'Correct the addresses; where they are names, see that this '
+                'Correct the addresses. If they are names, check that this '
                 'host can resolve them (getent hosts NAME).')
         if ceph.errno == errno_.EIO:
             return verdict.warn(
                 f'Ceph\'s library finds no key of {client} in its keyring, or '
-                f'cannot read it ({ceph.error})',
+                f'cannot read the keyring ({ceph.error})',
                 f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring')
         return verdict.warn(
             f'no monitor of Ceph accepts {client}: {ceph.error}',
-            'See that the addresses of mon_host in ceph.conf are right and '
-            'can be reached from this host, and that ceph -s says '
-            'HEALTH_OK.')
+            'Check that the addresses of mon_host in ceph.conf are right, '
+            'that this host can reach them, and that ceph -s says HEALTH_OK.')
     return verdict.passed(f'Ceph accepts {client}')
 
 
@@ -274,14 +274,15 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
     """Ceph's library could not read ceph.conf."""
     ceph, conf = facts.storage.ceph, errors.clean(facts.options.ceph_conf)
     where = f'[libvirt] images_rbd_ceph_conf = {conf}' if conf else (
-        'in no place where Ceph looks for ceph.conf, as [libvirt] '
+        'in no place where Ceph looks for ceph.conf; [libvirt] '
         'images_rbd_ceph_conf is not set')
     if ceph.signal == signal.SIGABRT:
         return _weigh(
             facts, f'Ceph\'s library ends the process that reads '
-            f'{conf or "ceph.conf"} ({ceph.error}), nova-compute too',
-            'Remove characters that are not ASCII, also from comments and '
-            'at the beginning of the file (byte order mark).')
+            f'{conf or "ceph.conf"} ({ceph.error}), and so nova-compute '
+            f'too',
+            'Remove characters that are not ASCII, also in comments and at '
+            'the beginning of the file (byte order mark).')
     if ceph.errno is None:
         return verdict.warn(
             f'whether Ceph\'s library can read {conf or "ceph.conf"} is not '
@@ -290,17 +291,16 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
     return _own_eyes(facts, _weigh(
         facts, f'Ceph\'s library reads no configuration: {where} '
         f'({ceph.error})',
-        'Correct what is no line NAME = VALUE and no [SECTION] in it.'
-        if ceph.errno == errno_.EINVAL else
-        'Copy ceph.conf of the cluster there, readable for '
-        'nova-compute\'s user.'))
+        'Correct all lines in the file that are neither NAME = VALUE nor '
+        '[SECTION].' if ceph.errno == errno_.EINVAL else
+        'Copy ceph.conf of the cluster to that place, readable for the user '
+        'of nova-compute.'))
 
 
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
-    'With images_type = rbd, Ceph says that there is no pool of the name in '
-    'images_rbd_pool, refuses to let Nova\'s user read it or write to it, or '
-    'has this host on its blocklist. An answer that does not come in time '
-    'proves nothing.'))
+    'With images_type = rbd, Ceph says that there is no pool with the name in '
+    'images_rbd_pool, does not let Nova\'s user read the pool or write to it, '
+    'or has this host on its blocklist. A time-out proves nothing.'))
 def _pool(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -313,14 +313,14 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
         return verdict.warn(
             f'the pool {pool} is full: guests that write to it wait, and a '
             f'boot hangs',
-            'Delete what is not needed, add OSDs, or raise the quota (ceph '
-            'df, ceph osd pool get-quota).')
+            'Delete images that are not needed, add OSDs, or raise the quota '
+            '(ceph df, ceph osd pool get-quota).')
     if ceph.step == 'done':
         return verdict.passed(f'{client} may read and write the pool {pool}')
     if ceph.errno == errno_.ENOENT:
         return _weigh(
             facts, f'Ceph has no pool {pool} ([libvirt] images_rbd_pool)',
-            f'Correct images_rbd_pool (ceph osd pool ls), or make the pool: '
+            f'Correct images_rbd_pool (ceph osd pool ls), or create the pool: '
             f'ceph osd pool create {pool} && rbd pool init {pool}')
     if ceph.errno in _REFUSED:
         return _weigh(
@@ -328,15 +328,15 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             f'{"write to" if ceph.step == "write" else "read"} the pool '
             f'{pool} ({ceph.error})',
             f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
-            f'pool={pool}\' and, in the same command, all else that '
-            f'{client} may do already (ceph auth get {client}).')
+            f'pool={pool}\' and, in the same command, all capabilities that '
+            f'{client} has already (ceph auth get {client}).')
     if ceph.errno == errno_.ESHUTDOWN:
         return _weigh(
-            facts, f'Ceph has this host on its blocklist, and lets it neither '
-            f'read nor write ({ceph.error})',
-            'See ceph osd blocklist ls. If nobody fenced this host on '
-            'purpose: ceph osd blocklist rm ADDRESS.')
+            facts, f'this host is on Ceph\'s blocklist and can neither read '
+            f'nor write ({ceph.error})',
+            'ceph osd blocklist ls shows the blocklist. If no operator fenced '
+            'this host: ceph osd blocklist rm ADDRESS.')
     return verdict.warn(
         f'the pool {pool} does not answer: {ceph.error}',
-        'See ceph -s and ceph osd tree: OSDs that are down, or a pool that '
-        'is full.')
+        'Look with ceph -s and ceph osd tree for OSDs that are down or a full '
+        'pool.')
