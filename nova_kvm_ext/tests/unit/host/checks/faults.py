@@ -532,7 +532,7 @@ FAULTS = (
         'FAIL', 'does not let client.nova read', 'ceph auth caps'),
     Fault('host that Ceph has fenced', ceph(
         step='read', errno=108, error='RADOS connection was shutdown'),
-        'KVM605', 'FAIL', 'this host on its blocklist',
+        'KVM605', 'FAIL', 'blocklist',
         'ceph osd blocklist rm'),
     Fault('pool that may only be read', ceph(
         step='write', errno=1, error='RADOS permission error'), 'KVM605',
