@@ -34,6 +34,11 @@ from oslotest import base
 from nova_kvm_ext.images import headers
 from nova_kvm_ext.tests.functional import disks
 from nova_kvm_ext.tests.functional import libvirtd
+from nova_kvm_ext.tests.unit.images import test_qcow2
+
+CLUSTER = 1 << 16
+# QEMU reads nothing behind that.
+END = (1 << 63) - (1 << 30)
 
 # What Nova's code takes of an answer.
 FIELDS = ('virtual_size', 'disk_size', 'backing_file', 'backing_file_format',
@@ -141,6 +146,39 @@ class DiskSizesTestCase(base.BaseTestCase):
 
         same()
         self.assertGreater(settled, 5)
+
+    def test_odd_headers(self):
+        """Fields at their limits, and what another format may claim."""
+        path = str(self.directory / 'odd')
+        for fields, settled in (
+                ({}, True), ({'version': 2}, True), ({'size': 0}, True),
+                ({'size': 700}, True), ({'l1_size': 1}, False),
+                ({'l1_size': 8192, 'l1_offset': END - CLUSTER}, True),
+                ({'l1_size': 8192, 'l1_offset': END}, False),
+                ({'refcounts': END - CLUSTER}, True),
+                ({'refcounts': END}, False),
+                ({'refcount_clusters': 0}, False),
+                ({'snapshots': 1, 'snapshots_offset': 4 * CLUSTER}, True),
+                ({'snapshots': 1, 'snapshots_offset': 5 * CLUSTER}, False),
+                ({'snapshots': 1}, False),
+                ({'snapshots_offset': 99 * CLUSTER}, True),
+                ({'snapshots_offset': test_qcow2.VDI << 32}, False),
+                ({'autoclear': 1, 'extensions': (
+                    test_qcow2.bitmaps(offset=5 * CLUSTER),)}, False),
+                ({'autoclear': 1, 'extensions': (
+                    test_qcow2.bitmaps(count=0),)}, False),
+                ({'incompatible': 3}, True), ({'compatible': 1 << 63}, True),
+                ({'incompatible': 8, 'compression': 1}, True),
+                ({'incompatible': 16, 'l1_size': 4}, True),
+                ({'order': 6}, True), ({'order': 7}, False),
+                ({'length': 104}, True), ({'length': 3000}, True),
+                ({'backing': b'a' * 1023}, True),
+                ({'backing': b'a' * 1024}, False),
+                ({'backing': b'\xc3\xa9/x:y'}, True),
+                ({'backing': b'nbd://host'}, False)):
+            head = test_qcow2.header(**fields)
+            pathlib.Path(path).write_bytes(head.ljust(5 * CLUSTER, b'\0'))
+            self.assertEqual(settled, self.assertSame(path, fields), fields)
 
     def test_novas_sum(self):
         """disk_available_least, ours and LibvirtDriver's."""
