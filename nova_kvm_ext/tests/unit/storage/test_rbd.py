@@ -122,7 +122,13 @@ class RbdSnapshotTestCase(ceph.RbdTestCase):
         self.settled()
         self.ceph.remove_snap.assert_called_once_with(
             'volume', 'snap', ignore_errors=True, force=True)
+        self.disk.protect_snap.assert_not_called()
         self.ceph.clone.assert_not_called()
+
+    def test_snapshot_that_is_protected_already(self):
+        self.disk.is_protected_snap.return_value = True
+        self.assertIn('copy', self.snapshot())
+        self.disk.protect_snap.assert_not_called()
 
     def stall(self) -> None:
         """Ceph does not answer, and the periodic work continues."""
