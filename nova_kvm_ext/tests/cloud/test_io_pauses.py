@@ -62,6 +62,8 @@ class IOPauseTestCase(base.HostTestCase):
 
     def setUp(self):
         super().setUp()
+        if self.storage.kind != 'files':
+            self.skipTest('Disks of guests are not on the disk of the host')
         self.host = self.hosts()[0]
         self.path = str(self.state / 'instances')
         image = str(self.state / 'small.ext4')

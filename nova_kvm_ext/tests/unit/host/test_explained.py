@@ -119,7 +119,7 @@ class ProcessEndsTestCase(driver_base.DriverTestCase):
         """As nova-compute's entry script, with Nova's own launcher."""
         done = subprocess.run(
             [sys.executable, '-c', _REFUSED], capture_output=True, text=True,
-            timeout=120)
+            timeout=600)
         self.assertIn('ended by main', done.stdout, done.stderr)
         self.assertEqual(1, done.returncode, done.stderr)
 
