@@ -41,6 +41,7 @@ from nova.virt.libvirt import driver as nova_driver
 
 from nova_kvm_ext import counters
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import pauses
 from nova_kvm_ext import log
 from nova_kvm_ext.metrics import names
 from nova_kvm_ext.migration import completed
@@ -69,8 +70,9 @@ _POST_COPY = 'running (post-copy)'
 """Nova's status of a migration whose guest runs at the destination."""
 
 _TRIES = 3
-"""How often it is tried to abort a migration, or to switch to post-copy, where
-libvirt refuses. From one time to the next it takes as long as to the first."""
+"""How often it is tried to abort a migration, to pause its guest, or to switch
+to post-copy, where libvirt refuses. From one time to the next it takes as long
+as to the first."""
 
 _QEMUS_DOWNTIME = 0.3
 """Seconds; what QEMU allows until it is told otherwise (downtime-limit)."""
@@ -109,13 +111,15 @@ class Watch:
     :param driver: the driver
     :param context: of the request that moves the guest
     :param migration: nova.objects.Migration
+    :param domain: libvirt.virDomain
     :param block: whether disks are moved too
     """
 
     def __init__(self, driver: Any, context: Any, instance: Any,
-                 migration: Any, block: bool) -> None:
+                 migration: Any, domain: Any, block: bool) -> None:
         self._driver, self._context = driver, context
         self._instance, self._migration = instance, migration
+        self._domain = domain
         self._block = block
         self._limits = verdict.Limits(
             CONF.libvirt.live_migration_downtime / 1000,
@@ -158,9 +162,6 @@ class Watch:
         sample = verdict.Sample.read(stats, self._allowed)
         if sample is None or self._migration.status == _POST_COPY:
             return
-        if self.acted == policy.POST_COPY:
-            # Nova could not switch, and has logged why.
-            self.acted = ''
         before = self._course.last
         self._course = self._course.add(sample)
         if before is not None and before.iteration == sample.iteration:
@@ -174,9 +175,18 @@ class Watch:
         if changed or (late and not known):
             self._say(found)
         self._patience = self._patience.after(found, sample.time)
-        if (self._patience.at_an_end and not self.acted and
-                self._tries < _TRIES):
+        if self._patience.at_an_end and self._tries < _TRIES and (
+                not self.acted or self._was_refused()):
             self._act()
+
+    def _was_refused(self) -> bool:
+        """Whether Nova could not do what it was told, and has logged why.
+
+        What is judged is not in its post-copy phase.
+        """
+        return self.acted == policy.POST_COPY or (
+            self.acted == policy.PAUSE and
+            pauses.reason_of(self._domain) is None)
 
     def _say(self, found: verdict.Verdict) -> None:
         if self._said >= _SAID_AT_MOST:
@@ -431,7 +441,7 @@ class Migrations:
         :returns: the three for Nova to continue with
         """
         watch = Watch(driver, context, instance, migrate_data.migration,
-                      migrate_data.block_migration)
+                      guest._domain, migrate_data.block_migration)
         if watch.choice.ignored:
             LOG.warning('KVML702 %s; what counts is %s.', watch.choice.ignored,
                         watch.choice.reason, instance=instance)

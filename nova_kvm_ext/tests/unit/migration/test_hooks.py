@@ -64,6 +64,9 @@ class Domain:
     def suspend(self) -> None:
         self.told.append('pause')
 
+    def state(self, flags: int) -> list[int]:
+        return [3, 1] if 'pause' in self.told else [1, 1]
+
     def migrateStartPostCopy(self) -> None:
         self.told.append('post-copy')
 
@@ -353,6 +356,21 @@ class MigrationsTestCase(MigratingTestCase):
             self.move(fast(), post=post)
         self.assertEqual(2, post.call_count)
         self.assertEqual(1, self.log.output.count('no longer judged'))
+
+    def test_pause_that_fails_is_tried_again(self):
+        drvr = self.started(migration_stalled='pause')
+        real, calls = Domain.suspend, []
+
+        def suspend(domain):
+            calls.append(domain)
+            if len(calls) == 1:
+                raise libvirt_driver.libvirt.libvirtError('no lock')
+            real(domain)
+
+        with mock.patch.object(Domain, 'suspend', suspend):
+            self.assertEqual(['pause'], self.move(fast(), drvr).told)
+        self.assertEqual(2, len(calls))
+        self.assertEqual(2, len(self.lines('WARNING KVML705')))
 
     def test_flavor_that_cannot_be_loaded(self):
         """Nova may have to ask the conductor for it."""
