@@ -501,12 +501,15 @@ class SecretFacts:
     :ivar has_value: whether it has a value; None where that is not known
     :ivar error: why something is not known, in libvirt's words, or ''
     :ivar malformed: whether libvirt says that its UUID is none
+    :ivar usage: what it is for, in libvirt's word, where libvirt does not
+        take it for Ceph; '' where it does, or that is not known
     """
 
     there: bool | None = None
     has_value: bool | None = None
     error: str = ''
     malformed: bool = False
+    usage: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,10 @@ _NO_SECRET = 66
 # for what is not a UUID.
 _INVALID = 8
 
+# virSecretUsageType, without NONE and CEPH. libvirt refuses these for a disk
+# in Ceph ("is of type 'volume' not expected 'ceph' type").
+_OTHER_USES = {1: 'volume', 3: 'iscsi', 4: 'tls', 5: 'vtpm'}
+
 # Each step is said before it is taken: the last line of one that was killed
 # tells where it hung. The errors of Ceph's library have an errno. os._exit,
 # because threads of a library that waits for Ceph would be waited for.
@@ -157,9 +161,11 @@ def _read_secret(uuid: str, connection: Any
     if not uuid or connection is None:
         return model.SecretFacts(), ''
     there: bool | None = None
+    usage = ''
     try:
         secret = connection.secretLookupByUUIDString(uuid)
         there = True
+        usage = _OTHER_USES.get(secret.usageType(), '')
         value = secret.value()
     except Exception as e:
         # libvirt's own, or Nova's where its proxy has lost the connection. A
@@ -169,8 +175,8 @@ def _read_secret(uuid: str, connection: Any
         return model.SecretFacts(
             there if not gone else bool(there),
             False if gone and there else None, errors.clean(e),
-            not there and code == _INVALID), ''
-    return (model.SecretFacts(True, bool(value)),
+            not there and code == _INVALID, usage), ''
+    return (model.SecretFacts(True, bool(value), usage=usage),
             base64.b64encode(value or b'').decode())
 
 

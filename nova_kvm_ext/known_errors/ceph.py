@@ -282,6 +282,17 @@ ROWS: tuple[KnownError, ...] = (
          'XML error: missing username for auth',
          'XML error: missing secret uuid or usage attribute')),
     KnownError(
+        'secret-of-another-kind',
+        r'secret with uuid \S+ is of type \'\w+\' not expected \'\w+\' type',
+        'The secret in libvirt is for something else than this storage.',
+        'Make a secret of the right usage type (virsh secret-define), and set '
+        'its UUID as [libvirt] rbd_secret_uuid, or as rbd_secret_uuid of '
+        'Cinder.',
+        'libvirt 9.0',
+        ("invalid argument: secret with uuid "
+         "d0267216-3ee7-489c-a489-ada32f277944 is of type 'volume' not "
+         "expected 'ceph' type",)),
+    KnownError(
         'secret-without-value',
         r"Secret not found: secret '\S*' does not have a value",
         'The secret in libvirt that opens the storage has no value. An '

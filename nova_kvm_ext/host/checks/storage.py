@@ -143,9 +143,9 @@ def _driver(facts: model.HostFacts) -> verdict.Said:
     'With images_type = rbd, libvirt says that it does not have the secret of '
     'rbd_secret_uuid, or that the secret has no value; or Ceph refuses the '
     'value as the key of rbd_user; or libvirt says that rbd_secret_uuid is '
-    'not a UUID; or only one of rbd_user and rbd_secret_uuid is set, and Nova '
-    'cannot write the XML of a disk (TypeError: Argument must be bytes or '
-    'unicode).'))
+    'not a UUID, or that the secret has another usage than ceph; or only one '
+    'of rbd_user and rbd_secret_uuid is set, and Nova cannot write the XML of '
+    'a disk (TypeError: Argument must be bytes or unicode).'))
 def _secret(facts: model.HostFacts) -> verdict.Said:
     options, secret = facts.options, facts.storage.secret
     if not options.ceph:
@@ -181,6 +181,13 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
         return verdict.skip(
             f'not known: libvirt says {secret.error}' if secret.error else
             'libvirt did not answer (KVM502)')
+    if secret.usage:
+        return _weigh(
+            facts, f'libvirt has the secret {uuid} for {secret.usage}, and '
+            f'refuses it for Ceph',
+            'Set [libvirt] rbd_secret_uuid to a secret of the usage ceph '
+            '(virsh secret-list); or make one: virsh secret-define, with '
+            'another UUID and the usage type ceph.')
     if secret.has_value is False:
         return _weigh(
             facts, f'the secret {uuid} of libvirt has no value',

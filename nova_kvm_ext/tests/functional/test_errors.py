@@ -174,6 +174,7 @@ ELSEWHERE = {
          'ceph-configuration', 'ceph-configuration-letters', 'ceph-pool',
          'ceph-permission', 'ceph-image-gone', 'ceph-image-there',
          'ceph-blocklisted', 'secret-without-value'), 'needs a Ceph'),
+    'secret-of-another-kind': 'needs a secret',
     'migration-post-copy': 'needs two libvirts; tools/run-migration-tests',
 }
 

@@ -271,6 +271,16 @@ class StorageFactsTestCase(base.BaseTestCase):
                                         found.secret.has_value))
         self.assertIsNone(found.ceph.key_error)
 
+    @ddt.data((0, ''), (1, 'volume'), (2, ''), (3, 'iscsi'), (4, 'tls'),
+              (5, 'vtpm'), (99, ''))
+    @ddt.unpack
+    def test_usage(self, number, expected):
+        """By virSecretUsageType."""
+        self.secret.usageType.return_value = number
+        self.assertEqual(expected, self.read().secret.usage)
+        self.secret.value.side_effect = LibvirtError(65)
+        self.assertEqual(expected, self.read().secret.usage)
+
     def test_no_uuid(self):
         """VIR_ERR_INVALID_ARG."""
         self.connection.secretLookupByUUIDString.side_effect = LibvirtError(8)

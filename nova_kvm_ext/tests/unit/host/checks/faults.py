@@ -475,6 +475,9 @@ FAULTS = (
     Fault('secret that is not a UUID', ceph(secret=NO_UUID), 'KVM603', 'FAIL',
           'rbd_secret_uuid = 1{8}-.* is not a UUID .must be a valid',
           'virsh secret-list'),
+    Fault('secret for something else', ceph(
+        secret=model.SecretFacts(True, True, usage='volume')), 'KVM603',
+        'FAIL', 'has the secret 1{8}-.* for volume', 'usage type ceph'),
     Fault('secret without a UUID, for volumes', ceph_volumes(secret=NO_UUID),
           'KVM603', 'WARN', 'is not a UUID', 'virsh secret-list'),
     Fault('secret with a key for which Ceph has no use', ceph(
