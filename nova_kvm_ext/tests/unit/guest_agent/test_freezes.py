@@ -214,6 +214,14 @@ class FreezeTestCase(agents.HooksTestCase):
         self.assertRaises(exception.InstanceQuiesceFailed, self.quiesce)
         self.settled()
 
+    def test_thaw_that_meets_the_answer_of_the_freeze(self):
+        """The agent answers between the look at the freeze and the thaw."""
+        guests = self.driver._guest_agents.freezes.guests
+        hold = guests.acquire(uuids.instance, self.domain)
+        hold.freeze.answered = None
+        self.assertIsNone(guests.release(hold))
+        self.settled()
+
     def test_thaw_that_fails_once(self):
         self.quiesce()
         self.domain.broken['fsThaw'] = agents.libvirt_error(

@@ -125,6 +125,15 @@ class RbdSnapshotTestCase(ceph.RbdTestCase):
         self.disk.protect_snap.assert_not_called()
         self.ceph.clone.assert_not_called()
 
+    def test_frozen_by_another_program(self):
+        """It thaws the guest, and the snapshot is quiesced."""
+        self.domain.frozen = True
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        self.assertIn('copy', self.snapshot())
+        self.assertTrue(self.domain.frozen)
+        self.assertNotIn('KVML40', self.log.output)
+        self.assertEqual({}, self.freezes())
+
     def test_snapshot_that_is_protected_already(self):
         self.disk.is_protected_snap.return_value = True
         self.assertIn('copy', self.snapshot())
