@@ -284,10 +284,11 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'secret-of-another-kind',
         r'secret with uuid \S+ is of type \'\w+\' not expected \'\w+\' type',
-        'The secret in libvirt is for something else than this storage.',
-        'Make a secret of the right usage type (virsh secret-define), and set '
-        'its UUID as [libvirt] rbd_secret_uuid, or as rbd_secret_uuid of '
-        'Cinder.',
+        'The secret in libvirt has another usage type than this storage '
+        'needs.',
+        'Define a secret with the right usage type (virsh secret-define), and '
+        'set [libvirt] rbd_secret_uuid, or rbd_secret_uuid of Cinder, to its '
+        'UUID.',
         'libvirt 9.0',
         ("invalid argument: secret with uuid "
          "d0267216-3ee7-489c-a489-ada32f277944 is of type 'volume' not "

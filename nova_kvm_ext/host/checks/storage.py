@@ -183,11 +183,11 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             'libvirt did not answer (KVM502)')
     if secret.usage:
         return _weigh(
-            facts, f'libvirt has the secret {uuid} for {secret.usage}, and '
-            f'refuses it for Ceph',
-            'Set [libvirt] rbd_secret_uuid to a secret of the usage ceph '
-            '(virsh secret-list); or make one: virsh secret-define, with '
-            'another UUID and the usage type ceph.')
+            facts, f'the secret {uuid} of libvirt has the usage '
+            f'{secret.usage}, so libvirt refuses to use it for Ceph',
+            'Set [libvirt] rbd_secret_uuid to the UUID of a secret with the '
+            'usage ceph (virsh secret-list); or define one: virsh '
+            'secret-define, with another UUID and the usage type ceph.')
     if secret.has_value is False:
         return _weigh(
             facts, f'the secret {uuid} of libvirt has no value',

@@ -477,7 +477,7 @@ FAULTS = (
           'virsh secret-list'),
     Fault('secret for something else', ceph(
         secret=model.SecretFacts(True, True, usage='volume')), 'KVM603',
-        'FAIL', 'has the secret 1{8}-.* for volume', 'usage type ceph'),
+        'FAIL', 'secret 1{8}-.* has the usage volume', 'usage type ceph'),
     Fault('secret without a UUID, for volumes', ceph_volumes(secret=NO_UUID),
           'KVM603', 'WARN', 'is not a UUID', 'virsh secret-list'),
     Fault('secret with a key for which Ceph has no use', ceph(
