@@ -81,6 +81,23 @@ class StorageFaultTestCase(test_faults.Faulty, volumes.HostVolumeTestCase):
                           lambda: self.frozen(server) == 'frozen')
                 hanging.enter_context(self.stopped(what))
             yield image
+        self._ceph_serves()
+
+    def _ceph_serves(self):
+        """Restart an OSD that does not serve requests after a stop.
+
+        Where no other OSD confirms its lease, a placement group of Ceph 16.2
+        can stay laggy for good.
+        """
+        def healthy():
+            with ceph.Cluster() as cluster:
+                return cluster.healthy()
+        try:
+            self.wait('Ceph that serves', healthy, 60)
+        except self.failureException:
+            self.services.stop('ceph-osd')
+            self.services.start('ceph-osd')
+            self.wait('Ceph that serves', healthy)
 
     def fails_to_boot(self):
         """A new server ends in ERROR; returns what the log says of it.
