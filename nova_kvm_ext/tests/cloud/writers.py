@@ -22,6 +22,7 @@ migration. A check whose guest has panicked says so and takes another guest.
 """
 
 import base64
+import re
 from typing import Any
 
 from nova_kvm_ext.tests.cloud import base
@@ -50,6 +51,10 @@ while :; do
 done
 """
 _STOP = 'kill $(cat /tmp/writer); rm -f /tmp/writer'
+
+
+_HARM = re.compile(r'Kernel panic|\bOops\b|\bBUG: ')
+"""What a kernel prints that was harmed. It may end its agent alone."""
 
 
 class Harmed(Exception):
@@ -113,13 +118,13 @@ class Writing(test_migration.Migrating, base.HostTestCase):
     def assert_lives(self, server: Any, host: str) -> None:
         """It runs there, and with the memory that it had.
 
-        :raises Harmed: its kernel has panicked
+        :raises Harmed: its kernel says that it is broken
         """
         self.assertEqual(host, self.host_of(server))
         self.wait_for_status(server, 'ACTIVE')
 
         def lives() -> bool:
-            if 'Kernel panic' in self.console_file(server):
+            if _HARM.search(self.console_file(server)):
                 raise Harmed(server.id)
             return self.agent(server)['state'] == 'connected'
         self.wait('agent that answers', lives)
