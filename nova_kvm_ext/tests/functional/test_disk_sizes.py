@@ -178,7 +178,8 @@ class DiskSizesTestCase(base.BaseTestCase):
                 ({'backing': b'nbd://host'}, False)):
             head = test_qcow2.header(**fields)
             pathlib.Path(path).write_bytes(head.ljust(5 * CLUSTER, b'\0'))
-            self.assertEqual(settled, self.assertSame(path, fields), fields)
+            self.assertEqual(
+                settled, self.assertSame(path, fields), str(fields))
 
     def test_novas_sum(self):
         """disk_available_least, ours and LibvirtDriver's."""
