@@ -118,7 +118,11 @@ class ImageAPI:
         """Those of our properties that an image has, as they should be."""
         try:
             there = self._real.get(context, image_id)['properties']
-        except exception.NovaException:
+        except Exception as e:
+            # Glance's client and its connection have errors of their own. The
+            # snapshot must not fail because of them.
+            LOG.debug('Which properties the image %s has is not known: %s',
+                      errors.clean(image_id), errors.clean(e))
             return {}
         return {name: value for name, value in ours.items() if name in there}
 

@@ -224,9 +224,9 @@ def _own_eyes(facts: model.HostFacts, said: verdict.Said) -> verdict.Said:
 
 @GROUP.check('KVM604', 'Connection to Ceph', proof=(
     'With images_type = rbd, Ceph\'s library, in nova-compute\'s Python and '
-    'as its user, finds no configuration, no monitor or no key, or ends the '
-    'process that reads the configuration; or Ceph refuses the key. A '
-    'time-out or a monitor whose name cannot be resolved proves nothing.'))
+    'as its user, finds no configuration or no key, or ends the process that '
+    'reads the configuration; or Ceph refuses the key. A time-out, or a '
+    'monitor that a name server has to name, proves nothing.'))
 def _connection(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -239,11 +239,16 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
         return _configuration(facts)
     if ceph.step == 'connect' and ceph.error:
         if ceph.errno == errno_.ENOENT and not ceph.monitors:
-            return _own_eyes(facts, _weigh(
-                facts, f'Ceph\'s library finds no monitor: '
-                f'{conf or "ceph.conf"} has no mon_host ({ceph.error})',
+            # The library asks the name server then (mon_dns_srv_name), which
+            # may answer in a minute.
+            return verdict.warn(
+                f'Ceph\'s library finds no monitor, or no key of {client}: '
+                f'{conf or "ceph.conf"} has no mon_host, so a name server has '
+                f'to name the monitors ({ceph.error})',
                 'Replace it with the ceph.conf of the cluster (ceph config '
-                'generate-minimal-conf prints one).'))
+                'generate-minimal-conf prints one). If SRV records name the '
+                'monitors, check that this host can resolve them, and that '
+                'the keyring is there.')
         if ceph.errno == errno_.ENOENT:
             return _own_eyes(facts, _weigh(
                 facts, f'there is no key of {client} ({ceph.error})',

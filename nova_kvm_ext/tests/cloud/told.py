@@ -34,7 +34,7 @@ _COMPLETED = re.compile(
 class Told:
     """A live migration, as the log has it.
 
-    :ivar verdicts: iteration and verdict, each time that one was said
+    :ivar verdicts: iteration and verdict of each line of the log that has one
     :ivar acted: what was done by policy, '' for nothing
     :ivar completed: what it took, '' where it has not completed
     """

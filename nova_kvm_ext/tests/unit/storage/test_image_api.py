@@ -89,7 +89,8 @@ class ImageAPITestCase(base.BaseTestCase):
         self.assertIn('KVML801', self.log.output)
 
     @ddt.data(exception.ImageNotAuthorized(image_id='snapshot'),
-              exception.ImageNotFound(image_id='snapshot'))
+              exception.ImageNotFound(image_id='snapshot'),
+              OSError('Glance is away'))
     def test_what_a_tenant_said_is_protected(self, of_get):
         refusal = exception.ImageNotAuthorized(image_id='snapshot')
         self.real.get.return_value = {'properties': {

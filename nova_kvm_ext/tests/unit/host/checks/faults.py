@@ -504,8 +504,8 @@ FAULTS = (
         'not known: does not answer', 'less busy'),
     Fault('ceph.conf without a monitor', ceph_service(
         step='connect', errno=2, error='RADOS object not found',
-        monitors=False), 'KVM604', 'FAIL', 'no monitor.*ceph.conf has no '
-        'mon_host', 'generate-minimal-conf'),
+        monitors=False), 'KVM604', 'WARN', 'no monitor, or no key.*ceph.conf '
+        'has no mon_host', 'generate-minimal-conf.*SRV'),
     Fault('monitors whose names are not known', ceph_service(
         step='connect', errno=22, error='RADOS invalid argument',
         key_error='RADOS invalid argument', key_errno=22), 'KVM604', 'WARN',
