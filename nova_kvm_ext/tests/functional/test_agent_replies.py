@@ -162,11 +162,17 @@ class FakeAgentTestCase(agents.AgentTestCase):
         return found
 
     def recovered(self, name: str) -> None:
-        """The agent is honest again; libvirt may have given it up."""
+        """The agent is honest again; libvirt may have given it up.
+
+        libvirt's thread that read the answer tells the waiting call first,
+        and only then says of the domain that its agent is given up. A
+        question between the two gets the error of that answer once more.
+        """
         found = self.lie(f'{name}, then honest', self.fake.honest)
         if isinstance(found, errors.AgentError):
-            self.assertEqual(
-                agents.Fault.GIVEN_UP, found.fault, f'{name}: {found}')
+            self.assertIn(
+                found.fault, (agents.Fault.GIVEN_UP, agents.Fault.NONSENSE),
+                f'{name}: {found}')
             self.fake.reopen()
             found = self.agent.info()
         self.assertEqual('7.2.22', found.version)
