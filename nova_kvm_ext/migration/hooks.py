@@ -227,8 +227,9 @@ class Watch:
             '(%(why)s).',
             {'what': {
                 policy.POST_COPY: 'it is switched to post-copy',
-                policy.PAUSE: f'the guest is paused until it has moved, some '
-                              f'{self.verdict.downtime or 0:.1f} s',
+                policy.PAUSE: 'the guest is paused until it has moved, some '
+                              '{:.1f} to {:.1f} s'.format(
+                                  *self.verdict.pause or (0, 0)),
                 policy.ABORT: 'it is aborted'}[wanted],
              'why': self.choice.reason}, instance=self._instance)
         try:

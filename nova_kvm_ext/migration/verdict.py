@@ -260,6 +260,7 @@ class Verdict:
         iteration has ended
     :ivar bandwidth: bytes that are sent in a second
     :ivar left: bytes that the last iteration has left
+    :ivar remaining: bytes that the iteration under way has still to send
     :ivar allowed: the downtime that is allowed, seconds
     :ivar why: what else there is to say
     """
@@ -269,8 +270,22 @@ class Verdict:
     changed: float | None = None
     bandwidth: float = 0
     left: float = 0
+    remaining: float = 0
     allowed: float = 0
     why: str = ''
+
+    @property
+    def pause(self) -> tuple[float, float] | None:
+        """The least and the most seconds that the guest waits if paused now.
+
+        A paused guest waits for the end of the iteration under way, and then
+        until that is sent which it has changed since this began. A guest that
+        writes fast may have changed all of it already.
+        """
+        if not self.bandwidth:
+            return None
+        return (self.remaining / self.bandwidth,
+                (self.remaining + self.left) / self.bandwidth)
 
     @property
     def downtime(self) -> float | None:
@@ -389,7 +404,7 @@ def judge(course: Course, limits: Limits) -> Verdict:
     enough = new.bandwidth * limits.downtime
     verdict = dataclasses.replace(
         verdict, changed=new.left / new.seconds, bandwidth=new.bandwidth,
-        left=new.left + new.kept)
+        left=new.left + new.kept, remaining=course.last.remaining)
     enough = max(enough - new.kept, new.bandwidth * _NOTHING)
     if new.left <= enough:
         return dataclasses.replace(verdict, outcome=Outcome.CONVERGES)

@@ -264,8 +264,8 @@ class MigrationsTestCase(MigratingTestCase):
     def test_pause(self):
         drvr = self.started(migration_stalled='pause')
         self.assertEqual(['pause'], self.move(fast(), drvr).told)
-        self.assertIn('the guest is paused until it has moved, some 8.0 s',
-                      self.lines('WARNING')[0])
+        self.assertIn('the guest is paused until it has moved, some 7.8 to '
+                      '15.8 s', self.lines('WARNING')[0])
 
     def test_pause_is_no_post_copy_where_that_is_permitted(self):
         drvr = self.started(migration_stalled='pause')

@@ -285,6 +285,16 @@ class SampleTestCase(base.BaseTestCase):
         self.assertIsNone(found.downtime)
         self.assertIn('not copied yet', str(found))
 
+    def test_pause(self):
+        """Seconds for what is still to be sent, and for what was changed."""
+        self.assertIsNone(verdict.Verdict(left=1, remaining=1).pause)
+        self.assertEqual((2, 6), verdict.Verdict(
+            bandwidth=4, left=16, remaining=8).pause)
+        # At the beginning of an iteration, in which 64 MiB are changed.
+        least, most = verdicts(Guest(writer(30, 64)).samples(200))[4].pause
+        self.assertAlmostEqual(8, least, delta=0.5)
+        self.assertAlmostEqual(8, most - least, delta=0.1)
+
     def test_said_with_its_numbers(self):
         found = verdicts(Guest(writer(30, 64)).samples(200))[4]
         self.assertEqual(
