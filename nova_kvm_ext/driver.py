@@ -455,25 +455,26 @@ class KVMDriver(driver.LibvirtDriver):
     @host_hooks.explains_libvirt_errors
     def _volume_snapshot_create(self, context: Any, instance: Any, guest: Any,
                                 *args: Any, **kwargs: Any) -> None:
-        super()._volume_snapshot_create(
-            context, instance,
-            self._snapshots.of_volume(
-                instance, guest, self._requires_quiesce(instance.image_meta)),
-            *args, **kwargs)
+        required = self._requires_quiesce(instance.image_meta)
+        with self._snapshots.of_volume(instance, guest, required) as view:
+            super()._volume_snapshot_create(
+                context, instance, view, *args, **kwargs)
 
     def _suspend_guest_for_snapshot(
             self, context: Any, live_snapshot: bool,
             current_power_state: int, instance: Any) -> None:
-        """Nova copies the disk of a guest that it suspends: a cold one."""
-        suspended = self._snapshots.is_suspended(instance)
-        if suspended or self._needs_suspend_resume_for_snapshot(
-                live_snapshot, current_power_state):
+        """Nova copies the disk of a guest that does not run: a cold one."""
+        off = current_power_state == power_state.SHUTDOWN
+        suspended = off and self._snapshots.is_suspended(instance)
+        # Nova does not suspend a guest that sleeps (S3) or has crashed, and
+        # copies its disk.
+        if suspended or not (live_snapshot or off):
             image_meta = instance.image_meta
             self._snapshots.cold(
                 instance, self._requires_quiesce(image_meta),
                 functools.partial(self._can_quiesce, instance, image_meta),
                 suspended)
-        elif current_power_state == power_state.SHUTDOWN:
+        elif off:
             self._snapshots.of_guest_that_is_off()
         super()._suspend_guest_for_snapshot(
             context, live_snapshot, current_power_state, instance)

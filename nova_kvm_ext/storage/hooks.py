@@ -171,12 +171,18 @@ class Snapshots:
 
             try:
                 yield mirrors.MirroredGuest(guest, stopped)
+            except (exception.QemuGuestAgentNotEnabled,
+                    exception.InstanceQuiesceNotSupported):
+                # Nova asks for no freeze where there is no agent.
+                operation.asked, operation.listens = True, False
+                raise
             finally:
                 self._learn_of_freeze(operation)
 
-    def of_volume(self, instance: Any, guest: Any, required: bool) -> Any:
-        """See :func:`nova_kvm_ext.storage.volumes.guest_to_snapshot`."""
-        return volumes.guest_to_snapshot(
+    def of_volume(self, instance: Any, guest: Any, required: bool
+                  ) -> contextlib.AbstractContextManager[Any]:
+        """See :func:`nova_kvm_ext.storage.volumes.snapshotting`."""
+        return volumes.snapshotting(
             self._freezes.guests, instance, guest, required)
 
     @staticmethod

@@ -121,6 +121,8 @@ def _snapshot_frozen(driver: Any, guests: freezes.Freezes, learn: Learn,
             driver.quiesce(context, instance, image_meta)
         except exception.NovaException:
             if required:
+                # The metrics count the snapshots that failed, and why.
+                learn(operation)
                 raise
         try:
             snapshot()

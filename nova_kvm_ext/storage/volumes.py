@@ -13,6 +13,8 @@
 """Snapshots of volumes that are files, which libvirt makes for Cinder."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import functools
 from typing import Any
 
@@ -20,6 +22,7 @@ from nova import exception
 
 from nova_kvm_ext import errors
 from nova_kvm_ext.guest_agent import frozen
+from nova_kvm_ext.guest_agent import limits
 from nova_kvm_ext import log
 from nova_kvm_ext.storage import consistency
 from nova_kvm_ext.storage import counting
@@ -27,9 +30,10 @@ from nova_kvm_ext.storage import counting
 LOG = log.getLogger(__name__)
 
 
-def guest_to_snapshot(guests: frozen.Frozen, instance: Any,
-                      guest: Any, required: bool) -> Any:
-    """The guest as Nova is to see it while it snapshots a volume.
+@contextlib.contextmanager
+def snapshotting(guests: frozen.Frozen, instance: Any, guest: Any,
+                 required: bool) -> Iterator[Any]:
+    """Around Nova's snapshot of a volume: the guest as Nova is to see it.
 
     Nova has libvirt freeze and thaw. libvirt knows nothing of others that
     need the guest frozen, does not thaw after a freeze that it gave up waiting
@@ -39,7 +43,18 @@ def guest_to_snapshot(guests: frozen.Frozen, instance: Any,
     :param guest: nova.virt.libvirt.guest.Guest
     :param required: the image's os_require_quiesce
     """
-    return _Guest(guests, instance, guest, required)
+    view = _Guest(guests, instance, guest, required)
+    try:
+        yield view
+    except (exception.QemuGuestAgentNotEnabled,
+            exception.InstanceQuiesceNotSupported) as e:
+        if not view.tried:
+            # Nova has asked for no snapshot, and does not say why.
+            LOG.error('KVML402 The snapshot fails, because the image says '
+                      'os_require_quiesce and the guest is not quiesced: %s',
+                      frozen.why(e), instance=instance)
+            _count(consistency.Reason.NO_AGENT, made=False)
+        raise
 
 
 class _Guest:
@@ -48,6 +63,8 @@ class _Guest:
     Nova asks for a snapshot of a quiesced guest first, where the guest has an
     agent, and for one that is not quiesced where that fails and the image
     allows it.
+
+    :ivar tried: whether Nova has asked for a snapshot
     """
 
     def __init__(self, guests: frozen.Frozen, instance: Any,
@@ -56,6 +73,7 @@ class _Guest:
         self._instance = instance
         self._real = guest
         self._required = required
+        self.tried = False
         # Of a snapshot that is not quiesced.
         self._reason = consistency.Reason.NO_AGENT
 
@@ -72,7 +90,11 @@ class _Guest:
         """
         snapshot = functools.partial(
             self._real.snapshot, *args, quiesce=False, **kwargs)
-        if quiesce:
+        self.tried = True
+        if self._is_off():
+            # libvirt asks no agent then, whatever Nova wants.
+            self._reason = consistency.Reason.NOT_RUNNING
+        elif quiesce:
             self._quiesced(snapshot)
             return
         try:
@@ -81,6 +103,14 @@ class _Guest:
             _count(self._reason, made=False)
             raise
         _count(self._reason)
+
+    def _is_off(self) -> bool:
+        """Whether the guest has no memory, nor a saved one."""
+        domain = self._real._domain
+        try:
+            return not domain.isActive() and not domain.hasManagedSaveImage(0)
+        except limits.libvirt().libvirtError:
+            return False
 
     def _quiesced(self, snapshot: Callable[[], Any]) -> None:
         try:

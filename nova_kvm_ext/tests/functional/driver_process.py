@@ -112,12 +112,13 @@ class Steps:
             disk.source_path = os.path.join(directory, f'{number}.qcow2')
             wanted = config.LibvirtConfigGuestSnapshot()
             wanted.add_disk(disk)
-            guest = self._driver._snapshots.of_volume(
+            snapshotting = self._driver._snapshots.of_volume(
                 self._instance, self._driver._host.get_guest(self._instance),
                 required=True)
             try:
-                guest.snapshot(wanted, no_metadata=True, disk_only=True,
-                               quiesce=True)
+                with snapshotting as guest:
+                    guest.snapshot(wanted, no_metadata=True, disk_only=True,
+                                   quiesce=True)
             except Exception as e:
                 traceback.print_exc()
                 return f'{type(e).__name__}: {e}'

@@ -105,7 +105,6 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     'nova.virt.libvirt.vif:LibvirtGenericVIFDriver.__init__': (1, ()),
     f'{LIBVIRT_DRIVER}._requires_quiesce': (1, ()),
     f'{LIBVIRT_DRIVER}._set_quiesced': (4, ()),
-    f'{LIBVIRT_DRIVER}._needs_suspend_resume_for_snapshot': (2, ()),
     f'{LIBVIRT_DRIVER}.snapshot': (4, ()),
     f'{LIBVIRT_DRIVER}.suspend': (2, ()),
     f'{LIBVIRT_DRIVER}.resume': (3, ()),

@@ -23,7 +23,9 @@ from nova.compute import task_states
 from nova.compute import vm_states
 from nova import exception
 from oslo_utils.fixture import uuidsentinel as uuids
+import testtools
 
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.tests.unit.guest_agent import agents
 from nova_kvm_ext.tests.unit.storage import ceph
 
@@ -126,6 +128,14 @@ class LiveSnapshotTestCase(agents.HooksTestCase):
                           os_require_quiesce='yes')
         self.device.rebase.assert_not_called()
 
+    def test_snapshot_without_an_agent_is_counted_so(self):
+        self.domain.xml = agents.XML.format('disconnected')
+        with testtools.ExpectedException(exception.QemuGuestAgentNotEnabled):
+            with self.driver._snapshots.taking(uuids.image):
+                self.snapshot(os_require_quiesce='yes')
+        self.assertEqual({('image', 'no', 'no_agent', 'failed'): 1},
+                         self.counted(names.SNAPSHOTS))
+
     def test_agent_that_goes_while_the_disk_is_copied(self):
         def go(*args, **kwargs):
             self.domain.xml = agents.XML.format('disconnected')
@@ -197,8 +207,10 @@ class ColdSnapshotTestCase(agents.HooksTestCase):
                 self.context, live, state, self.instance)
         return suspend.called
 
-    @ddt.data(power_state.RUNNING, power_state.PAUSED)
+    @ddt.data(power_state.RUNNING, power_state.PAUSED, power_state.SUSPENDED,
+              power_state.CRASHED, power_state.NOSTATE)
     def test_required(self, state):
+        """Also of a guest that sleeps, which Nova does not suspend."""
         error = self.assertRaises(
             exception.InstanceQuiesceFailed, self.suspend, state,
             os_require_quiesce='yes')
@@ -208,6 +220,16 @@ class ColdSnapshotTestCase(agents.HooksTestCase):
     def test_not_required(self):
         self.assertTrue(self.suspend())
         self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_guest_that_sleeps(self):
+        self.assertFalse(self.suspend(power_state.SUSPENDED))
+        self.assertIn('The snapshot is not quiesced', self.log.output)
+
+    def test_suspended_server_that_runs_again(self):
+        """An operator has started the guest with virsh: it can be frozen."""
+        self.instance.vm_state = vm_states.SUSPENDED
+        self.assertFalse(self.suspend(live=True, os_require_quiesce='yes'))
+        self.assertNotIn('not quiesced', self.log.output)
 
     def test_without_an_agent(self):
         self.domain.xml = agents.NO_CHANNEL

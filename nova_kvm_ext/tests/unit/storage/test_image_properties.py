@@ -24,6 +24,7 @@ from nova import exception
 from oslo_utils.fixture import uuidsentinel as uuids
 from testtools import matchers
 
+from nova_kvm_ext.metrics import names
 from nova_kvm_ext.tests.unit.guest_agent import agents
 from nova_kvm_ext.tests.unit.storage import ceph
 
@@ -230,6 +231,14 @@ class ConsistencyTestCase(ceph.RbdTestCase):
         self.check('no', 'cold snapshot: suspended and copied')
         self.assertFalse(self.domain.active)
 
+    @ddt.data(power_state.SUSPENDED, power_state.CRASHED)
+    def test_cold_of_a_guest_that_sleeps(self, state):
+        """The guest still runs in QEMU; Nova copies its disk."""
+        self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
+        self.state.return_value = state
+        self.of_file()
+        self.check('no', 'cold snapshot: suspended and copied')
+
     @ddt.data(False, True)
     def test_guest_that_is_off(self, file):
         """Was it shut down, or did it crash?"""
@@ -248,6 +257,19 @@ class ConsistencyTestCase(ceph.RbdTestCase):
     def test_guest_that_goes_off_meanwhile(self):
         self.domain.active = False
         self.check('unknown', 'the guest did not run')
+
+    @ddt.data(('fsFreeze', 'not_frozen'), (None, 'no_agent'))
+    @ddt.unpack
+    def test_required_snapshot_that_fails(self, broken, reason):
+        """It is counted by what it failed for."""
+        self.instance.system_metadata['image_os_require_quiesce'] = 'yes'
+        if broken is None:
+            self.domain.xml = agents.XML.format('disconnected')
+        else:
+            self.domain.broken[broken] = ceph.no_answer()
+        self.assertRaises(exception.NovaException, self.said)
+        self.assertEqual({('image', 'no', reason, 'failed'): 1},
+                         self.counted(names.SNAPSHOTS))
 
     def test_snapshot_that_fails(self):
         """Nova is told, and the next one knows nothing of it."""

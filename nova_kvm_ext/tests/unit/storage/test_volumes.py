@@ -151,3 +151,39 @@ class VolumeSnapshotTestCase(agents.HooksTestCase):
         self.assertFalse(snapshot.call_args.kwargs['quiesce'])
         self.assertEqual([], self.ledger.left_behind())
         self.was_counted(no_no_agent_made=1)
+
+    @ddt.data('connected', 'disconnected')
+    def test_no_agent_and_required(self, state):
+        """Nova refuses it, and names neither the property nor the reason."""
+        self.domain.xml = (agents.XML.format(state) if state != 'connected'
+                           else agents.NO_CHANNEL)
+        snapshot = mock.Mock()
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.take,
+                          snapshot, os_require_quiesce='yes')
+        snapshot.assert_not_called()
+        self.assertIn('KVML402', self.log.output)
+        self.assertIn('os_require_quiesce', self.log.output)
+        self.was_counted(no_no_agent_failed=1)
+
+    @ddt.data('yes', 'no')
+    def test_guest_that_is_off(self, required):
+        """libvirt makes the snapshot without any agent, as plain Nova's."""
+        self.domain.active = False
+        self.domain.xml = agents.XML.format('disconnected').replace(
+            " id='1'", '')
+        snapshot = mock.Mock()
+        self.take(snapshot, os_require_quiesce=required)
+        self.assertFalse(snapshot.call_args.kwargs['quiesce'])
+        self.assertEqual([], self.domain.calls)
+        self.assertNotIn('KVML40', self.log.output)
+        self.was_counted(unknown_not_running_made=1)
+
+    def test_guest_whose_memory_is_saved(self):
+        """What the guest has not written is in that memory."""
+        self.domain.active, self.domain.saved = False, True
+        self.domain.xml = agents.XML.format('disconnected').replace(
+            " id='1'", '')
+        self.domain.broken['guest-fsfreeze-status'] = agents.libvirt_error(
+            fakelibvirt.VIR_ERR_OPERATION_INVALID, 'domain is not running')
+        self.assertRaises(exception.QemuGuestAgentNotEnabled, self.take,
+                          mock.Mock(), os_require_quiesce='yes')
