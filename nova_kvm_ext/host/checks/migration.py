@@ -26,6 +26,10 @@ GROUP = verdict.Group()
 _OPENS_DEVICE = (8, 0, 0)
 """The QEMU that asks /dev/userfaultfd first (its util/userfaultfd.c)."""
 
+_GIVES_DEVICE = (10, 1, 0)
+"""The libvirt from which on a guest that arrives with post-copy permitted is
+given the device (https://libvirt.org/news.html, v10.1.0)."""
+
 _PERMIT = '[libvirt] live_migration_permit_post_copy'
 _SYSCTL = 'vm.unprivileged_userfaultfd'
 _FILE = '/etc/sysctl.d/60-qemu-postcopy-migration.conf'
@@ -53,16 +57,10 @@ def _post_copy(facts: model.HostFacts) -> verdict.Said:
         return verdict.passed(f'{who} gets a userfaultfd from the kernel')
     doubt = '' if user.known else (
         '; which user libvirt gives QEMU is not known (KVM201)')
-    device = found.device
-    if device is not None and device.works:
-        version = facts.libvirt.qemu or facts.emulator.version
-        said = (f'{who} {"opens" if device.tried else "may open"} '
-                f'{device.path}{doubt}')
-        if version is None:
-            return verdict.skip(f'{said}, which QEMU takes from 8.0 on; its '
-                                f'version is not known')
-        if version >= _OPENS_DEVICE:
-            return verdict.passed(said)
+    if found.device is not None:
+        said = _by_device(facts, found.device, who, doubt)
+        if said is not None:
+            return said
     if found.call is None and found.sysctl == '1':
         return verdict.passed(f'{_SYSCTL} = 1 gives every user a '
                               f'userfaultfd{doubt}')
@@ -79,6 +77,31 @@ def _post_copy(facts: model.HostFacts) -> verdict.Said:
         f'{who} gets no userfaultfd ({found.call or _SYSCTL + " = 0"})'
         f'{doubt}: {_no_move()}',
         f'echo {_SYSCTL}=1 > {_FILE} && sysctl -p {_FILE}'))
+
+
+def _by_device(facts: model.HostFacts, device: model.UseFacts, who: str,
+               doubt: str) -> verdict.Said | None:
+    """What /dev/userfaultfd says; None where QEMU does not get it."""
+    version, libvirt = (facts.libvirt.qemu or facts.emulator.version,
+                        facts.libvirt.version)
+    if version is not None and version < _OPENS_DEVICE:
+        return None
+    if device.works:
+        said = (f'{who} {"opens" if device.tried else "may open"} '
+                f'{device.path}{doubt}')
+    elif libvirt is None:
+        return verdict.skip(
+            f'{who} does not open {device.path}{doubt}. libvirt 10.1 and '
+            f'later give it to QEMU, and the version of libvirt is not known')
+    elif libvirt >= _GIVES_DEVICE:
+        said = (f'libvirt gives QEMU {device.path} when a guest arrives '
+                f'(cgroup_device_acl of qemu.conf must have it, if set)')
+    else:
+        return None
+    if version is None:
+        return verdict.skip(f'{said}, which QEMU takes from 8.0 on; its '
+                            f'version is not known')
+    return verdict.passed(said)
 
 
 def _no_move() -> str:

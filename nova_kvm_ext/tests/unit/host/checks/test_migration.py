@@ -35,12 +35,14 @@ class MigrationTestCase(case.ChecksTestCase):
 
     def said(self, place: Any = None, user: Any = None,
              qemu: tuple[int, int, int] | None = (7, 2, 22),
+             libvirt: tuple[int, int, int] | None = (9, 0, 0),
              **found: Any) -> verdict.Said:
         host = self.host()
         facts = host.facts()
         facts = dataclasses.replace(
             facts, post_copy=model.PostCopyFacts(True, **found),
-            libvirt=dataclasses.replace(facts.libvirt, qemu=qemu),
+            libvirt=dataclasses.replace(
+                facts.libvirt, qemu=qemu, version=libvirt),
             emulator=dataclasses.replace(facts.emulator, version=None),
             place=place or facts.place,
             qemu_user=dataclasses.replace(facts.qemu_user, **user or {}))
@@ -81,6 +83,25 @@ class MigrationTestCase(case.ChecksTestCase):
         closed = model.UseFacts(DEVICE, True, 'EACCES')
         self.assertEqual(verdict.WARN, self.said(
             qemu=(8, 0, 0), call='EPERM', device=closed).result)
+
+    def test_device_that_libvirt_gives(self):
+        """Debian 13 has such: a device of root alone, and the sysctl is 0."""
+        closed = model.UseFacts(DEVICE, True, 'EACCES')
+        for libvirt, qemu, result in (
+                ((10, 1, 0), (8, 0, 0), verdict.PASS),
+                ((11, 3, 0), (10, 0, 8), verdict.PASS),
+                ((12, 8, 0), None, verdict.SKIP),
+                ((10, 0, 0), (8, 0, 0), verdict.WARN),
+                ((11, 3, 0), (7, 2, 22), verdict.WARN),
+                (None, (8, 0, 0), verdict.SKIP),
+                (None, (7, 2, 22), verdict.WARN)):
+            self.assertEqual(result, self.said(
+                libvirt=libvirt, qemu=qemu, call='EPERM', sysctl='0',
+                device=closed).result, (libvirt, qemu))
+        # Before Linux 6.1 there is none to give.
+        self.assertEqual(verdict.WARN, self.said(
+            libvirt=(11, 3, 0), qemu=(10, 0, 8), call='EPERM',
+            sysctl='0').result)
 
     def test_libvirt_elsewhere(self):
         self.assertEqual(verdict.SKIP, self.said(
