@@ -162,7 +162,8 @@ class _Work:
 
     def refusal(self) -> str:
         return repair.refusal(self._server, self._nova.host, self._here.runs,
-                              self._here.busy, self._here.hangs)
+                              self._here.busy, self._here.hangs,
+                              self._here.torn)
 
     def all(self) -> list[Result]:
         server, args = self._server, self._args

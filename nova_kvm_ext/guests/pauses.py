@@ -39,6 +39,12 @@ _KEEPS_MESSAGES = 11_001_000
 
 _BUSY = 'QEMU is busy with another request'
 
+_NO_JOB = 0
+"""VIR_DOMAIN_JOB_NONE of virDomainJobType."""
+
+_UNSUPPORTED = 84
+"""VIR_ERR_OPERATION_UNSUPPORTED of virErrorNumber."""
+
 _CONTROL_OK = 0
 """VIR_DOMAIN_CONTROL_OK of virDomainControlState."""
 
@@ -72,6 +78,22 @@ def reason_of(domain: Any) -> reasons.Reason | None:
     """
     state, reason = domain.state(0)
     return reasons.Reason.of(reason) if state == PAUSED else None
+
+
+def has_job(domain: Any) -> bool:
+    """Whether libvirt has a job with a guest, as a migration in or out.
+
+    :param domain: virDomain
+    :raises libvirt.libvirtError: the guest does not run
+    """
+    try:
+        return domain.jobInfo()[0] != _NO_JOB
+    except Exception as e:
+        # "migration statistics are available only on the source host": it
+        # arrives, by post-copy if it runs already.
+        if errors.libvirt_error_code(e) != _UNSUPPORTED:
+            raise
+        return True
 
 
 def read(domain: Any) -> reasons.Pause | None:

@@ -245,7 +245,7 @@ def look(domain: Any, job: Job) -> Outcome:
     # Another resume and pause in the meantime shows in the reason. A
     # migration or the like has a job, which libvirt does not interrupt.
     if pauses.reason_of(domain) is not reasons.Reason.IO_ERROR or (
-            domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE):
+            pauses.has_job(domain)):
         return dataclasses.replace(
             outcome, may=False, why='another operation is under way')
     domain.resume()

@@ -32,6 +32,7 @@ from typing import Any
 import libvirt
 
 from nova_kvm_ext import errors
+from nova_kvm_ext.guests import pauses
 from nova_kvm_ext.guests import reasons
 from nova_kvm_ext import live_xml
 from nova_kvm_ext.migration import elsewhere
@@ -79,6 +80,8 @@ class Here:
     :ivar shut_off: whether it is defined here and does not run
     :ivar hangs: whether its QEMU owes libvirt an answer; then its disks are
         not known
+    :ivar torn: whether its post-copy migration has failed, so that each host
+        has a part of its memory
     """
 
     runs: bool
@@ -86,6 +89,14 @@ class Here:
     disks: tuple[reasons.Disk, ...] = ()
     shut_off: bool = False
     hangs: bool = False
+    torn: bool = False
+
+
+_TORN = (
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED))
+"""States at the destination and at the source after that
+(libvirt-domain.html#virDomainMigrateStartPostCopy)."""
 
 
 def look(connection: Any, uuid: str) -> Here:
@@ -101,15 +112,15 @@ def look(connection: Any, uuid: str) -> Here:
         raise
     if not domain.isActive():
         return Here(False, shut_off=True)
+    state, reason = domain.state(0)
+    if (state, reason) in _TORN:
+        return Here(True, torn=True)
     xml = live_xml.read(domain)
     if xml is None:
         return Here(True, hangs=True)
-    state, reason = domain.state(0)
     arrives = state == libvirt.VIR_DOMAIN_PAUSED and (
         reason in elsewhere.ARRIVING)
-    return Here(True, arrives or (
-        domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE),
-        reasons.disks(xml))
+    return Here(True, arrives or pauses.has_job(domain), reasons.disks(xml))
 
 
 def file_system_type(path: str, mounts: str = '/proc/self/mountinfo') -> str:

@@ -127,13 +127,15 @@ class Files:
 
 
 def refusal(server: Server, here: str, runs_here: bool | None,
-            busy: bool = False, hangs: bool = False) -> str:
+            busy: bool = False, hangs: bool = False, torn: bool = False
+            ) -> str:
     """Why nothing is done at all, '' where the guest is to be brought back.
 
     :param here: this host's name in Nova
     :param runs_here: whether this host's libvirt runs the guest
     :param busy: whether libvirt has a job with it
     :param hangs: whether its QEMU does not answer libvirt
+    :param torn: whether its post-copy migration has failed
     """
     if server.host == here:
         return ('Nova has the server on this host, so there is nothing to '
@@ -154,6 +156,16 @@ def refusal(server: Server, here: str, runs_here: bool | None,
         return ('Nova has not ended the live migration of the server '
                 f'({errors.clean(left.status, 40)}). Is nova-compute on '
                 f'{errors.clean(server.host, 80)} up?')
+    if runs_here and torn:
+        host = errors.clean(server.host, 80)
+        return ('the post-copy migration of the guest has failed, and each '
+                f'host has a part of its memory. Do not end it on {host}. '
+                'When the hosts reach each other, continue the migration on '
+                f'{host}: "virsh migrate --live --p2p --persistent '
+                '--undefinesource --postcopy --postcopy-resume '
+                f'{server.uuid} URI-OF-THIS-HOST", and run this command '
+                f'again. Where the guest on {host} is gone, end the guest '
+                f'here, "virsh destroy {server.uuid}": its memory is lost')
     if runs_here and busy:
         return 'libvirt has another job with the guest'
     if runs_here and hangs:

@@ -50,6 +50,11 @@ _ROLLED_BACK = ('failed', 'cancelled')
 job of libvirt fail or be cancelled, and has rolled the migration back. A new
 nova-compute gives "error" to one that it finds cut."""
 
+_LEFT = ([3, 12], [3, 13])
+"""What virDomainGetState() gives of a guest whose virtual CPUs run at its
+destination: VIR_DOMAIN_PAUSED_POSTCOPY, and ..._POSTCOPY_FAILED. Part of its
+memory is still here, and lost with the domain."""
+
 _MOST_PROVED = 1000
 """Guests of which it is remembered that they are not on another host."""
 
@@ -124,10 +129,24 @@ class Starts:
                 instance=instance)
 
     def _runs_here(self, instance: Any) -> bool | None:
-        """Whether the guest runs here; None where libvirt does not have it."""
+        """Whether the guest runs here.
+
+        :returns: None where libvirt does not have it, or what it left behind
+            when it was switched to post-copy alone
+        """
         try:
-            return bool(self._host.get_guest(instance).is_active())
+            guest = self._host.get_guest(instance)
+            if not guest.is_active():
+                return False
+            # What stands for libvirt in Nova's own tests has no such call.
+            state = getattr(guest._domain, 'state', None)
+            return None if state is not None and state(0) in _LEFT else True
         except exception.InstanceNotFound:
+            return None
+        except Exception as e:
+            # It has just ended.
+            if errors.libvirt_error_code(e) is None:
+                raise
             return None
 
     def _ask(self, instance: Any, left: Any, uri_of: Callable[[str], str]

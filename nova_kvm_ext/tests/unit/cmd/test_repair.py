@@ -136,13 +136,14 @@ class RepairTestCase(base.BaseTestCase):
             cmd_base, 'read_conf', return_value=self.nova))
         self.here, self.there = True, False
         self.known = True
-        self.leads_back = self.hangs = False
+        self.leads_back = self.hangs = self.torn = False
         self.disks: tuple[reasons.Disk, ...] = ()
         self.asked = []
         self.useFixture(fixtures.MockPatchObject(
             comeback, 'look',
             side_effect=lambda *args: comeback.Here(
-                self.here, disks=self.disks, hangs=self.hangs)))
+                self.here, disks=self.disks, hangs=self.hangs,
+                torn=self.torn)))
         self.useFixture(fixtures.MockPatchObject(
             elsewhere, 'ask', self.ask))
         self.move = self.useFixture(fixtures.MockPatchObject(
@@ -248,6 +249,15 @@ class RepairTestCase(base.BaseTestCase):
         self.there = True
         code, results = self.run_command('--yes')
         self.assertEqual((1, 'left alone'), (code, results[0]))
+        self.move.assert_not_called()
+        self.remove.assert_not_called()
+
+    def test_post_copy_that_failed(self):
+        """"Two guests: end the other" would lose the guest's memory."""
+        self.there = self.torn = True
+        self.assertEqual((2, []), self.run_command('--yes'))
+        self.assertIn('--postcopy-resume', self.err)
+        self.assertNotIn('two guests', self.err)
         self.move.assert_not_called()
         self.remove.assert_not_called()
 

@@ -57,6 +57,19 @@ class LookTestCase(base.BaseTestCase):
             self.assertIsNone(outcome.resumed)
             self.assertEqual(0, domain.resumed, str((more, kwargs)))
 
+    def test_arrives_by_post_copy(self):
+        """libvirt has an error in the place of the job's statistics."""
+        domain = domains.Domain(errors={'vda': 2})
+        with mock.patch.object(domain, 'jobInfo', side_effect=domains.Error(
+                'only on the source host', 84)):
+            outcome = self.look(domain)
+        self.assertEqual((True, 'no space', None), (
+            outcome.paused, outcome.cause, outcome.resumed))
+        self.assertEqual(0, domain.resumed)
+        with mock.patch.object(domain, 'jobInfo', side_effect=domains.Error(
+                'no domain', 42)):
+            self.assertRaises(domains.Error, self.look, domain)
+
     def test_a_try(self):
         domain = domains.Domain(errors={'vda': 2})
         outcome = self.look(domain, space=None)

@@ -166,6 +166,34 @@ class LookTestCase(base.BaseTestCase):
         self.assertEqual(comeback.Here(False, shut_off=True),
                          self.look(active=False)[0])
 
+    def test_post_copy(self):
+        """libvirt has no statistics of a guest that arrives: an error."""
+        class NotHere(libvirt.libvirtError):
+            def get_error_code(self):
+                return libvirt.VIR_ERR_OPERATION_UNSUPPORTED
+
+        _, domain = self.look()
+        connection = mock.Mock()
+        connection.lookupByUUIDString.return_value = domain
+        domain.jobInfo.side_effect = NotHere('only on the source host')
+        domain.state.return_value = [
+            libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY]
+        found = comeback.look(connection, 'u')
+        self.assertEqual((True, True, False),
+                         (found.runs, found.busy, found.torn))
+        for state in (
+                [libvirt.VIR_DOMAIN_RUNNING,
+                 libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED],
+                [libvirt.VIR_DOMAIN_PAUSED,
+                 libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED]):
+            domain.state.return_value = state
+            self.assertEqual(comeback.Here(True, torn=True),
+                             comeback.look(connection, 'u'))
+        domain.state.return_value = [libvirt.VIR_DOMAIN_RUNNING, 1]
+        domain.jobInfo.side_effect = libvirt.libvirtError('another')
+        self.assertRaises(libvirt.libvirtError, comeback.look, connection,
+                          'u')
+
     def test_qemu_that_hangs(self):
         """A libvirt newer than 9.0 would wait 30 s before it fails."""
         found, domain = self.look((2, 0, 60_000))

@@ -78,6 +78,14 @@ class RefusalTestCase(base.BaseTestCase):
             self.assertEqual(bool(words), words in said and bool(said))
 
 
+    def test_post_copy_that_failed(self):
+        """Ending either of the two loses the guest's memory."""
+        said = repair.refusal(server(), DST, True, torn=True)
+        self.assertIn(f'Do not end it on {SRC}', said)
+        self.assertIn('--postcopy-resume u ', said)
+        self.assertEqual('', repair.refusal(server(), DST, False, torn=True))
+
+
 class StepsTestCase(base.BaseTestCase):
 
     def test_move(self):

@@ -23,6 +23,7 @@ from oslo_utils import uuidutils
 from nova_kvm_ext.migration import elsewhere
 from nova_kvm_ext.migration import starts
 from nova_kvm_ext.tests.unit import driver_base
+from nova_kvm_ext.tests.unit.guests import domains
 
 
 class StartsTestCase(driver_base.DriverTestCase):
@@ -62,9 +63,11 @@ class StartsTestCase(driver_base.DriverTestCase):
         self.starts.check(self.instance,
                           lambda name: f'qemu+tcp://{name}/system')
 
-    def defined_here(self, active=False):
+    def defined_here(self, active=False, state=(1, 1)):
         self.host.get_guest.side_effect = None
-        self.host.get_guest.return_value.is_active.return_value = active
+        guest = self.host.get_guest.return_value
+        guest.is_active.return_value = active
+        guest._domain.state.return_value = list(state)
 
     def refused(self):
         error = self.assertRaises(exception.InstancePowerOnFailure,
@@ -101,6 +104,33 @@ class StartsTestCase(driver_base.DriverTestCase):
         self.ask.assert_not_called()
         self.defined_here()
         self.refused()
+
+    def test_switched_to_post_copy(self):
+        """A hard reboot would end what is left of the guest's memory."""
+        for state in ((3, 12), (3, 13)):
+            for status in ('error', 'failed', 'running (post-copy)'):
+                self.records = [self.record(status=status)]
+                self.defined_here(True, state)
+                self.refused()
+        # The other host may be gone, and the guest with it.
+        self.ask.return_value = elsewhere.Found(None, 'no route')
+        self.check()
+        self.assertIn('KVML722', self.log.output)
+
+    def test_paused_here_for_another_reason(self):
+        for reason in (0, 1, 2, 5, 9, 11):
+            self.defined_here(True, (3, reason))
+            self.check()
+        self.ask.assert_not_called()
+
+    def test_ends_while_it_is_looked_at(self):
+        self.defined_here()
+        self.host.get_guest.return_value.is_active.side_effect = (
+            domains.Error('no domain', 42))
+        self.refused()
+        self.host.get_guest.return_value.is_active.side_effect = (
+            ValueError('x'))
+        self.assertRaises(ValueError, self.check)
 
     def test_did_not_leave(self):
         for records in ([], [self.record(status='completed')],
