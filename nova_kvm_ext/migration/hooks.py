@@ -293,8 +293,9 @@ class Watch:
 
     def ended(self, connection: Any, domain: Any, stats: Mapping[str, Any],
               opaque: Any) -> None:
-        """libvirt says that the job has completed; called in its thread."""
-        self.statistics = dict(stats)
+        """libvirt says that a job has completed; called in its thread."""
+        if verdict.of_a_migration(stats):
+            self.statistics = dict(stats)
 
     def sum_up(self) -> None:
         """Say in one line what the migration took, once it is completed."""

@@ -65,8 +65,24 @@ in steps of as much (XFER_LIMIT_RATIO in its migration/qemu-file.h)."""
 _STEPS = 1000
 """Iterations that are worked out ahead."""
 
+_MIGRATION_OUT = 5
+"""VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT of virDomainJobOperation."""
+
 _FULL_THROTTLE = 99
 """Percent; QEMU's max-cpu-throttle, which libvirt and Nova leave alone."""
+
+
+def of_a_migration(stats: Mapping[str, Any]) -> bool:
+    """Whether statistics are of a migration to another host.
+
+    libvirt does one job after the other: the migration may wait for another
+    one, a backup or a dump of memory, which has the same statistics.
+
+    :param stats: of virDomainGetJobStats(), or of a completed job
+    """
+    operation = stats.get('operation')
+    # 0 is VIR_DOMAIN_JOB_OPERATION_UNKNOWN.
+    return not isinstance(operation, int) or operation in (0, _MIGRATION_OUT)
 
 
 class Outcome(enum.Enum):
@@ -109,7 +125,10 @@ class Sample:
     @classmethod
     def read(cls, stats: Mapping[str, Any],
              allowed: float = 0) -> Sample | None:
-        """From virDomainGetJobStats(); None where memory is not copied yet."""
+        """From virDomainGetJobStats().
+
+        :returns: None where memory is not copied yet, or for another job
+        """
         def number(name: str) -> int:
             value = stats.get(name)
             return (int(value) if isinstance(value, (int, float)) and
@@ -122,7 +141,8 @@ class Sample:
             number('auto_converge_throttle'), allowed,
             number('memory_dirty_rate') *
             (number('memory_page_size') or _PAGE))
-        return sample if sample.iteration and sample.total else None
+        return sample if sample.iteration and sample.total and (
+            of_a_migration(stats)) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +213,9 @@ class Course:
         sent in the new one.
         """
         sent = max(0, sample.processed - last.processed)
+        if sample.throttle and last.remaining - sent > max(
+                self.work * _DOUBT, sample.rate * last.allowed):
+            return self._cut(sample, last.remaining - sent)
         kept = min(last.remaining, sample.rate * last.allowed)
         of_new = max(0, sent - (last.remaining - kept))
         left = max(0, sample.remaining + of_new - kept)
@@ -207,6 +230,24 @@ class Course:
                 kept),)
         return Course(last=sample, began=began, work=left,
                       sent=sample.processed - of_new, fastest=sample.rate,
+                      finished=finished[-_KEPT:])
+
+    def _cut(self, sample: Sample, unsent: int) -> Course:
+        """An iteration that has ended before all its work was sent.
+
+        QEMU 9.2 and later begin one every five seconds while they slow the
+        virtual CPUs (CPU_THROTTLE_DIRTY_SYNC_TIMESLICE_MS of its
+        migration/cpu-throttle.c). What was not sent is no change of memory.
+        """
+        finished = self.finished
+        if self.began is not None and sample.time > self.began:
+            seconds = sample.time - self.began
+            work = max(0, self.work - unsent)
+            finished += (Iteration(
+                seconds, work, max(0, sample.remaining - unsent),
+                max(work, sample.processed - self.sent) / seconds),)
+        return Course(last=sample, began=sample.time, work=sample.remaining,
+                      sent=sample.processed, fastest=sample.rate,
                       finished=finished[-_KEPT:])
 
     def _bandwidth(self, whole: float, seconds: float) -> float:

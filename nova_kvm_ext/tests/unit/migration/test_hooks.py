@@ -488,6 +488,20 @@ class StatisticsTestCase(MigratingTestCase):
             self.move(idle())
         self.assertIn('downtime 0.087 s', self.log.output)
 
+    def test_word_of_another_job(self):
+        """The migration has waited for a backup, which ends first."""
+        def ends() -> Any:
+            yield from idle()
+            _, _, callback, opaque = (
+                self.connection.domainEventRegisterAny.call_args.args)
+            for stats in ({'operation': 8, 'downtime': 0},
+                          END | {'operation': 5},
+                          {'operation': 7, 'downtime': 0}):
+                callback(self.connection, mock.Mock(), stats, opaque)
+
+        self.move(ends())
+        self.assertIn('downtime 0.087 s', self.log.output)
+
     def test_word_that_does_not_come(self):
         self.move(idle())
         self.assertIn('downtime not known', self.log.output)

@@ -77,7 +77,6 @@ class RefusalTestCase(base.BaseTestCase):
             said = repair.refusal(server(), DST, runs, hangs=True)
             self.assertEqual(bool(words), words in said and bool(said))
 
-
     def test_post_copy_that_failed(self):
         """Ending either of the two loses the guest's memory."""
         said = repair.refusal(server(), DST, True, torn=True)

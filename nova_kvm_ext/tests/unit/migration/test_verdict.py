@@ -246,6 +246,37 @@ class MadeUpTestCase(base.BaseTestCase):
             self.assertEqual(expected is UNKNOWN,
                              f'by {throttle} % so far' in str(found))
 
+    def test_iterations_that_qemu_cuts(self):
+        """QEMU 9.2 begins one every 5 s while it slows the guest.
+
+        The most of what was to be sent is left then, whatever changes.
+        """
+        limits = verdict.Limits(0.5, auto_converge=True)
+        for changes, expected in ((0, CONVERGES), (0.5, CONVERGES),
+                                  (4, CONVERGES), (10, STALLS)):
+            samples = []
+            time, processed, remaining = 0.0, 0.0, 1000.0 * MIB
+            for iteration in range(2, 8):
+                for _ in range(10):
+                    samples.append({
+                        'time_elapsed': int(time * 1000),
+                        'memory_iteration': iteration,
+                        'memory_total': 2000 * MIB,
+                        'memory_remaining': int(remaining),
+                        'memory_processed': int(processed),
+                        'memory_bps': 8 * MIB,
+                        'auto_converge_throttle': 99})
+                    time += 0.5
+                    processed += 4 * MIB
+                    remaining -= 4 * MIB
+                remaining += changes * 5 * MIB
+            found = verdicts(samples, limits)
+            self.assertEqual(
+                {UNKNOWN, expected},
+                {one.outcome for one in found.values()}, str(changes))
+            # The first was not seen from its beginning, one is not enough.
+            self.assertIs(expected, found[max(found)].outcome)
+
     def test_other_magnitudes(self):
         """100 Gbit/s and a TiB as well as a few MiB."""
         for scale in (0.1, 1000, 4e6):
@@ -266,6 +297,17 @@ class SampleTestCase(base.BaseTestCase):
                       {'memory_iteration': None, 'memory_total': 'x'}):
             self.assertIsNone(verdict.Sample.read(stats))
 
+    def test_job_of_another_kind(self):
+        """The migration waits for it, and it has the same statistics."""
+        stats = {'memory_iteration': 1, 'memory_total': 5}
+        for operation in (*range(1, 5), *range(6, 12)):
+            self.assertIsNone(verdict.Sample.read(
+                stats | {'operation': operation}), operation)
+        # An older libvirt does not say.
+        for operation in (5, 0, None, 'x'):
+            self.assertIsNotNone(verdict.Sample.read(
+                stats | {'operation': operation}))
+
     def test_nonsense_raises_nothing(self):
         values = (None, -1, 0, 1, 2 ** 70, 'x', math.nan, math.inf, 1.5)
         for a, b, c in itertools.product(values, repeat=3):
@@ -275,7 +317,8 @@ class SampleTestCase(base.BaseTestCase):
                 sample = verdict.Sample.read({
                     'memory_iteration': iteration, 'memory_total': 100,
                     'time_elapsed': first, 'memory_remaining': second,
-                    'memory_processed': first, 'memory_bps': second})
+                    'memory_processed': first, 'memory_bps': second,
+                    'auto_converge_throttle': first})
                 course = course.add(sample)
                 str(verdict.judge(course, LIMITS))
 
