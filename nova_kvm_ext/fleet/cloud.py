@@ -145,10 +145,12 @@ def _pages(cloud: Any, path: str, key: str,
     joint = '&' if '?' in path else '?'
     marker = ''
     while True:
-        found = _get(cloud, f'{path}{joint}limit={_PAGE}{marker}',
-                     microversion).get(key) or []
+        answer = _get(cloud, f'{path}{joint}limit={_PAGE}{marker}',
+                      microversion)
+        found = answer.get(key) or []
         yield from found
-        if len(found) < _PAGE:
+        # Where [api] max_limit is lower, a page that is full is shorter.
+        if not found or len(found) < _PAGE and not answer.get(f'{key}_links'):
             return
         marker = f'&marker={found[-1]["id"]}'
 

@@ -74,8 +74,17 @@ class Records:
                      if each['service']['host'] == host), '')
 
     def _hypervisors(self) -> list[Mapping[str, Any]]:
-        return self._ask(self._cloud.compute, 'GET', '/os-hypervisors/detail',
-                         _NOVA)['hypervisors']
+        """All of the cloud's; Nova gives [api] max_limit of them at once."""
+        found: list[Mapping[str, Any]] = []
+        page = ''
+        while True:
+            answer = self._ask(self._cloud.compute, 'GET',
+                               f'/os-hypervisors/detail{page}', _NOVA)
+            found += answer['hypervisors']
+            if not answer['hypervisors'] or (
+                    not answer.get('hypervisors_links')):
+                return found
+            page = f'?marker={found[-1]["id"]}'
 
     def allocations(self, server: repair.Server) -> repair.Allocations:
         """Which hosts have something allocated for a server."""

@@ -65,10 +65,11 @@ class Cloud:
                             'm': {'src-numa': 1, 'pool': 1}}
         self.bindings = {'src': 'ACTIVE', 'dst': 'INACTIVE'}
         self.code = {}
+        self.page = None
         self.compute = self.placement = self.network = self
 
     def request(self, path, method, raise_exc, json, microversion=''):
-        path = path.partition('?')[0]
+        path, _, query = path.partition('?')
         if path in self.code:
             return Answer(code=self.code[path])
         parts = path.split('/')
@@ -81,10 +82,20 @@ class Cloud:
         if path == '/os-migrations':
             return Answer({'migrations': self.migrations})
         if path == '/os-hypervisors/detail':
-            return Answer({'hypervisors': [
+            found = [
                 {'id': f'{host}-rp', 'service': {'host': host},
                  'host_ip': f'192.0.2.{number}'}
-                for number, host in enumerate(('src', 'dst'))]})
+                for number, host in enumerate(('src', 'dst'))]
+            if self.page is None:
+                return Answer({'hypervisors': found})
+            # Nova links to a next page where this one is full.
+            first = 1 + next((
+                number for number, each in enumerate(found)
+                if query == f'marker={each["id"]}'), -1)
+            found = found[first:first + self.page]
+            return Answer({'hypervisors': found} | (
+                {'hypervisors_links': [{'rel': 'next', 'href': 'x'}]}
+                if len(found) == self.page else {}))
         if path.startswith('/resource_providers/'):
             return Answer({'root_provider_uuid': {
                 'src-numa': 'src-rp'}.get(parts[2], parts[2])})
@@ -192,6 +203,14 @@ class RepairTestCase(base.BaseTestCase):
         # Once more there is nothing to do.
         self.files = repair.Files()
         self.assertEqual((0, ['nothing to do'] * 5), self.run_command())
+
+    def test_hypervisors_of_many_pages(self):
+        """[api] max_limit, 1000, is less than some clouds have."""
+        self.cloud.page = 1
+        self.assertEqual((0, ['done'] * 5), self.run_command('--yes'))
+        self.mended()
+        self.assertEqual(['qemu+tls://src/system',
+                          'qemu+tls://192.0.2.0/system'], self.asked)
 
     def test_memory_is_sent_as_nova_sends_it(self):
         for option, way in (('live_migration_with_native_tls', 'tls'),

@@ -99,6 +99,22 @@ class ReadTestCase(base.BaseTestCase):
         self.assertEqual('last', found.hosts[-1].host)
         self.assertEqual(list(range(1, 202)), seen)
 
+    def test_pages_shorter_than_asked_for(self):
+        """[api] max_limit of nova.conf may be lower."""
+        said = {export.MARK: export.to_dict(fleets.host('x'))}
+        self.cloud = FakeCloud({
+            '/os-hypervisors/detail?limit=200': {
+                'hypervisors': [hypervisor('first', said, 1)],
+                'hypervisors_links': [{'rel': 'next', 'href': 'x'}]},
+            '/os-hypervisors/detail?limit=200&marker=id1': {
+                'hypervisors': [hypervisor('last', said, 2)],
+                'hypervisors_links': [{'rel': 'next', 'href': 'x'}]},
+            '/os-hypervisors/detail?limit=200&marker=id2': {
+                'hypervisors': [], 'hypervisors_links': []},
+            '/os-aggregates': {}})
+        self.assertEqual(['first', 'last'], [
+            host.host for host in cloud.read(self.cloud).hosts])
+
     def test_cloud_that_refuses(self):
         for answer, words in ((None, '403 Forbidden'),
                               (keystone.ConnectFailure('no route'),
