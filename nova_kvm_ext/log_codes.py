@@ -423,7 +423,8 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML811',
         'QEMU paused a guest because the host had no space for one of its '
-        'disks. The guest is resumed when there is space.',
+        'disks. The guest is resumed when there is space, if Nova has it as '
+        'running.',
         'Make space where the line says, or move guests to other hosts. See '
         '"Paused guests".',
         _OPERATOR),
@@ -441,6 +442,12 @@ TABLE: tuple[LogMessage, ...] = (
         'again at once, several times.',
         'Check the storage of the disk: quotas, thin pools and Ceph can be '
         'full while the file system has space. See "Paused guests".',
+        _OPERATOR),
+    LogMessage(
+        'KVML814',
+        'There is space again, but libvirt failed to resume a guest.',
+        'The line has libvirt\'s error. Correct its cause, or run virsh '
+        'resume.',
         _OPERATOR),
 
     LogMessage(

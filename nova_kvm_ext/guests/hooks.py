@@ -69,6 +69,9 @@ _NO_SPACE = 'enospc'
 (https://libvirt.org/html/libvirt-libvirt-domain.html,
 virConnectDomainEventIOErrorReasonCallback)."""
 
+_NOVA = 'http://openstack.org/xmlns/libvirt/nova/'
+"""In the XML of each guest of Nova's (nova.virt.libvirt.config.NOVA_NS)."""
+
 _MOST_EVENTS = 1000
 """I/O errors that are kept until they are checked. A guest has one for each
 request that was under way."""
@@ -88,21 +91,23 @@ class _Guest:
 
     :ivar seen: monotonic time at which its pause was first seen
     :ivar since: of the I/O error, or of the first look at it
-    :ivar said: the cause of this pause that the log has, None for none
+    :ivar said: the causes of this pause that the log has
     :ivar history: of its resumes
     :ivar told: whether the log says that resuming does not help
+    :ivar refused: whether the log says that libvirt does not resume it
     """
 
     seen: float
     since: datetime.datetime
-    said: reasons.Cause | None = None
+    said: frozenset[reasons.Cause] = frozenset()
     history: resume.History = resume.History()
     told: bool = False
+    refused: bool = False
 
     @property
     def explained(self) -> bool:
         """Whether the log has what caused this pause."""
-        return self.said not in (None, reasons.Cause.NOT_KNOWN)
+        return bool(self.said - {reasons.Cause.NOT_KNOWN})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,15 +194,15 @@ class IOPauses:
                 # Another pause than the last.
                 guest.history, guest.seen = history, now
                 guest.since = timeutils.utcnow(with_timezone=True)
-                guest.said = None
+                guest.said = frozenset()
             return guest
 
-    def _event_of(self, uuid: str) -> _Event | None:
-        """The last I/O error of a guest; those of others are kept."""
-        found = None
+    def _events_of(self, uuid: str) -> list[_Event]:
+        """The I/O errors of a guest; those of others are kept."""
+        found = []
         for event in tuple(self._events):
             if event.uuid == uuid:
-                found = event
+                found.append(event)
                 with contextlib.suppress(ValueError):
                     self._events.remove(event)
         return found
@@ -207,38 +212,48 @@ class IOPauses:
         if not any(event.uuid == uuid for event in tuple(self._events)):
             return
         xml = live_xml.read(domain)
-        event = None if xml is None else self._event_of(uuid)
-        if xml is None or event is None:
-            # The event is kept for the next look.
+        if xml is None:
+            # The events are kept for the next look.
             return
-        disk = next((disk for disk in reasons.disks(xml)
-                     if event.alias and disk.alias == event.alias or
-                     event.path and disk.source == event.path), None)
-        if disk is None:
+        disks = reasons.disks(xml)
+        # The last one of each disk counts.
+        found = {}
+        for event in self._events_of(uuid):
+            disk = next((disk for disk in disks
+                         if event.alias and disk.alias == event.alias or
+                         event.path and disk.source == event.path), None)
+            if disk is not None:
+                found[disk.target] = reasons.DiskError(
+                    disk.target, event.cause, disk)
+                guest.since = event.when
+        if not found or _NOVA not in xml:
+            # What is not Nova's is not resumed either.
             return
-        pause = reasons.Pause(reasons.Reason.IO_ERROR, (reasons.DiskError(
-            disk.target, event.cause, disk),), event.when)
-        guest.since = event.when
+        pause = reasons.Pause(reasons.Reason.IO_ERROR, tuple(
+            found[target] for target in sorted(found)), guest.since)
         self._say(uuid, pause.words(paths=True), pause.cause)
 
     def _say(self, uuid: str, words: str, cause: reasons.Cause | None) -> None:
         """Log why a guest is paused, once for each pause.
 
-        Once more where the cause was not known at first.
+        Once more where another cause is found later: where it was not known
+        at first, or where a second disk has an error, too.
         """
         cause = cause or reasons.Cause.NOT_KNOWN
         with self._lock:
             guest = self._guests.get(uuid)
-            if guest is None or guest.explained or guest.said is cause:
+            if guest is None or cause in guest.said or (
+                    cause is reasons.Cause.NOT_KNOWN and guest.said):
                 return
-            guest.said = cause
+            guest.said |= {cause}
             again = guest.history.vain > 1
         resumes = CONF.kvm_ext.resume_io_paused == 'auto'
         if cause is reasons.Cause.NO_SPACE and resumes:
             # One that cannot be helped says so once, not with each try.
             (LOG.debug if again else LOG.warning)(
                 'KVML811 The guest is %s. It is resumed when there is space '
-                'again.', words, instance_uuid=uuid)
+                'again, if Nova has it as running then.', words,
+                instance_uuid=uuid)
         else:
             LOG.warning(
                 'KVML812 The guest is %(words)s. It stays paused until '
@@ -302,6 +317,17 @@ class IOPauses:
         self._say(outcome.uuid, outcome.words, reasons.Cause(outcome.cause))
         if outcome.resumed is None:
             return
+        if outcome.problem:
+            if not guest.refused:
+                guest.refused = True
+                LOG.warning(
+                    'KVML814 libvirt does not resume the guest, although '
+                    '%(why)s: %(problem)s. It is tried less and less often, '
+                    'at most every %(minutes)d minutes.',
+                    {'why': outcome.why, 'problem': outcome.problem,
+                     'minutes': resume.LONGEST_BACK_OFF // 60},
+                    instance_uuid=outcome.uuid)
+            return
         vain = guest.history.vain
         (LOG.debug if vain > 1 else LOG.info)(
             'The guest was resumed: %s.', outcome.why,
@@ -346,7 +372,14 @@ class IOPauses:
         """Have the guests checked, and those resumed that may be."""
         with self._lock:
             self._barred = set(self._pausing)
-        meant_to_run = self._meant_to_run(paused)
+        try:
+            meant_to_run = self._meant_to_run(paused)
+        except Exception as e:
+            # Of the database, the conductor or the message bus. Without
+            # their word no guest is resumed.
+            LOG.debug('What Nova means to run is not known: %s',
+                      errors.clean(e))
+            return
         jobs = []
         for uuid, domain in paused.items():
             if uuid not in meant_to_run:

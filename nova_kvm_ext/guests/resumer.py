@@ -92,8 +92,8 @@ class Outcome:
     :ivar disks: their targets
     :ivar since: ISO 8601
     :ivar verdict: of resume.Verdict: resume, why and full
-    :ivar resumed: monotonic time, None where it was not
-    :ivar problem: of libvirt
+    :ivar resumed: monotonic time at which that was tried, None if it was not
+    :ivar problem: of libvirt, which did not do it then
     """
 
     uuid: str
@@ -248,8 +248,16 @@ def look(domain: Any, job: Job) -> Outcome:
             pauses.has_job(domain)):
         return dataclasses.replace(
             outcome, may=False, why='another operation is under way')
-    domain.resume()
-    return dataclasses.replace(outcome, resumed=time.monotonic())
+    problem = ''
+    try:
+        domain.resume()
+    except Exception as e:
+        # As where the lock of a disk is another's.
+        if errors.libvirt_error_code(e) is None:
+            raise
+        problem = errors.clean(e) or 'it does not say why'
+    return dataclasses.replace(
+        outcome, resumed=time.monotonic(), problem=problem)
 
 
 def _set_clock(domain: Any) -> None:
@@ -283,26 +291,37 @@ def _stuck(connection: Any, jobs: Iterable[Job]) -> int:
 def run(uri: str, jobs: list[Job]) -> None:
     """Check all guests."""
     mine = threading.local()
+    clocks: list[futures.Future[None]] = []
+
+    def domain_of(job: Job) -> Any:
+        if not hasattr(mine, 'connection'):
+            mine.connection = libvirt.open(uri)
+        return mine.connection.lookupByUUIDString(job.uuid)
 
     def one(job: Job) -> None:
-        domain = None
         try:
-            if not hasattr(mine, 'connection'):
-                mine.connection = libvirt.open(uri)
-            domain = mine.connection.lookupByUUIDString(job.uuid)
-            outcome = look(domain, job)
+            outcome = look(domain_of(job), job)
         except libvirt.libvirtError as e:
             outcome = Outcome(job.uuid, problem=errors.clean(e))
         _say(outcome)
-        if domain is not None and outcome.resumed is not None:
-            _set_clock(domain)
+        if outcome.resumed is not None and not outcome.problem:
+            # After the others: libvirt waits five seconds for an agent that
+            # does not answer.
+            clocks.append(pool.submit(clock, job))
+
+    def clock(job: Job) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            _set_clock(domain_of(job))
 
     with contextlib.closing(libvirt.open(uri)) as connection:
         room = MOST_STUCK - _stuck(connection, jobs)
     if room <= 0:
         return
     with futures.ThreadPoolExecutor(min(AT_ONCE, room)) as pool:
-        list(pool.map(one, jobs))
+        for looked in [pool.submit(one, job) for job in jobs]:
+            looked.result()
+        for set_right in clocks:
+            set_right.result()
 
 
 def _end_with_the_service() -> None:

@@ -14,7 +14,9 @@
 
 from typing import Any
 
-XML = """<domain type='qemu' id='3'><title>&lt;disk/&gt;</title><devices>
+XML = """<domain type='qemu' id='3'><title>&lt;disk/&gt;</title>
+<metadata><nova:instance
+ xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata><devices>
 <disk type='file' device='disk'><source file='/instances/disk'/>
   <target dev='vda' bus='virtio'/><alias name='virtio-disk0'/></disk>
 <disk type='block' device='disk'><source dev='/dev/mapper/v'/>

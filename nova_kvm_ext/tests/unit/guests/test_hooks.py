@@ -258,6 +258,31 @@ class StepTestCase(HooksTestCase):
             self.pauses.step()
         self.assertEqual([], self.rounds)
 
+    def test_database_that_does_not_answer(self):
+        """Of any class, as of the message bus. No guest is resumed then."""
+        self.guest()
+        with mock.patch.object(objects.InstanceList, 'get_by_filters',
+                               side_effect=RuntimeError('no conductor')):
+            self.pauses.step()
+        self.assertEqual([], self.rounds)
+        self.pauses.step()
+        self.assertTrue(self.rounds[0].jobs[uuids.guest].resume)
+
+    def test_libvirt_that_does_not_resume(self):
+        self.guest()
+        tries = 0
+        for _ in range(60):
+            self.pauses.step()
+            if self.rounds[-1].jobs[uuids.guest].resume:
+                tries += 1
+                self.rounds[-1].answers = [self.outcome(
+                    resumed=self.now, why='there is space again',
+                    problem='Failed to get "write" lock')]
+            self.now += 60
+        self.assertEqual(8, tries)
+        self.assertEqual(1, len(self.said('Failed to get "write" lock')))
+        self.assertEqual([], self.said('was resumed'))
+
     def test_a_domain_that_just_ended(self):
         self.guest(uuids.gone).state = mock.Mock(
             side_effect=domains.Error('no domain', 42))
@@ -397,6 +422,41 @@ class EventTestCase(HooksTestCase):
         self.rounds[0].ended = True
         self.pauses.step()
         self.assertEqual(1, len(self.said(WORDS)))
+
+    def test_two_disks_with_different_errors(self):
+        """It is not resumed, so that is not what the log says."""
+        for first, second in (('enospc', ''), ('', 'enospc')):
+            self.pauses._guests.clear()
+            self.log.reset_mock()
+            self.happens(reason=first)
+            self.happens(reason=second, alias='ua-1', path='')
+            self.told()
+            self.assertEqual([], self.said('KVML811'))
+            self.assertEqual(1, len(self.said('KVML812')))
+            self.assertEqual(1, len(self.said('no space on disk vd')))
+            self.assertEqual(1, len(self.said('I/O error on disk vd')))
+
+    def test_second_disk_that_fails_later(self):
+        """What was under way ends after the guest is paused."""
+        self.happens()
+        self.told()
+        self.assertEqual(1, len(self.said('KVML811')))
+        for _ in range(3):
+            self.pauses.step()
+            self.rounds[-1].answers = [self.outcome(
+                words='paused by an I/O error: I/O error on disk vdb',
+                cause='I/O error', may=False)]
+        self.assertEqual(1, len(self.said('KVML811')))
+        self.assertEqual(1, len(self.said('KVML812')))
+
+    def test_what_is_not_novas(self):
+        """Nothing resumes it, so nothing is promised."""
+        domain = self.domains[uuids.guest]
+        domain.xml = domains.XML.replace('openstack', 'another')
+        self.happens()
+        self.told()
+        self.assertEqual([], self.log.call_args_list)
+        self.assertEqual(0, len(self.pauses._events))
 
     def test_another_error(self):
         self.happens(reason='')

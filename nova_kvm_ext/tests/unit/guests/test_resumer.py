@@ -70,6 +70,18 @@ class LookTestCase(base.BaseTestCase):
                 'no domain', 42)):
             self.assertRaises(domains.Error, self.look, domain)
 
+    def test_libvirt_that_does_not_resume(self):
+        """As where another process has the lock of a disk."""
+        domain = domains.Domain(errors={'vda': 2})
+        with mock.patch.object(domain, 'resume', side_effect=domains.Error(
+                'Failed to get "write" lock', 1)):
+            outcome = self.look(domain)
+        self.assertEqual('Failed to get "write" lock', outcome.problem)
+        self.assertIsNotNone(outcome.resumed)
+        self.assertTrue(outcome.paused)
+        with mock.patch.object(domain, 'resume', side_effect=ValueError):
+            self.assertRaises(ValueError, self.look, domain)
+
     def test_a_try(self):
         domain = domains.Domain(errors={'vda': 2})
         outcome = self.look(domain, space=None)
@@ -216,6 +228,37 @@ class ExplainTestCase(base.BaseTestCase):
     def test_no_libvirt(self):
         self.assertEqual({}, resumer.explain(
             'qemu+unix:///system?socket=/no/such/socket', ['a']))
+
+
+class RunTestCase(base.BaseTestCase):
+
+    def run_round(self, guests):
+        """What is done, in its order."""
+        order = []
+        connection = mock.Mock(lookupByUUIDString=guests.__getitem__)
+        with (mock.patch.object(libvirt, 'open', return_value=connection),
+                mock.patch.object(resumer, 'space_for', return_value=ENOUGH),
+                mock.patch.object(resumer, 'AT_ONCE', 1),
+                mock.patch.object(resumer, '_say', lambda outcome:
+                                  order.append(outcome.uuid)),
+                mock.patch.object(resumer, '_set_clock', lambda domain:
+                                  order.append(f'{domain.uuid} clock'))):
+            resumer.run('uri', [resumer.Job(uuid, True) for uuid in guests])
+        return order
+
+    def test_clocks_come_last(self):
+        """300 agents that hang are no reason that guests stay paused."""
+        guests = {uuid: domains.Domain(errors={'vda': 2}, uuid=uuid)
+                  for uuid in ('a', 'b', 'c')}
+        guests['c'].errors = {'vda': 1}
+        self.assertEqual(['a', 'b', 'c', 'a clock', 'b clock'],
+                         self.run_round(guests))
+
+    def test_no_clock_of_one_that_libvirt_does_not_resume(self):
+        guest = domains.Domain(errors={'vda': 2}, uuid='a')
+        with mock.patch.object(guest, 'resume', side_effect=domains.Error(
+                'no')):
+            self.assertEqual(['a'], self.run_round({'a': guest}))
 
 
 class StuckTestCase(base.BaseTestCase):
