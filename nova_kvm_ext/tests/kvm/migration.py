@@ -18,6 +18,9 @@ calls, a line of JSON each, over the network between the two machines. As
 between two nova-computes, objects of Nova's travel in their own form.
 """
 
+# First of all, as in boot/worker.py.
+import nova.cmd.compute  # noqa: F401
+
 import json
 import os
 import shutil

@@ -17,6 +17,9 @@ It runs as its own user, as distributions have it, with libvirt's polkit rule
 and sudo for its privileged daemon.
 """
 
+# First of all, as in boot/worker.py.
+import nova.cmd.compute  # noqa: F401
+
 from collections.abc import Iterator
 import os
 import pwd
