@@ -211,14 +211,15 @@ class Frozen:
         :raises nova.exception.InstanceQuiesceFailed: it is not thawed
         """
         freeze = hold.freeze
+        if not hold.held:
+            hold.stood = False
         if freeze.answered is None:
+            # Perhaps by another operation, which found the guest thawed.
             if self.holds.release(hold):
                 self._end(freeze, None, thaw, timeout)
             LOG.info('Instance %s is being frozen, and is thawed as soon as '
                      'that ends.', freeze.uuid)
-            return None
-        if not hold.held:
-            hold.stood = False
+            return hold.stood
         counted = bool(freeze.count) and not freeze.foreign
         last = counted and self.holds.release_last(hold)
         try:

@@ -461,6 +461,20 @@ class LimitsTestCase(ConcurrentTestCase):
 
 class HoldsTestCase(ConcurrentTestCase):
 
+    def test_one_ends_while_another_freezes_again(self):
+        """The guest was reset: the first snapshot knows that it is lost."""
+        guests = self.driver._guest_agents.freezes.guests
+        first = guests.acquire(uuids.instance, self.domain)
+        self.domain.frozen = False
+        stood = []
+        self.domain.during['fsFreeze'] = lambda: stood.append(
+            guests.release(first))
+        second = guests.acquire(uuids.instance, self.domain)
+        self.assertEqual([False], stood)
+        self.assertIs(False, first.stood)
+        self.assertIs(True, guests.release(second))
+        self.settled()
+
     def test_another_that_takes_too_long(self):
         found = holds.Holds()
         hold, first = found.take(uuids.instance, False, 1)
