@@ -457,20 +457,20 @@ class CephFacts:
     :ivar asked: whether it was asked: not where nova.conf has no use for it
     :ivar python: the Python that was asked
     :ivar unknown: why it gave no answer, or ''
-    :ivar elsewhere: whether it could not, because nova-compute has a file
-        system of its own
+    :ivar elsewhere: whether nova-compute has a file system of its own
     :ivar modules: by name, why Python does not import it; '' where it does
     :ivar programs: by name, where it is; None where it is not
     :ivar step: the last that was tried: ``conf`` (reads ceph.conf),
         ``connect``, ``pool`` (opens it), ``read`` (reads an object of it),
-        ``write`` (removes an object that there is not), ``done``; '' for none
+        ``write`` (removes an object that there is not), ``data`` (writes to
+        the data pool), ``done``; '' for none
     :ivar error: why that step failed, in words of Ceph's library; '' where
         all steps were taken
     :ivar errno: its number; None where there is none, or no answer came
     :ivar signal: the one that ended Python in that step; None for none
-    :ivar monitors: whether ceph.conf names monitors (mon_host); False only
-        where it certainly does not
+    :ivar monitors: False where ceph.conf certainly has no mon_host
     :ivar full: whether Ceph says that the pool is full
+    :ivar data_pool: rbd_default_data_pool; '' where that is the same pool
     :ivar key_error: the same of a connection with the key that is libvirt's
         secret; None where that was not tried
     :ivar key_errno: its number
@@ -489,6 +489,7 @@ class CephFacts:
     signal: int | None = None
     monitors: bool = True
     full: bool = False
+    data_pool: str = ''
     key_error: str | None = None
     key_errno: int | None = None
 

@@ -121,6 +121,21 @@ try:
             pool.remove_object('rbd_data.nova-kvm-ext.' + uuid.uuid4().hex)
         except rados.ObjectNotFound:
             pass
+    # What a disk holds is in another pool where the pool, or else the client,
+    # says so: an erasure coded pool can hold data alone.
+    name = ceph.conf_get('rbd_default_data_pool')
+    try:
+        import rbd
+        name = rbd.RBD().config_get(pool, 'rbd_default_data_pool')
+    except Exception:
+        pass
+    if name and name != asked['pool'] and not full:
+        say(step='data', data_pool=name)
+        data = ceph.open_ioctx(name)
+        try:
+            data.remove_object('rbd_data.nova-kvm-ext.' + uuid.uuid4().hex)
+        except rados.ObjectNotFound:
+            pass
     say(step='done')
 except Exception as e:
     say(**failed(e))
@@ -199,7 +214,9 @@ def _ask_qemu(emulator: str) -> tuple[bool | None, str]:
             return None, errors.clean(e)
         raise
     said = errors.clean(done.stderr)
-    if "Unknown driver 'rbd'" in said:
+    # A QEMU may be built to allow some drivers only (RHEL's is).
+    if ("Unknown driver 'rbd'" in said or
+            "Driver 'rbd' is not whitelisted" in said):
         return False, said
     if '/nonexistent/ceph.conf' in said:
         return True, ''
@@ -236,6 +253,7 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
         errno=_number(said.get('errno')), signal=signal,
         monitors=said.get('monitors') is not False,
         full=said.get('full') is True,
+        data_pool=errors.clean(said.get('data_pool') or ''),
         key_error=errors.clean(tried.get('error', ''))
         if isinstance(tried, dict) else None,
         key_errno=_number(tried.get('errno'))

@@ -194,7 +194,7 @@ ROWS: tuple[KnownError, ...] = (
          'rbd: import failed: (1) Operation not permitted')),
     KnownError(
         'ceph-image-there',
-        r'RBD image already exists \(error creating image\)'
+        r'RBD image already exists \(error creating (image|clone)\)'
         r'|rbd: import failed: \(17\) File exists',
         'Ceph already has an image with that name: a remainder of an '
         'interrupted boot, or the disk of a guest.',
@@ -203,14 +203,41 @@ ROWS: tuple[KnownError, ...] = (
         'case, remove the image with rbd rm.',
         _OLD,
         ('[errno 17] RBD image already exists (error creating image)',
+         '[errno 17] RBD image already exists (error creating clone)',
          '2026-11-27T13:45:29.933+0000 7fb742e9b380 -1 librbd: rbd image disk '
          'already exists\nrbd: image creation failed\n\n'
          'Importing image: 0% complete...failed.\n'
          'rbd: import failed: (17) File exists')),
     KnownError(
+        'ceph-data-pool',
+        r'validate_data_pool: data pool [^\n]+ does not exist',
+        'Ceph has no pool with the name in rbd_default_data_pool, which is to '
+        'hold the data of new disks.',
+        'Correct the name in ceph.conf, in ceph config get client.USER, or in '
+        'rbd config pool list of the pool of the disks; or create the pool. ' +
+        HOST_CHECK,
+        _OLD,
+        ('rbd: image creation failed2026-11-27T17:24:51.849+0000 7f579649a380 '
+         '-1 librbd::image::CreateRequest: 0x5623454b2990 validate_data_pool: '
+         'data pool nodata does not exist\n\n\n'
+         'Importing image: 0% complete...failed.\n'
+         'rbd: import failed: (2) No such file or directory',)),
+    KnownError(
+        'ceph-not-created',
+        r'RBD image not found \(error creating (image|clone)\)',
+        'Ceph does not have what the disk is made from, or made in: the image '
+        'of Glance or its snapshot, or the pool with the name in '
+        'rbd_default_data_pool.',
+        'Look for the image and its snapshot "snap" in the pool of Glance '
+        '(rbd ls, rbd snap ls), and for the data pool in ceph.conf. ' +
+        HOST_CHECK,
+        _OLD,
+        ('[errno 2] RBD image not found (error creating clone)',
+         '[errno 2] RBD image not found (error creating image)')),
+    KnownError(
         'ceph-image-gone',
         r'error reading header from [^\n]+: No such file or directory'
-        r'|RBD image not found \(',
+        r'|RBD image not found \((?!error creating )',
         'The disk is not in Ceph any more, or it is in another pool.',
         'Look for the disk with rbd ls and rbd trash ls. rbd trash restore '
         'restores an image from the trash.',

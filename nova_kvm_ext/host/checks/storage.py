@@ -54,6 +54,14 @@ def _client(facts: model.HostFacts) -> str:
     return f'client.{errors.clean(facts.options.rbd_user or "admin")}'
 
 
+def _correct_user(facts: model.HostFacts) -> str:
+    """How to correct the name of the user."""
+    if (facts.options.rbd_user or '').startswith('client.'):
+        return ('remove "client." from [libvirt] rbd_user: Ceph\'s library '
+                'puts it before the name')
+    return 'correct [libvirt] rbd_user'
+
+
 def _weigh(facts: model.HostFacts, details: str, remedy: str) -> verdict.Said:
     """What keeps every disk in Ceph from being used."""
     if facts.options.ceph_disks:
@@ -135,7 +143,8 @@ def _driver(facts: model.HostFacts) -> verdict.Said:
             'when this host is less busy.')) if facts.place.here else (
             verdict.skip(f'not known: {causes.elsewhere(facts)}'))
     return causes.weigh(facts, _weigh(
-        facts, f'{facts.emulator.path} has no driver rbd',
+        facts, f'{facts.emulator.path} has no driver rbd '
+        f'({storage.driver_error})',
         causes.install(facts, facts.distribution.qemu_rbd)))
 
 
@@ -253,15 +262,15 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
             return _own_eyes(facts, _weigh(
                 facts, f'there is no key of {client} ({ceph.error})',
                 f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring, '
-                f'readable for the user of nova-compute; or correct [libvirt] '
-                f'rbd_user.'))
+                f'readable for the user of nova-compute; or '
+                f'{_correct_user(facts)}.'))
         if ceph.errno in _WRONG_KEY:
             return _weigh(
                 facts, f'Ceph refuses {client}: Ceph has no such user, the '
                 f'user has another key, or the user has no capability for '
                 f'the monitors ({ceph.error})',
                 f'Compare the keyring of this host with ceph auth get '
-                f'{client}, or correct [libvirt] rbd_user. '
+                f'{client}, or {_correct_user(facts)}. '
                 f'{_MON_CAPABILITY}')
         if ceph.errno == errno_.EINVAL:
             # The name server may be well again in a minute.
@@ -311,15 +320,17 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
 
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
     'With images_type = rbd, Ceph says that there is no pool with the name in '
-    'images_rbd_pool, does not let Nova\'s user read the pool or write to it, '
-    'or has this host on its blocklist. A time-out proves nothing.'))
+    'images_rbd_pool or in rbd_default_data_pool, does not let Nova\'s user '
+    'read the pool or write to it, or has this host on its blocklist. A '
+    'time-out proves nothing.'))
 def _pool(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
         return said
     ceph, client = facts.storage.ceph, _client(facts)
     pool = errors.clean(facts.options.rbd_pool)
-    if ceph.step not in ('pool', 'read', 'write', 'done'):
+    asked = ceph.data_pool if ceph.step == 'data' else pool
+    if ceph.step not in ('pool', 'read', 'write', 'data', 'done'):
         return verdict.skip('there is no connection to Ceph (KVM601, KVM604)')
     if ceph.full:
         return verdict.warn(
@@ -328,7 +339,16 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             'Delete images that are not needed, add OSDs, or raise the quota '
             '(ceph df, ceph osd pool get-quota).')
     if ceph.step == 'done':
-        return verdict.passed(f'{client} may read and write the pool {pool}')
+        return verdict.passed(
+            f'{client} may read and write the pool {pool}' + (
+                f', and write to the pool {ceph.data_pool}, which holds the '
+                f'data' if ceph.data_pool else ''))
+    if ceph.step == 'data' and ceph.errno == errno_.ENOENT:
+        return _weigh(
+            facts, f'Ceph has no pool {ceph.data_pool}, which is to hold the '
+            f'data of disks in the pool {pool} (rbd_default_data_pool)',
+            f'Correct rbd_default_data_pool (ceph.conf, ceph config get '
+            f'{client}, rbd config pool list {pool}), or create the pool.')
     if ceph.errno == errno_.ENOENT:
         return _weigh(
             facts, f'Ceph has no pool {pool} ([libvirt] images_rbd_pool)',
@@ -337,10 +357,10 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
     if ceph.errno in _REFUSED:
         return _weigh(
             facts, f'Ceph does not let {client} '
-            f'{"write to" if ceph.step == "write" else "read"} the pool '
-            f'{pool} ({ceph.error})',
+            f'{"read" if ceph.step in ("pool", "read") else "write to"} the '
+            f'pool {asked} ({ceph.error})',
             f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
-            f'pool={pool}\' and, in the same command, all capabilities that '
+            f'pool={asked}\' and, in the same command, all capabilities that '
             f'{client} has already (ceph auth get {client}).')
     if ceph.errno == errno_.ESHUTDOWN:
         return _weigh(
@@ -349,6 +369,6 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             'ceph osd blocklist ls shows the blocklist. If no operator fenced '
             'this host: ceph osd blocklist rm ADDRESS.')
     return verdict.warn(
-        f'the pool {pool} does not answer: {ceph.error}',
+        f'the pool {asked} does not answer: {ceph.error}',
         'Look with ceph -s and ceph osd tree for OSDs that are down or a full '
         'pool.')

@@ -54,6 +54,10 @@ class Ioctx:
         assert name.startswith('rbd_data.nova-kvm-ext.') and len(name) > 40
         fail('write')
         raise ObjectNotFound('there is no such object', 2)
+class DataPool(Ioctx):
+    def remove_object(self, name):
+        fail('data write')
+        raise ObjectNotFound('there is no such object', 2)
 def fail(step):
     wanted = os.environ['CEPH_ARGS']
     name, _, number = wanted.partition(':')
@@ -68,6 +72,8 @@ class Rados:
     def conf_set(self, name, value):
         self.options[name] = value
     def conf_get(self, name):
+        if name == 'rbd_default_data_pool':
+            return os.environ.get('CEPH_CONF', '')
         assert name == 'mon_host'
         return '' if os.environ['CEPH_ARGS'] == 'connect:2' else '[::1]'
     def connect(self):
@@ -79,6 +85,9 @@ class Rados:
         fail('health')
         return 0, HEALTH, ''
     def open_ioctx(self, pool):
+        if pool == 'ec':
+            fail('data')
+            return DataPool()
         assert pool == 'vms'
         fail('pool')
         return Ioctx()
@@ -124,7 +133,7 @@ class StorageFactsTestCase(base.BaseTestCase):
         return path
 
     def read(self, fault: str = '', emulator: str | None = None,
-             python: nova_python.Python | None = None
+             python: nova_python.Python | None = None, data_pool: str = ''
              ) -> model.StorageFacts:
         return storage_facts.read(
             options.HostOptions(files=('nova.conf',), settings=None,
@@ -132,7 +141,7 @@ class StorageFactsTestCase(base.BaseTestCase):
             self.connection, python or nova_python.Python(
                 (sys.executable,), environment={
                     'PYTHONPATH': self.directory, 'PATH': self.directory,
-                    'CEPH_ARGS': fault}), emulator)
+                    'CEPH_ARGS': fault, 'CEPH_CONF': data_pool}), emulator)
 
     def test_all_is_well(self):
         found = self.read()
@@ -171,6 +180,29 @@ class StorageFactsTestCase(base.BaseTestCase):
         self.assertEqual(bool(number), 'RADOS error' in found.error)
         self.assertIs(fault != 'connect:2', found.monitors)
         self.assertIsNone(found.signal)
+
+    @ddt.data(('', 'done', None), ('data:2', 'data', 2),
+              ('data write:1', 'data', 1), ('data write:110', 'data', 110))
+    @ddt.unpack
+    def test_data_pool(self, fault, step, number):
+        """It is the client's, or else that of the pool."""
+        override = """
+            class RBD:
+                def config_get(self, pool, name):
+                    assert name == 'rbd_default_data_pool', name
+                    {}
+            """
+        for of_client, of_pool in (('ec', 'raise KeyError(name)'),
+                                   ('', 'return "ec"'),
+                                   ('other', 'return "ec"')):
+            self.module('rbd', textwrap.dedent(override).format(of_pool))
+            found = self.read(fault, data_pool=of_client).ceph
+            self.assertEqual((step, number, 'ec'), (
+                found.step, found.errno, found.data_pool))
+
+    def test_data_pool_that_is_the_same(self):
+        found = self.read(data_pool='vms').ceph
+        self.assertEqual(('done', ''), (found.step, found.data_pool))
 
     def test_library_that_ends_the_process(self):
         """As Ceph 16.2 of Debian 12 does over ceph.conf that is not ASCII."""
@@ -307,6 +339,7 @@ class StorageFactsTestCase(base.BaseTestCase):
          'directory', True),
         ("qemu: module block-block-rbd not found\nUnknown driver 'rbd'",
          False),
+        ("-blockdev driver=rbd: Driver 'rbd' is not whitelisted", False),
         ("Could not open '/dev/kvm'", None), ('', None))
     @ddt.unpack
     def test_qemu(self, said, expected):

@@ -186,6 +186,15 @@ def ceph_options(**options):
     return change
 
 
+def prefixed(**found):
+    """rbd_user is written as Ceph writes it, and as Nova must not have it."""
+    def change(host):
+        host.ceph(step='connect', **found)
+        host.options['rbd_user'] = 'client.nova'
+        host.service = True
+    return change
+
+
 def ceph_volumes(**found):
     """Disks are local; nova.conf has the secret for Cinder's volumes."""
     def change(host):
@@ -440,7 +449,7 @@ FAULTS = (
         unknown='does not answer within 25 s'), 'KVM601', 'WARN',
         'not known: /usr/bin/python3 does not answer', 'less busy'),
     Fault('no block driver', ceph(driver=False), 'KVM602', 'FAIL',
-          'no driver rbd', {
+          'no driver rbd .what QEMU said', {
               'debian': '^apt-get install qemu-block-extra$',
               'ubuntu': '^apt-get install qemu-block-extra$',
               'fedora': '^dnf install qemu-block-rbd$',
@@ -522,6 +531,11 @@ FAULTS = (
         'no key of client.nova', 'ceph auth get client.nova'),
     Fault('unknown user', ceph(step='connect', errno=13, error=DENIED),
           'KVM604', 'FAIL', 'refuses client.nova', 'rbd_user'),
+    Fault('user with the prefix, without a keyring', prefixed(
+        errno=2, error='RADOS object not found'), 'KVM604', 'FAIL',
+        'no key of client.client.nova', 'or remove "client." from'),
+    Fault('user with the prefix', prefixed(errno=13, error=DENIED), 'KVM604',
+          'FAIL', 'refuses client.client.nova', 'or remove "client." from'),
     Fault('no monitor', ceph(step='connect', errno=110, error=TIMED_OUT),
           'KVM604', 'WARN', 'no monitor.*timed out', 'mon_host'),
     Fault('Ceph that hangs', ceph(
@@ -540,6 +554,17 @@ FAULTS = (
     Fault('pool that may only be read', ceph(
         step='write', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova write to', 'ceph auth caps'),
+    Fault('no data pool', ceph(
+        step='data', data_pool='ec', errno=2, error='RADOS object not found'),
+        'KVM605', 'FAIL', 'no pool ec, which.*data of disks in the pool vms '
+        '.rbd_default_data_pool', 'rbd config pool list vms'),
+    Fault('data pool that may not be written to', ceph(
+        step='data', data_pool='ec', errno=1, error='RADOS permission error'),
+        'KVM605', 'FAIL', 'does not let client.nova write to the pool ec',
+        'pool=ec'),
+    Fault('data pool that does not answer', ceph(
+        step='data', data_pool='ec', errno=110, error='RADOS timed out'),
+        'KVM605', 'WARN', 'the pool ec does not answer', 'ceph osd tree'),
     Fault('pool that does not take a write', ceph(
         step='write', errno=110, error='RADOS timed out'), 'KVM605', 'WARN',
         'does not answer', 'ceph osd tree'),

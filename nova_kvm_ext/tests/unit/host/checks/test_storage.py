@@ -100,6 +100,13 @@ class StorageTestCase(case.ChecksTestCase):
         self.assertEqual(['FAIL', 'SKIP'],
                          list(self.results(host).values())[3:])
 
+    def test_data_pool(self):
+        host = self.host()
+        host.ceph(data_pool='ec')
+        found = self.check(host)['KVM605']
+        self.assertEqual(verdict.PASS, found.result)
+        self.assertIn('the pool ec, which holds the data', found.details)
+
     def test_hostile_text(self):
         host = self.host()
         host.ceph(step='pool', errno=2, error='\x1b[31m')
