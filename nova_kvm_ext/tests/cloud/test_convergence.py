@@ -42,8 +42,8 @@ def _with_guests(check: Callable[[Any], None]) -> Callable[[Any], None]:
             except writers.Harmed as e:
                 harmed.append(str(e))
                 self.addDetail('figures', content.text_content(
-                    f'panicked after a migration: {", ".join(harmed)}'))
-        self.fail(f'{_GUESTS} guests have panicked after their migrations')
+                    f'harmed by a migration: {", ".join(harmed)}'))
+        self.fail(f'{_GUESTS} guests were harmed by their migrations')
     return checked
 
 

@@ -226,8 +226,8 @@ class VerdictsTestCase(writers.Writing):
                     }[move.guest.policy], move.said.acted, lines[-1])
                 try:
                     self.check(move)
-                except writers.Harmed:
-                    harmed.append(lines[-1])
+                except writers.Harmed as e:
+                    harmed.append(f'{e}: {lines[-1]}')
                     guests.remove(move.guest)
                     self.remove(move.guest.server)
                     guests += self.start(
@@ -235,7 +235,7 @@ class VerdictsTestCase(writers.Writing):
                 self.addDetail('figures', content.text_content('\n'.join((
                     *(f'{" ".join(key)}: {number}'
                       for key, number in sorted(counts.items())),
-                    *(f'panicked after the migration: {line}'
+                    *(f'harmed by the migration: {line}'
                       for line in harmed)))))
                 self.addDetail('moves', content.text_content(
                     '\n'.join(lines)))
