@@ -139,10 +139,12 @@ class _Domain(_View):
         return xml
 
     def _is_busy(self) -> bool:
-        if self._real.ID() == _NOT_RUNNING:
+        # What stands for libvirt in Nova's own tests has no such call.
+        ask = getattr(self._real, 'controlInfo', None)
+        if ask is None or self._real.ID() == _NOT_RUNNING:
             return False
         try:
-            state, _, milliseconds = self._real.controlInfo(0)
+            state, _, milliseconds = ask(0)
         except nova_driver.libvirt.libvirtError:
             # It has ended meanwhile, or is not known: as Nova does.
             return False

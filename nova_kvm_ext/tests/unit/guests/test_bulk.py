@@ -149,6 +149,41 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         self.assertIs(used[0], used[1])
         self.assertIsNot(used[0], self.drvr._host.get_connection())
 
+    def test_libvirtd_takes_no_other_client(self):
+        """max_anonymous_clients is reached: the connection is never made."""
+        asked = self.novas()
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
+        self.useFixture(fixtures.MockPatchObject(bulk, 'BACK_OFF', 0))
+        served = threading.Event()
+        self.addCleanup(served.set)
+        self.stats = [(guest, self.vcpus(1)) for guest in self.guests]
+        with mock.patch.object(self.drvr._host, '_connect',
+                               side_effect=lambda *args: hang_until(served)):
+            for _ in range(2):
+                self.assertEqual(6, self.drvr._get_vcpu_used())
+        self.assertEqual((0, 6), (len(self.asked), asked.call_count))
+        question = self.drvr._vcpus._open
+        served.set()
+        question.join(60)
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 60))
+        self.assertEqual(3, self.drvr._get_vcpu_used())
+
+    def test_no_thread_left(self):
+        asked = self.novas()
+        self.stats = [(guest, self.vcpus(1)) for guest in self.guests]
+        with mock.patch.object(bulk._Question, 'start', side_effect=(
+                RuntimeError("can't start new thread"))):
+            self.assertEqual(6, self.drvr._get_vcpu_used())
+        self.assertEqual(3, asked.call_count)
+        self.assertEqual(3, self.drvr._get_vcpu_used())
+
+    def test_another_call_of_novas(self):
+        """A later release may use more of the driver and its Host."""
+        view = self.drvr._vcpus.view(self.drvr)
+        self.assertIs(self.drvr.image_backend, view.image_backend)
+        self.assertEqual(self.drvr._host.get_hostname,
+                         view._host.get_hostname)
+
     def test_a_monitor_hangs(self):
         asked = self.novas()
         self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
@@ -221,6 +256,15 @@ class VCPUsTestCase(driver_base.DriverTestCase):
         for _ in range(2):
             self.drvr._get_vcpu_used()
         said.warning.assert_called_once()
+
+    def test_what_stands_for_libvirt_does_not_tell_who(self):
+        """Nova's fake libvirt has no virDomainGetControlInfo()."""
+        self.novas()
+        self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.stats = lambda: hang_until(answered)
+        self.assertEqual(6, self.drvr._get_vcpu_used())
 
     def test_a_guest_that_has_ended_while_another_hangs(self):
         self.useFixture(fixtures.MockPatchObject(bulk, 'PATIENCE', 0.05))

@@ -15,6 +15,7 @@
 from typing import Any
 from unittest import mock
 
+import ddt
 import fixtures
 from nova import objects
 from nova.tests.fixtures import libvirt as fakelibvirt
@@ -174,3 +175,22 @@ class DescriptionsTestCase(driver_base.DriverTestCase):
         for _ in range(2):
             self.assertEqual((3, 3), (self.sum(), len(self.asked)))
         self.assertEqual(0, len(self.drvr._descriptions))
+
+
+@ddt.ddt
+class NovasFakeTestCase(driver_base.DriverTestCase):
+
+    @ddt.data(9_000_000, 9_001_000, 11_003_000, 12_008_000)
+    def test_novas_fake_of_a_libvirt(self, version):
+        """It has no virDomainGetControlInfo()."""
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Connection.getLibVersion',
+            lambda connection: version))
+        drvr = self.started()
+        self.running_domain(drvr)
+        for cls, name in ((objects.InstanceList, 'get_by_filters'),
+                          (objects.BlockDeviceMappingList,
+                           'bdms_by_instance_uuid')):
+            self.useFixture(fixtures.MockPatchObject(
+                cls, name, return_value={}))
+        self.assertEqual(0, drvr._get_disk_over_committed_size_total())
