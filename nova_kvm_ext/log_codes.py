@@ -307,8 +307,8 @@ TABLE: tuple[LogMessage, ...] = (
     LogMessage(
         'KVML511',
         'Guests that ran when nova-compute started have no time limit for '
-        'their agents yet, or their CPUs are not kept yet, because libvirt or '
-        'Nova\'s database does not answer.',
+        'their agents yet, or their CPUs are not kept yet, because libvirt, '
+        'Nova\'s database or QEMU of a guest does not answer.',
         'See why it does not; the next periodic update tries it again.',
         _OPERATOR),
 

@@ -75,17 +75,6 @@ def _arch(xml: str) -> str | None:
     return None if found is None else found.get('arch')
 
 
-def _xml_at_once(guest: Any) -> str:
-    """The XML of a running guest, for which nobody waits.
-
-    :param guest: nova.virt.libvirt.guest.Guest
-    :raises errors.HostError: libvirt would wait for its QEMU
-    """
-    if live_xml.owes(guest._domain):
-        raise errors.HostError('libvirt waits for an answer of its QEMU')
-    return guest.get_xml_desc()
-
-
 def _vcpu_model(cpu: definition.CPU) -> Any:
     """The object that is kept with the instance; see :func:`stored.cpu_of`."""
     return objects.VirtCPUModel(
@@ -211,13 +200,28 @@ class CPUHooks:
                    for guest in self._nova_host.list_guests()}
         if not running:
             return
+        # A libvirt that gives the XML at once needs no second question.
+        waits = self._nova_host.has_min_version(live_xml.XML_WAITS)
         for instance in objects.InstanceList.get_by_host(
                 nova_context.get_admin_context(), host,
                 expected_attrs=['vcpu_model']):
             guest = running.get(instance.uuid)
             if guest is not None and stored.cpu_of(instance) is None:
-                yield functools.partial(self.started, instance,
-                                        functools.partial(_xml_at_once, guest))
+                yield functools.partial(
+                    self._look_at, instance, guest, waits)
+
+    def _look_at(self, instance: Any, guest: Any, waits: bool) -> None:
+        """Keep the CPU of a running guest, for whose XML nobody waits.
+
+        :param guest: nova.virt.libvirt.guest.Guest
+        :param waits: whether libvirt may have to wait for the XML
+        :raises errors.HostError: it would wait for QEMU now
+        """
+        if waits and live_xml.owes(guest._domain):
+            raise errors.HostError(
+                f'libvirt waits for an answer of QEMU of instance '
+                f'{instance.uuid}')
+        self.started(instance, guest.get_xml_desc)
 
     # -- a guest's configuration ----------------------------------------------
 

@@ -44,6 +44,8 @@ class Errands:
         self._kinds: collections.deque[Callable[[], Iterable[Errand]]] = (
             collections.deque())
         self._left: Iterator[Errand] | None = None
+        # Those that failed, for the rounds after all others.
+        self._failed: list[Errand] = []
         self._going_on = threading.Lock()
         # Whether the operator was told that more rounds follow, and that the
         # last one failed.
@@ -54,36 +56,50 @@ class Errands:
         """Remember what is to be done.
 
         :param kinds: each looks which guests need something, and gives a
-            thing to do for each. It is called again after an error, so that
-            it must leave out what has been done
+            thing to do for each. It is called again after an error of its
+            own, so that it must leave out what has been done
         """
         self._kinds = collections.deque(kinds)
         self._left = None
+        self._failed = []
         self._said_more = self._said_failed = False
 
     def go_on(self) -> None:
         """One round. Never raises."""
-        if not self._kinds or not self._going_on.acquire(blocking=False):
+        if not (self._kinds or self._failed) or (
+                not self._going_on.acquire(blocking=False)):
             return
         try:
             self._go_on(time.monotonic() + ROUND)
-            self._said_failed = False
+            if not self._failed:
+                self._said_failed = False
         except Exception as e:
             # Neither libvirt nor the database must end the periodic work.
             self._left = None
-            (LOG.debug if self._said_failed else LOG.warning)(
-                'KVML511 What is done once for each guest that ran when the '
-                'service started is not done yet: %s', errors.clean(e))
-            self._said_failed = True
+            self._say(e)
         finally:
             self._going_on.release()
 
+    def _say(self, error: Exception) -> None:
+        (LOG.debug if self._said_failed else LOG.warning)(
+            'KVML511 What is done once for each guest that ran when the '
+            'service started is not done yet: %s', errors.clean(error))
+        self._said_failed = True
+
     def _go_on(self, deadline: float) -> None:
+        if not self._kinds:
+            failed, self._failed = self._failed, []
+            self._kinds.append(lambda: failed)
         while self._kinds:
             if self._left is None:
                 self._left = iter(self._kinds[0]())
             for errand in self._left:
-                errand()
+                try:
+                    errand()
+                except Exception as e:
+                    # It costs this guest, not those after it.
+                    self._failed.append(errand)
+                    self._say(e)
                 if time.monotonic() >= deadline:
                     if not self._said_more:
                         LOG.info('What is done once for each guest that ran '

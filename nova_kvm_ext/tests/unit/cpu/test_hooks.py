@@ -163,6 +163,24 @@ class StartTestCase(guests.CPUHooksTestCase):
         self.assertIsNone(stored.cpu_of(other))
         self.save.assert_called_once_with()
 
+    def test_one_call_where_the_xml_never_waits(self):
+        drvr = self.started()
+        for version, asked in ((9_000_000, 0), (9_001_000, 1),
+                               (12_008_000, 1)):
+            instance = self.make_instance(vcpu_model=guests.configured())
+            guest = guests.live(guests.EXACT)
+            guest._domain.controlInfo.return_value = (0, 0, 0)
+            with (mock.patch('nova.virt.libvirt.host.Host.list_guests',
+                             return_value=[guest]),
+                  mock.patch.object(fakelibvirt.Connection, 'getLibVersion',
+                                    return_value=version)):
+                objects.InstanceList.get_by_host.return_value = [instance]
+                self.run_errands(drvr)
+            self.assertEqual(guests.EXACT, stored.cpu_of(instance))
+            self.assertEqual(
+                (asked, 1), (guest._domain.controlInfo.call_count,
+                             guest.get_xml_desc.call_count), version)
+
     def test_one_that_has_ended_by_now(self):
         """It may have been deleted, too: nothing to complain about."""
         instance = self.make_instance(vcpu_model=guests.configured())
@@ -180,20 +198,27 @@ class StartTestCase(guests.CPUHooksTestCase):
         self.assertNotIn('KVML205', self.stdlog.logger.output)
 
     def test_one_that_hangs(self):
-        """Nobody waits for its XML; a hard reboot reads its CPU."""
+        """Nobody waits for its XML: the next update reads its CPU."""
         instance = self.make_instance(vcpu_model=guests.configured())
         drvr = self.started()
         guest = guests.live(guests.EXACT)
         guest._domain.controlInfo.return_value = (2, 0, 60000)
         guest._domain.connect.return_value.getLibVersion.return_value = (
             11_003_000)
-        with mock.patch('nova.virt.libvirt.host.Host.list_guests',
-                        return_value=[guest]):
+        with (mock.patch('nova.virt.libvirt.host.Host.list_guests',
+                         return_value=[guest]),
+              mock.patch.object(fakelibvirt.Connection, 'getLibVersion',
+                                return_value=11_003_000)):
             objects.InstanceList.get_by_host.return_value = [instance]
-            self.run_errands(drvr)
-        guest.get_xml_desc.assert_not_called()
-        self.assertIsNone(stored.cpu_of(instance))
-        self.assertIn('KVML205', self.stdlog.logger.output)
+            for _ in range(2):
+                drvr._errands.go_on()
+            guest.get_xml_desc.assert_not_called()
+            self.assertIsNone(stored.cpu_of(instance))
+            self.assertIn('KVML511', self.stdlog.logger.output)
+            self.assertIn(instance.uuid, self.stdlog.logger.output)
+            guest._domain.controlInfo.return_value = (0, 0, 0)
+            drvr._errands.go_on()
+        self.assertEqual(guests.EXACT, stored.cpu_of(instance))
 
     def test_they_are_looked_for_in_the_first_periodic_update(self):
         with (mock.patch.object(hooks.CPUHooks, 'errands',

@@ -13,6 +13,7 @@
 """What is done once for each guest: within its time, and all of it in the end.
 """
 
+from collections.abc import Iterator
 import logging
 from unittest import mock
 import uuid
@@ -40,6 +41,12 @@ class ErrandsTestCase(base.BaseTestCase):
         self.done += 1
         self.now += 0.125
 
+    def cut_short(self, number: int, error: Exception
+                  ) -> Iterator[errands.Errand]:
+        for _ in range(number):
+            yield self.errand
+        raise error
+
     def test_rounds(self):
         self.errands.begin(lambda: [self.errand] * 25,
                            lambda: [self.errand] * 5)
@@ -63,32 +70,65 @@ class ErrandsTestCase(base.BaseTestCase):
     def test_an_error_ends_the_round_and_not_the_rest(self):
         log = self.useFixture(fixtures.FakeLogger())
         kinds = mock.Mock(side_effect=[
-            exception.HypervisorUnavailable(host='me'),
-            [self.errand, mock.Mock(side_effect=ValueError)],
-            [self.errand]])
+            exception.HypervisorUnavailable(host='me'), [self.errand]])
         self.errands.begin(kinds, lambda: [self.errand])
-        for done in (0, 1, 3, 3):
+        for done in (0, 2, 2):
             self.errands.go_on()
             self.assertEqual(done, self.done)
         self.assertIn('KVML511', log.output)
+
+    def test_one_guest_costs_itself_only(self):
+        """It is tried again when the others are done."""
+        log = self.useFixture(fixtures.FakeLogger(level=logging.DEBUG))
+        odd = mock.Mock(side_effect=[ValueError('a'), KeyError('b'), None])
+        listed = mock.Mock(return_value=[self.errand, odd, self.errand])
+        self.errands.begin(listed, lambda: [self.errand])
+        said = []
+        for tried in (1, 2, 3, 3):
+            self.errands.go_on()
+            self.assertEqual((3, tried), (self.done, odd.call_count))
+            said.append(log.output.count('KVML511'))
+        self.assertEqual([1, 2, 2, 2], said)
+        listed.assert_called_once_with()
+        self.assertFalse(self.errands._kinds or self.errands._failed)
+        # Nothing is left of them after another start.
+        odd.side_effect = ValueError
+        self.errands.begin(lambda: [odd])
+        self.errands.go_on()
+        self.errands.begin(list)
+        for _ in range(3):
+            self.errands.go_on()
+        self.assertEqual(4, odd.call_count)
+
+    def test_those_that_failed_have_rounds_too(self):
+        def slow() -> None:
+            self.now += 0.5
+            raise ValueError
+
+        self.errands.begin(lambda: [slow] * 5 + [self.errand])
+        for _ in range(3):
+            self.errands.go_on()
+        self.assertEqual((1, 5), (self.done, len(self.errands._failed)))
+        self.errands.go_on()
+        # Two of five again, and the rest waits.
+        self.assertEqual(2, len(self.errands._failed))
 
     def test_each_change_is_said_once(self):
         """And not in each of the many rounds of a host with many guests."""
         log = self.useFixture(fixtures.FakeLogger(level=logging.INFO))
         down = exception.HypervisorUnavailable(host='me')
-        broken = mock.Mock(side_effect=ValueError)
+        broken = mock.Mock(side_effect=[ValueError, ValueError, None])
         kinds = mock.Mock(side_effect=[
-            down, down, [self.errand] * 8 + [broken], [broken],
-            [self.errand]])
+            down, down, self.cut_short(8, down), [self.errand, broken]])
         self.errands.begin(lambda: [self.errand] * 16, kinds)
         said = []
-        for _ in range(8):
+        for _ in range(9):
             self.errands.go_on()
             said.append((log.output.count('continues'),
                          log.output.count('KVML511')))
-        # Two rounds, two errors, a round, two errors, and the end.
-        self.assertEqual([(1, 0)] * 2 + [(1, 1)] * 3 + [(1, 2)] * 3, said)
-        self.assertFalse(self.errands._kinds)
+        # Two rounds, two errors, a round, an error, and one guest thrice.
+        self.assertEqual([(1, 0)] * 2 + [(1, 1)] * 3 + [(1, 2)] * 4, said)
+        self.assertFalse(self.errands._kinds or self.errands._failed)
         # After another start both are said again.
         self.errands.begin(lambda: [self.errand] * 9, mock.Mock(
             side_effect=down))
