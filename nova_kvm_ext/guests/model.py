@@ -35,7 +35,8 @@ STATES = types.MappingProxyType({
 https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainState
 """
 
-BROKEN = frozenset({'io_error', 'watchdog', 'crashed', 'postcopy_failed'})
+BROKEN = frozenset({'io_error', 'watchdog', 'crashed', 'postcopy_failed',
+                    'api_error'})
 """Reasons of :class:`Paused` that nobody asked for, after which a guest stays
 paused."""
 

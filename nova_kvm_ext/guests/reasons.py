@@ -58,6 +58,9 @@ class Reason(enum.Enum):
     STARTING_UP = 11, 'while the guest starts'
     POSTCOPY = 12, 'by a migration in its post-copy phase'
     POSTCOPY_FAILED = 13, 'by a post-copy migration that failed'
+    # Since libvirt 9.2; libvirt-python of an older libvirt has no name for it.
+    API_ERROR = 14, ('since libvirt could not resume the guest after a '
+                     'migration, a snapshot or a save')
 
     @classmethod
     def of(cls, number: int) -> 'Reason':

@@ -116,7 +116,8 @@ PAUSED = Metric(
     'Paused guests by libvirt\'s reason.',
     {'reason': ('not_known', 'user', 'migration', 'save', 'dump', 'io_error',
                 'watchdog', 'from_snapshot', 'shutting_down', 'snapshot',
-                'crashed', 'starting_up', 'postcopy', 'postcopy_failed')})
+                'crashed', 'starting_up', 'postcopy', 'postcopy_failed',
+                'api_error')})
 HUNG = Metric(
     f'{PREFIX}guests_hung', Kind.GAUGE,
     'Guests by whether their QEMU hangs: it is stopped, does not answer '

@@ -123,6 +123,7 @@ class ReadGuestsTestCase(base.BaseTestCase):
     def test_why_it_is_paused(self):
         for number, reason, broken in ((1, 'user', False),
                                        (5, 'io_error', True),
+                                       (14, 'api_error', True),
                                        (99, 'not_known', False)):
             self.stats[0] = (self.domain, {'state.state': 3,
                                            'state.reason': number})
