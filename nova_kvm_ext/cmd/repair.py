@@ -268,7 +268,9 @@ def _agreed(step: Any) -> bool:
     if step.by_hand:
         _say(f'  as: {step.by_hand}')
     print(f'{step.name.value}? [y/N] ', end='', file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ('y', 'yes')
+    # None where the standard input was closed.
+    answer = sys.stdin.readline() if sys.stdin else ''
+    return answer.strip().lower() in ('y', 'yes')
 
 
 def _uris(nova: Any, names: Any) -> list[str]:

@@ -291,6 +291,8 @@ def _stuck(connection: Any, jobs: Iterable[Job]) -> int:
 def run(uri: str, jobs: list[Job]) -> None:
     """Check all guests."""
     mine = threading.local()
+    # Held until all guests wait for their turn.
+    queued = threading.Lock()
     clocks: list[futures.Future[None]] = []
 
     def domain_of(job: Job) -> Any:
@@ -307,7 +309,8 @@ def run(uri: str, jobs: list[Job]) -> None:
         if outcome.resumed is not None and not outcome.problem:
             # After the others: libvirt waits five seconds for an agent that
             # does not answer.
-            clocks.append(pool.submit(clock, job))
+            with queued:
+                clocks.append(pool.submit(clock, job))
 
     def clock(job: Job) -> None:
         with contextlib.suppress(libvirt.libvirtError):
@@ -318,7 +321,9 @@ def run(uri: str, jobs: list[Job]) -> None:
     if room <= 0:
         return
     with futures.ThreadPoolExecutor(min(AT_ONCE, room)) as pool:
-        for looked in [pool.submit(one, job) for job in jobs]:
+        with queued:
+            looks = [pool.submit(one, job) for job in jobs]
+        for looked in looks:
             looked.result()
         for set_right in clocks:
             set_right.result()

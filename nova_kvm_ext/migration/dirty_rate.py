@@ -58,9 +58,9 @@ def measure(connection: Any, domain: Any, seconds: int,
         answers = connection.domainListGetStats(
             [domain], _STATS_DIRTYRATE, 0)
         stats: Mapping[str, Any] = answers[0][1] if answers else {}
-        rate = stats.get('dirtyrate.megabytes_per_second')
-        if stats.get('dirtyrate.calc_status') == _MEASURED and (
-                rate is not None):
+        # QEMU says -1 as long as it does not know.
+        rate = stats.get('dirtyrate.megabytes_per_second', -1)
+        if stats.get('dirtyrate.calc_status') == _MEASURED and rate >= 0:
             # In whole MiB (QEMU, "dirty-rate" of query-dirty-rate).
             return forecast.Measured(seconds, rate * _MIB)
         if not domain.isActive():

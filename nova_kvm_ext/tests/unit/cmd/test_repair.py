@@ -21,6 +21,7 @@ from oslotest import base
 
 from nova_kvm_ext.cmd import base as cmd_base
 from nova_kvm_ext.cmd import main
+from nova_kvm_ext.cmd import repair as repair_command
 from nova_kvm_ext import errors
 from nova_kvm_ext.fleet import cloud
 from nova_kvm_ext.guests import reasons
@@ -241,6 +242,12 @@ class RepairTestCase(base.BaseTestCase):
         self.remove.assert_not_called()
         self.assertEqual(5, self.err.count('[y/N]'))
         self.assertIn('as: rm -r /i/' + UUID, self.err)
+
+    def test_nobody_to_ask(self):
+        """The standard input is closed, as by "<&-"."""
+        with mock.patch.object(repair_command.sys, 'stdin', None):
+            self.assertFalse(repair_command._agreed(
+                repair.Step(repair.Name.FILES, True, 'x')))
 
     def test_dry_run(self):
         code, results = self.run_command('--dry-run', '--yes')

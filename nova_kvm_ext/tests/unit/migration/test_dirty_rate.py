@@ -57,6 +57,16 @@ class MeasureTestCase(base.BaseTestCase):
         self.assertEqual([([domain], 512, 0)] * 2, connection.asked)
         self.assertEqual(mock.call(5), sleep.call_args_list[0])
 
+    def test_qemu_that_does_not_know(self):
+        """It says -1, which is no rate and has no root."""
+        connection = mock.Mock()
+        connection.domainListGetStats.side_effect = [
+            [(None, {'dirtyrate.calc_status': 2,
+                     'dirtyrate.megabytes_per_second': rate})]
+            for rate in (-1, 0)]
+        self.assertEqual(forecast.Measured(1, 0), dirty_rate.measure(
+            connection, mock.Mock(), 1, mock.Mock(), lambda: 0))
+
     def test_never_ends(self):
         ticks = itertools.count(0, 10)
         self.assertRaises(
