@@ -24,12 +24,27 @@ freeze=
 snapshots=()
 failure='it was interrupted'
 
+# Cinder deletes no snapshot that is still being made: try for a while.
+delete() {
+    local tries=20
+    until openstack volume snapshot delete "$1" 2> "$directory/error"; do
+        tries=$((tries - 1))
+        if [ "$tries" -eq 0 ]; then
+            cat "$directory/error" >&2
+            echo "Delete the snapshot $1: it is not consistent." >&2
+            return 0
+        fi
+        sleep 3
+    done
+}
+
 # Whatever ends this script: no guest stays frozen, no half of a backup stays.
 end() {
     [ -z "$freeze" ] || kill "$freeze" 2> /dev/null || true
     if [ -n "$failure" ]; then
-        [ ${#snapshots[@]} -eq 0 ] ||
-            openstack volume snapshot delete "${snapshots[@]}" || true
+        for snapshot in ${snapshots[@]+"${snapshots[@]}"}; do
+            delete "$snapshot"
+        done
         echo "No backup was made: $failure" >&2
     fi
     rm -r "$directory"

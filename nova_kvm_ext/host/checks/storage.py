@@ -212,8 +212,8 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             facts, f'Ceph refuses the value of the secret {uuid} as the key '
             f'of {_client(facts)} ({ceph.key_error})',
             f'virsh secret-set-value {uuid}, with the output of ceph auth '
-            f'get-key {_client(facts)}. If the value is right: '
-            f'{_MON_CAPABILITY}')
+            f'get-key {_client(facts)}; or {_correct_user(facts)}. If both '
+            f'are right: {_MON_CAPABILITY}')
     taken = (', which Ceph accepts as the key of ' + _client(facts)
              if ceph.key_error == '' else
              '; whether the value is right was not tried')
@@ -267,8 +267,9 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
         if ceph.errno in _WRONG_KEY:
             return _weigh(
                 facts, f'Ceph refuses {client}: Ceph has no such user, the '
-                f'user has another key, or the user has no capability for '
-                f'the monitors ({ceph.error})',
+                f'keyring of this host has another key of the user or none, '
+                f'or the user has no capability for the monitors '
+                f'({ceph.error})',
                 f'Compare the keyring of this host with ceph auth get '
                 f'{client}, or {_correct_user(facts)}. '
                 f'{_MON_CAPABILITY}')

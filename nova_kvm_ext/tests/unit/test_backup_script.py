@@ -45,6 +45,13 @@ case "$*" in
     if [ -e hangs ]; then echo creating
     elif [ -e "$volume-seen" ]; then cat state
     else touch "$volume-seen"; echo creating; fi ;;
+*delete*)
+    # As Cinder does with a snapshot that is being made.
+    if [ -s undeletable ]; then
+        sed -i 1d undeletable
+        echo 'Invalid snapshot: its status is creating' >&2
+        exit 1
+    fi ;;
 esac
 '''
 
@@ -89,10 +96,9 @@ class BackupScriptTestCase(base.BaseTestCase):
         self.assertEqual((1, ''), (result.returncode, result.stdout),
                          result.stderr)
         self.assertIn(f'No backup was made: {reason}', result.stderr)
-        if made:
-            self.assertIn(f'snapshot delete {made}\n', self.log())
-        else:
-            self.assertNotIn('delete', self.log())
+        self.assertEqual(made.split(), [
+            line.split()[-1] for line in self.log().splitlines()
+            if ' delete ' in line])
         self.assertEqual([], list(self.directory.glob('tmp.*')))
 
     def test_success(self):
@@ -151,6 +157,33 @@ class BackupScriptTestCase(base.BaseTestCase):
                           'id-of-today-a id-of-today-b', self.run_script(
                               script='script'))
         self.assertIn('thawed', self.log())
+
+    def quickly(self) -> str:
+        """The script, which waits no three seconds between two tries."""
+        self.write('script', _SCRIPT.read_text().replace(
+            'sleep 3', 'sleep 0').replace('limit=120', 'limit=1'))
+        return 'script'
+
+    def test_snapshots_that_are_still_being_made(self):
+        """Cinder refuses to delete them until they are made."""
+        self.write('hangs')
+        self.write('undeletable', 'x\n' * 3)
+        result = self.run_script(script=self.quickly())
+        self.check_failed(
+            'the snapshots were not made within 1 s',
+            'id-of-today-a ' * 4 + 'id-of-today-b', result)
+        self.assertNotIn('Delete the snapshot', result.stderr)
+
+    def test_snapshots_that_cannot_be_deleted(self):
+        """The user is told which ones are left."""
+        self.write('hangs')
+        self.write('undeletable', 'x\n' * 20)
+        result = self.run_script(script=self.quickly())
+        self.assertEqual(1, result.returncode)
+        self.assertIn('its status is creating\nDelete the snapshot '
+                      'id-of-today-a: it is not consistent.', result.stderr)
+        self.assertNotIn('snapshot id-of-today-b', result.stderr)
+        self.assertIn('snapshot delete id-of-today-b', self.log())
 
     def test_interrupted(self):
         self.write('script', _SCRIPT.read_text().replace(

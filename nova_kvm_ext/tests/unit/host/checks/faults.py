@@ -468,7 +468,8 @@ FAULTS = (
           'WARN', 'guests with a volume in Ceph', 'secret-define'),
     Fault('secret with the key of another', ceph(
         key_error=DENIED, key_errno=13), 'KVM603', 'FAIL',
-        'Ceph refuses the value', 'ceph auth get-key client.nova'),
+        'Ceph refuses the value', 'ceph auth get-key client.nova; or correct '
+        '.libvirt. rbd_user'),
     Fault('secret that is no key', ceph(
         key_error='RADOS invalid argument', key_errno=22), 'KVM603', 'FAIL',
         'Ceph refuses the value'),
@@ -530,7 +531,8 @@ FAULTS = (
         'FAIL',
         'no key of client.nova', 'ceph auth get client.nova'),
     Fault('unknown user', ceph(step='connect', errno=13, error=DENIED),
-          'KVM604', 'FAIL', 'refuses client.nova', 'rbd_user'),
+          'KVM604', 'FAIL', 'refuses client.nova: .* keyring of this host '
+          'has another key of the user or none', 'rbd_user'),
     Fault('user with the prefix, without a keyring', prefixed(
         errno=2, error='RADOS object not found'), 'KVM604', 'FAIL',
         'no key of client.client.nova', 'or remove "client." from'),
