@@ -305,6 +305,22 @@ def _at_least_one(word: str) -> int:
     return number
 
 
+def _not_less_than_none(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f'{word} is less than 0')
+    return number
+
+
+def _can_be_written(path: str) -> str:
+    """Before hours of measuring, not after."""
+    try:
+        with open(path, 'a'):
+            return path
+    except OSError as e:
+        raise argparse.ArgumentTypeError(f'{path}: {e.strerror}') from None
+
+
 def main() -> int:
     if sys.argv[1:2] == [_REAL]:
         _real(int(sys.argv[2]), *sys.argv[3:])
@@ -323,10 +339,12 @@ def main() -> int:
         'Guests with real disks on a real libvirt of its own.')
     many.add_argument('--guests', type=_at_least_one, nargs='+', metavar='N',
                       help='numbers of guests, ascending: 100 400')
-    many.add_argument('--running', type=int, default=10, metavar='N',
+    many.add_argument('--running', type=_not_less_than_none, default=10,
+                      metavar='N',
                       help='guests that run, paused; each takes 16 MiB of '
                       'this machine\'s memory; default %(default)s')
-    many.add_argument('--at-once', type=int, default=8, metavar='N',
+    many.add_argument('--at-once', type=_not_less_than_none, default=8,
+                      metavar='N',
                       help='guests that are booted at the same time, 0 for '
                       'no boots; default %(default)s')
     many.add_argument('--only', default=[], nargs='+', choices=[
@@ -340,7 +358,7 @@ def main() -> int:
     months.add_argument('--trace', action='store_true',
                         help='say in the end what keeps memory')
     page = parser.add_argument_group('documentation')
-    page.add_argument('--save', metavar='FILE',
+    page.add_argument('--save', metavar='FILE', type=_can_be_written,
                       help='write the results of --guests or --soak there, '
                       'as JSON')
     page.add_argument('--document', action='store_true',

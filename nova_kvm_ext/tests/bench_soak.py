@@ -117,6 +117,7 @@ def run(boots: int, trace: bool = False) -> dict[str, Any]:
     """Soak both drivers side by side, each on a libvirt of its own.
 
     :returns: what each process has told, and when
+    :raises subprocess.CalledProcessError: one of them failed
     """
     from importlib import metadata
 
@@ -148,7 +149,8 @@ def _listen(process: 'subprocess.Popen[str]', told: list[Any]) -> None:
     for line in process.stdout:
         print(line, end='', flush=True)
         told.append(json.loads(line))
-    process.wait()
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
 
 
 if __name__ == '__main__':
