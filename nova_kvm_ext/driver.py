@@ -429,7 +429,9 @@ class KVMDriver(driver.LibvirtDriver):
     @host_hooks.explains_libvirt_errors
     def _create_image(self, *args: Any, **kwargs: Any) -> Any:
         """Nova's, of disks: in Ceph, too, which has errors of its own."""
-        return super()._create_image(*args, **kwargs)
+        with (contextlib.nullcontext() if self._images is None else
+              self._images.asked_once()):
+            return super()._create_image(*args, **kwargs)
 
     @host_hooks.explains_libvirt_errors
     def _cleanup_rbd(self, instance: Any) -> None:
@@ -560,7 +562,7 @@ class KVMDriver(driver.LibvirtDriver):
                 image, fetch_func, context, filename, image_id, instance,
                 size, *args, **kwargs)
         with (self._images.paths_hidden(),
-              self._images.asked_once(filename)):
+              self._images.asked_once()):
             super()._try_fetch_image_cache(
                 image, self._images.instead_of(fetch_func, size), context,
                 filename, image_id, instance, size, *args, **kwargs)

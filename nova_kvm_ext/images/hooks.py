@@ -146,15 +146,15 @@ class ImageFetch:
 
         return fetch_locked()
 
-    def asked_once(self, filename: str
-                   ) -> contextlib.AbstractContextManager[None]:
-        """Have Nova ask qemu-img about an image once, while it is the same.
+    def asked_once(self) -> contextlib.AbstractContextManager[None]:
+        """Have Nova ask qemu-img once about each base image of its cache.
 
-        :param filename: in the cache
+        While the image is the same. Ephemeral disks and swap have base images
+        there, too.
         """
         return questions.remembered(os.path.join(
-            CONF.instances_path, CONF.image_cache.subdirectory_name,
-            filename), self._answers)
+            CONF.instances_path, CONF.image_cache.subdirectory_name),
+            self._answers)
 
     @contextlib.contextmanager
     def paths_hidden(self) -> Iterator[None]:

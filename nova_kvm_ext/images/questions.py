@@ -13,18 +13,19 @@
 """Answers Nova's calls of ``qemu-img info``; the only module that does.
 
 Nova asks about each disk of each guest every minute, with two processes for
-each, and about the base image at each boot. The calling code takes no
-parameter for another function. So Nova's function is replaced while code of
-ours runs, and only for its thread or greenlet. The answer comes from the
-header if that is sufficient (:mod:`nova_kvm_ext.images.headers`), then from a
-kept answer (:mod:`nova_kvm_ext.images.answers`), else from qemu-img. Nova's
-code uses the answer as before.
+each, and at each boot about the base image of each disk. The calling code
+takes no parameter for another function. So Nova's function is replaced while
+code of ours runs, and only for its thread or greenlet. The answer comes from
+the header if that is sufficient (:mod:`nova_kvm_ext.images.headers`), then
+from a kept answer (:mod:`nova_kvm_ext.images.answers`), else from qemu-img.
+Nova's code uses the answer as before.
 """
 
 from collections.abc import Iterator
 import contextlib
 import contextvars
 import dataclasses
+import os
 import threading
 
 from nova.privsep import qemu
@@ -35,9 +36,12 @@ from nova_kvm_ext.images import headers
 
 @dataclasses.dataclass(frozen=True)
 class _Remembered:
-    """One image about which qemu-img is asked once, while it is the same."""
+    """Images about each of which qemu-img is asked once, while it is the same.
 
-    path: str | None = None
+    :ivar directory: of the images
+    """
+
+    directory: str | None = None
     known: answers.Answers | None = None
 
 
@@ -74,7 +78,8 @@ class _QemuImgInfo:
         answer = headers.info(path, format)
         if answer is not None:
             return answer
-        if remembered.known is None or path != remembered.path:
+        if remembered.known is None or (
+                os.path.dirname(path) != remembered.directory):
             return self._novas(path, format)
         return remembered.known.get(path, format, self._novas)
 
@@ -87,10 +92,11 @@ def by_headers() -> contextlib.AbstractContextManager[None]:
     return _QEMU_IMG_INFO.answered(_Remembered())
 
 
-def remembered(path: str, known: answers.Answers
+def remembered(directory: str, known: answers.Answers
                ) -> contextlib.AbstractContextManager[None]:
-    """The same, and ask qemu-img once about this image.
+    """The same, and ask qemu-img once about each image of a directory.
 
-    :param path: as Nova will have it
+    :param directory: as Nova will have it
     """
-    return _QEMU_IMG_INFO.answered(_Remembered(path, known))
+    return _QEMU_IMG_INFO.answered(
+        _Remembered(os.path.dirname(os.path.join(directory, '')), known))

@@ -23,6 +23,7 @@ import fixtures
 from nova import context
 from nova.privsep import qemu
 from nova.virt.disk import api as disk_api
+from nova.virt import fake
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
@@ -87,6 +88,41 @@ class AskedOnceTestCase(driver_base.DriverTestCase):
                 self.make_instance(), 1 << 20)
         self.assertEqual(['base'], self.asked())
         self.assertIn(f'backing_file={self.base}', str(made.call_args))
+
+    def test_ephemeral_disks_and_swap(self):
+        """With Nova's own code that makes them: three questions for each."""
+        self.useFixture(fixtures.MockPatch(
+            'nova.privsep.path.utime', side_effect=os.utime))
+        self.useFixture(fixtures.MockPatch(
+            'oslo_concurrency.processutils.execute',
+            side_effect=lambda *command, **kwargs: shutil.copy(
+                self.base, command[-2])))
+
+        def make(drvr: Any, number: int) -> None:
+            for name in ('ephemeral_1_ext4', 'swap_1'):
+                imagebackend.Qcow2(path=f'{self.disk}-{name}-{number}').cache(
+                    fetch_func=lambda target, **kwargs: shutil.copy(
+                        self.base, target), filename=name, size=1 << 20,
+                    safe=True)
+
+        with mock.patch.object(libvirt_driver.LibvirtDriver, '_create_image',
+                               new=make):
+            for number in range(2):
+                self.drvr._create_image(number)
+            self.assertEqual(['ephemeral_1_ext4', 'swap_1'], self.asked())
+            # Before the driver has started, as Nova has it.
+            driver.KVMDriver(fake.FakeVirtAPI())._create_image(2)
+        self.assertEqual(2 + 6, len(self.asked()))
+
+    def test_a_directory_of_another_spelling(self):
+        self.flags(subdirectory_name='_base//', group='image_cache')
+        self.making_a_disk(self.ask)
+        self.base = os.path.join(driver.CONF.instances_path, '_base//',
+                                 'base')
+        self.making_a_disk(self.ask)
+        self.making_a_disk(self.ask)
+        self.assertEqual(
+            ['base', 'disk'] + ['base', 'disk'] + ['disk'], self.asked())
 
     def test_a_base_that_has_become_another(self):
         self.making_a_disk(self.ask)
