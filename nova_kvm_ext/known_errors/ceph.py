@@ -51,9 +51,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-key',
         r'error connecting: (Permission denied|Invalid argument)'
-        r'|RADOS (permission denied|I/O error) '
-        r'\(error connecting to the cluster\)'
-        r'|\[errno 95\] error connecting to the cluster',
+        r'|RADOS (permission (denied|error)|I/O error) '
+        r'\(error connecting to the cluster\)',
         'Ceph refuses the key: it is the key of another user or not a key, '
         'the user has no keyring on this host, Ceph has no such user, or the '
         'user has no capability for the monitors.',
@@ -71,7 +70,18 @@ ROWS: tuple[KnownError, ...] = (
          'handle_auth_bad_method server allowed_methods [2] but i only '
          'support [2]\n[errno 13] RADOS permission denied (error connecting '
          'to the cluster)',
-         '[errno 95] error connecting to the cluster')),
+         # Of Ceph 18.2, where the keyring has no key of the user.
+         '[errno 1] RADOS permission error (error connecting to the '
+         'cluster)')),
+    KnownError(
+        'ceph-authentication',
+        r'\[errno 95\] error connecting to the cluster',
+        'Ceph and this host do not agree on how clients authenticate: '
+        'auth_client_required of ceph.conf is not what Ceph requires.',
+        'Remove auth_client_required from ceph.conf of this host, or set it '
+        'to cephx. ' + HOST_CHECK,
+        _OLD,
+        ('[errno 95] error connecting to the cluster',)),
     KnownError(
         'ceph-monitors',
         r'RADOS invalid argument \(error connecting to the cluster\)',
@@ -171,7 +181,7 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'ceph-permission',
         r'error reading header from [^\n]+: Operation not permitted'
-        r'|(RBD|RADOS) permission error \('
+        r'|(RBD|RADOS) permission error \((?!error connecting )'
         r'|rbd: import failed: \(1\) Operation not permitted',
         'This user has no access to the pool in Ceph, or may only read it.',
         'Give the user access to the pool: ceph auth caps with "profile rbd '

@@ -29,8 +29,6 @@ GROUP = verdict.Group()
 _PROGRAMS = ('ceph', 'rbd')
 # What Ceph's library says of a client or key that Ceph does not take.
 _REFUSED = (errno_.EACCES, errno_.EPERM)
-# EOPNOTSUPP: it asks for another way to authenticate (auth_client_required).
-_WRONG_KEY = (*_REFUSED, errno_.EOPNOTSUPP)
 
 _NO_XML = ('Nova cannot write the XML of a disk in Ceph, so guests with a '
            'disk that Nova creates do not run')
@@ -205,9 +203,11 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             f'ephemeral secret loses its value when libvirt restarts.')
     ceph = facts.storage.ceph
     if ceph.key_error and (
-            ceph.key_errno in _WRONG_KEY or
-            # It is no key; or it is mon_host that the library cannot use.
-            ceph.key_errno == errno_.EINVAL != ceph.errno):
+            ceph.key_errno in _REFUSED or
+            # Of the value, where the keyring's key has no such error: of
+            # mon_host, or auth_client_required, it says nothing.
+            ceph.key_errno in (errno_.EINVAL, errno_.EOPNOTSUPP) and
+            ceph.key_errno != ceph.errno):
         return _weigh(
             facts, f'Ceph refuses the value of the secret {uuid} as the key '
             f'of {_client(facts)} ({ceph.key_error})',
@@ -264,7 +264,13 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
                 f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring, '
                 f'readable for the user of nova-compute; or '
                 f'{_correct_user(facts)}.'))
-        if ceph.errno in _WRONG_KEY:
+        if ceph.errno == errno_.EOPNOTSUPP:
+            return _weigh(
+                facts, f'Ceph does not let clients authenticate in the way of '
+                f'auth_client_required in {conf or "ceph.conf"} '
+                f'({ceph.error})',
+                'Remove auth_client_required, or set it to cephx.')
+        if ceph.errno in _REFUSED:
             return _weigh(
                 facts, f'Ceph refuses {client}: Ceph has no such user, the '
                 f'keyring of this host has another key of the user or none, '

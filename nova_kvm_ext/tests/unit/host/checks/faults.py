@@ -524,8 +524,13 @@ FAULTS = (
         step='connect', errno=5, error='RADOS I/O error'), 'KVM604', 'WARN',
         'no key of client.nova in its keyring', 'ceph auth get client.nova'),
     Fault('another way to authenticate', ceph(
-        step='connect', errno=95, error='error connecting to the cluster'),
-        'KVM604', 'FAIL', 'refuses client.nova', "profile rbd'"),
+        step='connect', errno=95, error='error connecting to the cluster',
+        key_errno=95, key_error='error connecting to the cluster'),
+        'KVM604', 'FAIL', 'the way of auth_client_required in ceph.conf',
+        'cephx'),
+    Fault('keyring without the user', ceph(
+        step='connect', errno=1, error='RADOS permission error'), 'KVM604',
+        'FAIL', 'refuses client.nova', 'ceph auth get client.nova'),
     Fault('no keyring', ceph_service(
         step='connect', errno=2, error='RADOS object not found'), 'KVM604',
         'FAIL',
