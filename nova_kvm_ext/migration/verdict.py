@@ -232,6 +232,34 @@ class Course:
                       sent=sample.processed - of_new, fastest=sample.rate,
                       finished=finished[-_KEPT:])
 
+    def _unseen(self, last: Sample, sample: Sample, count: int) -> Course:
+        """Iterations that have passed while Nova did not look.
+
+        Nova waits for its conductor, for one. How long each of them was is
+        not known, but the sum of what each has left for the next one is: it
+        was sent, or remains. Their mean is taken, which is more than the last
+        one has left if these amounts get less.
+        """
+        sent = max(0, sample.processed - last.processed)
+        bandwidth = sent / (sample.time - last.time)
+        if not bandwidth:
+            return Course(last=sample, fastest=sample.rate)
+        kept = min(last.remaining, sample.rate * last.allowed)
+        rest = min(sent, last.remaining - kept)
+        left = max(0, sent - rest + sample.remaining - kept) / count
+        finished = self.finished
+        if self.began is not None:
+            first = max(0, last.time + rest / bandwidth - self.began)
+            seconds = (first + (count - 1) * left / bandwidth) / count
+            if seconds > 0:
+                finished += (Iteration(
+                    seconds, self.work, left, bandwidth, kept),)
+        of_new = min(sent, max(0, left - sample.remaining))
+        return Course(last=sample, began=sample.time - of_new / bandwidth,
+                      work=max(left, sample.remaining),
+                      sent=sample.processed - of_new, fastest=sample.rate,
+                      finished=finished[-_KEPT:])
+
     def _cut(self, sample: Sample, unsent: int) -> Course:
         """An iteration that has ended before all its work was sent.
 
@@ -266,6 +294,8 @@ class Course:
         """Iterations shorter than the time between two samples."""
         count = sample.iteration - last.iteration
         seconds = (sample.time - last.time) / count
+        if seconds >= _BRIEF:
+            return self._unseen(last, sample, count)
         work = max(0, sample.processed - last.processed) / count
         kept = min(sample.remaining, sample.rate * sample.allowed)
         finished = self.finished

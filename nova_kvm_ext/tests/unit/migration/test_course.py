@@ -136,14 +136,42 @@ class CourseTestCase(base.BaseTestCase):
 
     def test_several_between_two_samples(self):
         found = course(sample(10, 2, 50, 1000, 100),
-                       sample(14, 6, 90, 1800, 100, allowed=0.5))
-        # 4 of 1 s and 200; 50 of the 90 are for the downtime.
+                       sample(12, 6, 90, 1800, 100, allowed=0.5))
+        # 4 of 0.5 s and 200; 50 of the 90 are for the downtime.
         self.assertEqual(
-            (verdict.Iteration(1, 200, 200, 200, 50),), found.finished)
-        self.assertEqual((14, 90, 1800),
+            (verdict.Iteration(0.5, 200, 200, 400, 50),), found.finished)
+        self.assertEqual((12, 90, 1800),
                          (found.began, found.work, found.sent))
         self.assertEqual((), course(sample(10, 2, 50, 1000, 100), sample(
             10, 6, 90, 1800, 100)).finished)
+
+    def test_several_long_ones_between_two_samples(self):
+        """Nova has not looked for 12 s, in which 1200 were sent."""
+        before = course(sample(0, 1, 1000, 0, 100),
+                        sample(8, 1, 200, 800, 100))
+        # The first has ended after 10 s. It and the next ones have left 1000
+        # + 200 for the next ones: a mean of 400, in 10, 4 and 4 s.
+        found = before.add(sample(20, 4, 200, 2000, 100))
+        self.assertEqual(
+            (verdict.Iteration(6, 1000, 400, 100),), found.finished)
+        # 200 of the 400 were sent.
+        self.assertEqual((18, 400, 1800),
+                         (found.began, found.work, found.sent))
+        # More remains than the mean: the last one has just begun.
+        found = before.add(sample(20, 4, 800, 2000, 100))
+        self.assertEqual(600, found.finished[0].left)
+        self.assertEqual((20, 800, 2000),
+                         (found.began, found.work, found.sent))
+
+    def test_long_ones_of_which_nothing_is_known(self):
+        # No beginning was seen: the next one has one.
+        found = course(sample(8, 2, 200, 800, 100),
+                       sample(20, 5, 200, 2000, 100))
+        self.assertEqual(((), 18), (found.finished, found.began))
+        # Nothing was sent, as where the network was away.
+        found = course(sample(0, 1, 1000, 0, 100), sample(8, 1, 9, 800, 100),
+                       sample(20, 4, 200, 800, 100))
+        self.assertEqual(((), None), (found.finished, found.began))
 
     def test_a_few_iterations_are_kept(self):
         found = course(*(sample(n, n, 10, 100 * n, 10)

@@ -235,6 +235,21 @@ class MadeUpTestCase(base.BaseTestCase):
             found = verdicts(Guest(writer(30, 64)).samples(200, every))
             self.assertIs(STALLS, by(found, 4).outcome, str(every))
 
+    def test_not_looked_at_for_a_while(self):
+        """Nova saves what it has seen, and may wait for its conductor.
+
+        What several iterations have left on the average is no steady state.
+        """
+        for rate, expected in ((4, CONVERGES), (30, STALLS)):
+            samples = list(Guest(writer(rate, 200)).samples(150))
+            for start, gap in itertools.product(range(5, 60, 5), (8, 15, 26)):
+                found = verdicts(
+                    stats for stats in samples
+                    if not start < stats['time_elapsed'] / 1000 < start + gap)
+                self.assertLessEqual(
+                    {one.outcome for one in found.values()},
+                    {UNKNOWN, expected}, f'{rate}: {gap} s from {start} s')
+
     def test_auto_converge_is_given_its_time(self):
         limits = verdict.Limits(0.5, auto_converge=True)
         samples = list(Guest(writer(30, 64)).samples(200))
