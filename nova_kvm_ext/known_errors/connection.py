@@ -211,19 +211,36 @@ ROWS: tuple[KnownError, ...] = (
          'authentication failed: Username request failed')),
     KnownError(
         'tls-file',
-        r"Cannot read (CA|client|server) (certificate|private key|key) '",
+        r"Cannot read (CA|client|server) (certificate|private key|key) '"
+        r"|Certificate '[^']*' does not exist"
+        r"|Key '[^']*' does not exist, but certificate '"
+        r'|Unable to set x509 (CA certificate|key and certificate): '
+        r'|Unable to import (client|server) certificate ',
         'libvirt should use TLS, and a certificate or key of this host is '
-        'missing or cannot be read.',
+        'missing, cannot be read, or does not fit the other.',
         'Install CA certificate, certificate and key in /etc/pki/CA and '
         '/etc/pki/libvirt on every host, readable for the user of the '
         'service, or use another transport ([libvirt] connection_uri, '
         'live_migration_scheme).',
-        'libvirt 9.0; the second from the source of 9.0 (src/rpc/'
-        'virnettlscontext.c)',
+        'libvirt 9.0, the third libvirt 12.8; the others from the sources of '
+        'both (src/rpc/virnettlscontext.c)',
         ("Cannot read CA certificate '/etc/pki/CA/cacert.pem': No such file "
          'or directory',
          "Cannot read client certificate '/etc/pki/libvirt/clientcert.pem': "
-         'Permission denied')),
+         'Permission denied',
+         "CA certificate '/etc/pki/CA/cacert.pem' does not exist: No such "
+         'file or directory',
+         "Certificate '/etc/pki/libvirt/clientcert.pem' does not exist, but "
+         "key '/etc/pki/libvirt/private/clientkey.pem' does: No such file or "
+         'directory',
+         "Key '/etc/pki/libvirt/private/clientkey.pem' does not exist, but "
+         "certificate '/etc/pki/libvirt/clientcert.pem' does: No such file or "
+         'directory',
+         'Unable to set x509 key and certificate: /etc/pki/libvirt/private/'
+         'clientkey.pem, /etc/pki/libvirt/clientcert.pem: Error while reading '
+         'file.',
+         'Unable to import client certificate /etc/pki/libvirt/'
+         'clientcert.pem')),
     KnownError(
         'tls-own-certificate',
         r'Our own certificate \S+ failed validation'
