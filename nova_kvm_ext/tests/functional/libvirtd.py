@@ -338,9 +338,10 @@ class PrivateLibvirt(fixtures.Fixture):
             daemon, '--daemon', '--config', f'/etc/libvirt/{daemon}.conf',
             '--pid-file', f'/run/libvirt/{daemon}.pid'])
 
-    def run(self, command: list[str]) -> None:
+    def run(self, command: list[str], seconds: float = _TIMEOUT) -> None:
         """Run a command where libvirtd runs: with its directories and /dev.
 
+        :param seconds: what the command may take
         :raises RuntimeError: it fails or does not end
         """
         # Without the bus libvirtd cannot tell systemd-machined about its
@@ -349,12 +350,12 @@ class PrivateLibvirt(fixtures.Fixture):
             'DBUS_SYSTEM_BUS_ADDRESS': f'unix:path={self._path}/no-bus'}
         try:
             result = subprocess.run(
-                [*self.enter, *command], timeout=_TIMEOUT,
+                [*self.enter, *command], timeout=seconds,
                 env=environment, umask=0o022, text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT)
         except subprocess.TimeoutExpired:
-            problem = f'no end after {_TIMEOUT:.0f} s'
+            problem = f'no end after {seconds:.0f} s'
         else:
             if result.returncode == 0:
                 return

@@ -91,6 +91,9 @@ sys.stdout.flush()
 os._exit(0)
 """
 
+_PROCESS_SECONDS = 600
+"""What a process may take that imports Nova, on a busy host."""
+
 # What an operator has, or a transport that goes nowhere.
 _SETTINGS = """
 [DEFAULT]
@@ -136,7 +139,7 @@ class HostCheckTestCase(testtools.TestCase):
         self.private.run([
             sys.executable, '-c',
             _BEGIN + textwrap.indent(textwrap.dedent(body), '    ') + _END,
-            str(directory), str(answer), str(settings)])
+            str(directory), str(answer), str(settings)], _PROCESS_SECONDS)
         said = json.loads(answer.read_text())
         said['log'] = (directory / 'nova.log').read_text()
         self.addDetail(f'said-{self.number}', testtools.content.text_content(
