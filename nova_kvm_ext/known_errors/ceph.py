@@ -49,6 +49,25 @@ ROWS: tuple[KnownError, ...] = (
         (DIED + _BLOCKDEV + 'error connecting: Connection timed out',
          '[errno 110] RADOS timed out (error connecting to the cluster)')),
     KnownError(
+        'ceph-osds',
+        r'RBD operation timeout \('
+        r'|RADOS timed out \((?!error connecting )'
+        r'|error reading header from [^\n]+: Connection timed out'
+        r'|rbd: import failed: \(110\) Connection timed out',
+        'An OSD or a monitor of Ceph did not answer within the time that '
+        'ceph.conf gives it (rados_osd_op_timeout, rados_mon_op_timeout).',
+        'Look with ceph -s and ceph osd tree for OSDs that are down or slow. '
+        + HOST_CHECK,
+        _OLD,
+        ('[errno 110] RBD operation timeout (error creating image)',
+         "[errno 110] RADOS timed out (Failed to stat 'x')",
+         DIED + _BLOCKDEV + 'error reading header from base: Connection timed '
+         'out',
+         'librbd: Could not tell if imp already exists\n'
+         'rbd: image creation failed\n\n'
+         'Importing image: 0% complete...failed.\n'
+         'rbd: import failed: (110) Connection timed out')),
+    KnownError(
         'ceph-key',
         r'error connecting: (Permission denied|Invalid argument)'
         r'|RADOS (permission (denied|error)|I/O error) '

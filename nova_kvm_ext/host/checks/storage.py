@@ -320,7 +320,8 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
         facts, f'Ceph\'s library reads no configuration: {where} '
         f'({ceph.error})',
         'Correct all lines in the file that are neither NAME = VALUE nor '
-        '[SECTION].' if ceph.errno == errno_.EINVAL else
+        '[SECTION], and remove a byte order mark at the beginning of the '
+        'file.' if ceph.errno == errno_.EINVAL else
         'Copy ceph.conf of the cluster to that place, readable for the user '
         'of nova-compute.'))
 
