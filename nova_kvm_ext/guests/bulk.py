@@ -53,6 +53,13 @@ _HANGS = 1000
 """Milliseconds after which a QEMU that libvirt waits for is named."""
 
 
+# VIR_DOMAIN_STATS_VCPU, and VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE and
+# _NOWAIT: a guest with which another call is busy is not waited for. What
+# stands for libvirt in Nova's own tests has no such names.
+# https://libvirt.org/html/libvirt-libvirt-domain.html
+_VCPU, _ACTIVE, _NOWAIT = 1 << 3, 1 << 0, 1 << 29
+
+
 class _Question(threading.Thread):
     """One call, which may never return.
 
@@ -146,10 +153,7 @@ class VCPUs:
         question = _Question(
             self._connection,
             functools.partial(self._host._connect, self._host._uri, False),
-            libvirt.VIR_DOMAIN_STATS_VCPU,
-            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE |
-            # A guest with which another call is busy is not waited for.
-            libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT)
+            _VCPU, _ACTIVE | _NOWAIT)
         try:
             question.start()
         except RuntimeError as e:

@@ -40,11 +40,6 @@ class VCPUsTestCase(driver_base.DriverTestCase):
 
     def setUp(self):
         super().setUp()
-        for name in ('VIR_DOMAIN_STATS_VCPU',
-                     'VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE',
-                     'VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT'):
-            setattr(fakelibvirt, name, getattr(libvirt, name))
-            self.addCleanup(delattr, fakelibvirt, name)
         self.stats: Any = []
         self.asked: list[tuple[int, int]] = []
         self.useFixture(fixtures.MonkeyPatch(
