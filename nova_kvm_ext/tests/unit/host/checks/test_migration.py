@@ -97,7 +97,7 @@ class MigrationTestCase(case.ChecksTestCase):
                 (None, (7, 2, 22), verdict.WARN)):
             self.assertEqual(result, self.said(
                 libvirt=libvirt, qemu=qemu, call='EPERM', sysctl='0',
-                device=closed).result, (libvirt, qemu))
+                device=closed).result, str((libvirt, qemu)))
         # Before Linux 6.1 there is none to give.
         self.assertEqual(verdict.WARN, self.said(
             libvirt=(11, 3, 0), qemu=(10, 0, 8), call='EPERM',
