@@ -84,16 +84,20 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'machine-type',
         r"does not support machine type"
-        r"|the machine '[^']*' is not supported by emulator",
+        r"|the machine '[^']*' is not supported by emulator"
+        # In place of the first, of a name that is of no family of QEMU's.
+        r"|Machine type '[^']*' supports PCI but no PCI controller added",
         'QEMU on this host does not know the guest\'s machine type.',
         'Compare [libvirt] hw_machine_type and the image property '
         'hw_machine_type with what virsh domcapabilities or '
         'qemu-system-x86_64 -machine help lists here.',
-        'libvirt 9.0',
+        'libvirt 9.0, the last libvirt 12.8',
         ("unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64' "
          "does not support machine type 'pc-foo-9.9'",
          "invalid argument: the machine 'nomach' is not supported by "
-         "emulator '/usr/bin/qemu-system-x86_64'")),
+         "emulator '/usr/bin/qemu-system-x86_64'",
+         "internal error: Machine type 'pc-none-9.9' supports PCI but no PCI "
+         'controller added')),
     KnownError(
         'machine-cpus',
         r'Maximum CPUs greater than specified machine type limit'

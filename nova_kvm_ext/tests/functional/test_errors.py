@@ -55,7 +55,8 @@ GUESTS: dict[str, tuple[str, ...]] = {
         domain(emulator='<emulator>/usr/bin/no-qemu</emulator>'),
         domain(emulator='<emulator>/etc/passwd</emulator>')),
     'emulator-broken': (domain(emulator='<emulator>/bin/true</emulator>'),),
-    'machine-type': (domain(machine=" machine='pc-none-9.9'"),),
+    'machine-type': (domain(machine=" machine='pc-none-9.9'"),
+                     domain(machine=" machine='pc-i440fx-99.9'")),
     'emulator-permission': (
         domain(emulator='<emulator>/var/lib/libvirt/emulator</emulator>'),),
     'machine-cpus': (domain(settings='<vcpu>1000</vcpu>'),),

@@ -277,7 +277,7 @@ class FaultTestCase(HostCheckTestCase):
                 driver._create_guest(context, """
                     <domain type='qemu'><name>x</name>
                     <memory unit='MiB'>16</memory>
-                    <os><type machine='pc-none-9.9'>hvm</type></os>
+                    <os><type machine='pc-i440fx-99.9'>hvm</type></os>
                     <devices><controller type='usb' model='none'/>
                     <memballoon model='none'/></devices></domain>
                     """, instance)
@@ -294,7 +294,7 @@ class FaultTestCase(HostCheckTestCase):
         self.assertEqual(('libvirtError', 67), (kind, code))
         self.assertEqual(
             "unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64"
-            "' does not support machine type 'pc-none-9.9'", text)
+            "' does not support machine type 'pc-i440fx-99.9'", text)
         self.assertEqual('libvirtError', said['message'])
         for found in (said['log'], said['details']):
             self.assertIn(text, found)
