@@ -462,8 +462,8 @@ class CephFacts:
     :ivar programs: by name, where it is; None where it is not
     :ivar step: the last that was tried: ``conf`` (reads ceph.conf),
         ``connect``, ``pool`` (opens it), ``read`` (reads an object of it),
-        ``write`` (removes an object that there is not), ``data`` (writes to
-        the data pool), ``done``; '' for none
+        ``write`` (changes an object that there is not), ``class`` (asks OSDs
+        for RBD), ``data`` (writes to the data pool), ``done``; '' for none
     :ivar error: why that step failed, in words of Ceph's library; '' where
         all steps were taken
     :ivar errno: its number; None where there is none, or no answer came

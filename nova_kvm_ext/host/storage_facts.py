@@ -53,7 +53,7 @@ _OTHER_USES = {1: 'volume', 3: 'iscsi', 4: 'tls', 5: 'vtpm'}
 # tells where it hung. The errors of Ceph's library have an errno. os._exit,
 # because threads of a library that waits for Ceph would be waited for.
 _QUESTION = """
-import json, os, resource, shutil, sys, uuid
+import errno, json, os, resource, shutil, sys, uuid
 sys.path[:] = [path for path in sys.path if path]
 asked = json.load(sys.stdin)
 # Ceph's library may end this process, which is a finding and no crash.
@@ -112,28 +112,40 @@ try:
         pool.stat('rbd_directory')
     except rados.ObjectNotFound:
         pass
-    # A write to a full pool waits.
+    # A write to a full pool waits. No object has the name of what is tried to
+    # be changed here; Ceph says first whether the user may change it.
+    name = 'rbd_data.nova-kvm-ext.' + uuid.uuid4().hex
     if not full:
         say(step='write')
         try:
-            # Nothing is removed: no object has that name. Where the user may
-            # only read, Ceph says so first.
-            pool.remove_object('rbd_data.nova-kvm-ext.' + uuid.uuid4().hex)
+            # An erasure coded pool has no omap, in which images are listed.
+            with rados.WriteOpCtx() as operation:
+                pool.remove_omap_keys(operation, ('none',))
+                pool.operate_write_op(operation, name)
         except rados.ObjectNotFound:
             pass
+        say(step='class')
+        try:
+            # The class of the OSDs with which images are created. Without the
+            # name of an image it does nothing, and says so (EINVAL).
+            pool.execute(name, 'rbd', 'dir_remove_image', b'')
+        except rados.Error as e:
+            if e.errno in (errno.EACCES, errno.EOPNOTSUPP, errno.EPERM,
+                           errno.ESHUTDOWN, errno.ETIMEDOUT):
+                raise
     # What a disk holds is in another pool where the pool, or else the client,
     # says so: an erasure coded pool can hold data alone.
-    name = ceph.conf_get('rbd_default_data_pool')
+    holds = ceph.conf_get('rbd_default_data_pool')
     try:
         import rbd
-        name = rbd.RBD().config_get(pool, 'rbd_default_data_pool')
+        holds = rbd.RBD().config_get(pool, 'rbd_default_data_pool')
     except Exception:
         pass
-    if name and name != asked['pool'] and not full:
-        say(step='data', data_pool=name)
-        data = ceph.open_ioctx(name)
+    if holds and holds != asked['pool'] and not full:
+        say(step='data', data_pool=holds)
+        data = ceph.open_ioctx(holds)
         try:
-            data.remove_object('rbd_data.nova-kvm-ext.' + uuid.uuid4().hex)
+            data.remove_object(name)
         except rados.ObjectNotFound:
             pass
     say(step='done')

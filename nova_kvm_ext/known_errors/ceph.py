@@ -264,6 +264,24 @@ ROWS: tuple[KnownError, ...] = (
         ('[errno 2] RBD image not found (error creating clone)',
          '[errno 2] RBD image not found (error creating image)')),
     KnownError(
+        'ceph-cannot-create',
+        r'RBD (operation not supported|invalid argument) '
+        r'\(error creating (image|clone)\)'
+        r'|rbd: import failed: \(95\) Operation not supported',
+        'Ceph cannot create a disk in this pool: the pool is erasure coded, '
+        'the OSDs have no class rbd, or the snapshot that the disk is cloned '
+        'from is not protected.',
+        'Look at the pool (ceph osd pool ls detail) and at the snapshot of '
+        'the image in the pool of Glance (rbd snap ls). ' + HOST_CHECK,
+        _SEEN,
+        ('[errno 95] RBD operation not supported (error creating image)',
+         '[errno 22] RBD invalid argument (error creating image)',
+         '[errno 22] RBD invalid argument (error creating clone)',
+         'handle_add_image_to_directory: error adding image to directory: '
+         '(95) Operation not supported\nrbd: image creation failed\n\n'
+         'Importing image: 0% complete...failed.\n'
+         'rbd: import failed: (95) Operation not supported')),
+    KnownError(
         'ceph-image-gone',
         r'error reading header from [^\n]+: No such file or directory'
         r'|RBD image not found \((?!error creating )',

@@ -329,8 +329,8 @@ def _configuration(facts: model.HostFacts) -> verdict.Said:
 @GROUP.check('KVM605', 'Pool of disks in Ceph', proof=(
     'With images_type = rbd, Ceph says that there is no pool with the name in '
     'images_rbd_pool or in rbd_default_data_pool, does not let Nova\'s user '
-    'read the pool or write to it, or has this host on its blocklist. A '
-    'time-out proves nothing.'))
+    'read the pool, write to it or create images, cannot hold images in the '
+    'pool, or has this host on its blocklist. A time-out proves nothing.'))
 def _pool(facts: model.HostFacts) -> verdict.Said:
     said = _unused(facts)
     if said is not None:
@@ -338,7 +338,7 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
     ceph, client = facts.storage.ceph, _client(facts)
     pool = errors.clean(facts.options.rbd_pool)
     asked = ceph.data_pool if ceph.step == 'data' else pool
-    if ceph.step not in ('pool', 'read', 'write', 'data', 'done'):
+    if ceph.step not in ('pool', 'read', 'write', 'class', 'data', 'done'):
         return verdict.skip('there is no connection to Ceph (KVM601, KVM604)')
     if ceph.full:
         return verdict.warn(
@@ -362,11 +362,25 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             facts, f'Ceph has no pool {pool} ([libvirt] images_rbd_pool)',
             f'Correct images_rbd_pool (ceph osd pool ls), or create the pool: '
             f'ceph osd pool create {pool} && rbd pool init {pool}')
-    if ceph.errno in _REFUSED:
+    if ceph.step == 'write' and ceph.errno == errno_.EOPNOTSUPP:
         return _weigh(
-            facts, f'Ceph does not let {client} '
-            f'{"read" if ceph.step in ("pool", "read") else "write to"} the '
-            f'pool {asked} ({ceph.error})',
+            facts, f'the pool {pool} cannot hold images, most likely because '
+            f'it is erasure coded ({ceph.error})',
+            f'Set [libvirt] images_rbd_pool to a replicated pool. With '
+            f'rbd_default_data_pool = {pool} in ceph.conf, only the data is '
+            f'in the erasure coded pool, which needs allow_ec_overwrites.')
+    if ceph.step == 'class' and ceph.errno == errno_.EOPNOTSUPP:
+        return _weigh(
+            facts, f'the OSDs of the pool {pool} have no class rbd, with '
+            f'which images are created ({ceph.error})',
+            'Look for libcls_rbd.so in osd_class_dir on the hosts of the '
+            'OSDs, and for rbd in osd_class_load_list.')
+    if ceph.errno in _REFUSED:
+        may = {'pool': 'read', 'read': 'read',
+               'class': 'call the class rbd in'}.get(ceph.step, 'write to')
+        return _weigh(
+            facts, f'Ceph does not let {client} {may} the pool {asked} '
+            f'({ceph.error})',
             f'ceph auth caps {client} mon \'profile rbd\' osd \'profile rbd '
             f'pool={asked}\' and, in the same command, all capabilities that '
             f'{client} has already (ceph auth get {client}).')
@@ -378,5 +392,7 @@ def _pool(facts: model.HostFacts) -> verdict.Said:
             'this host: ceph osd blocklist rm ADDRESS.')
     return verdict.warn(
         f'the pool {asked} does not answer: {ceph.error}',
-        'Look with ceph -s and ceph osd tree for OSDs that are down or a full '
-        'pool.')
+        f'Look with ceph -s and ceph osd tree for OSDs that are down or a '
+        f'full pool. If OSDs are well, check that {client} has a capability '
+        f'for OSDs (ceph auth get {client}): Ceph 18.2 does not answer a user '
+        f'without one.')

@@ -47,15 +47,32 @@ class Error(Exception):
         self.errno = errno
 class ObjectNotFound(Error):
     pass
+class InvalidArgumentError(Error):
+    pass
+class WriteOpCtx:
+    keys = None
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        pass
 class Ioctx:
     def stat(self, name):
         fail('read')
-    def remove_object(self, name):
-        assert name.startswith('rbd_data.nova-kvm-ext.') and len(name) > 40
+    def remove_omap_keys(self, operation, keys):
+        operation.keys = keys
+    def operate_write_op(self, operation, name):
+        assert operation.keys and named_well(name)
         fail('write')
         raise ObjectNotFound('there is no such object', 2)
+    def execute(self, name, *called):
+        assert called == ('rbd', 'dir_remove_image', b'') and named_well(name)
+        fail('class')
+        raise InvalidArgumentError('the class needs a name', 22)
+def named_well(name):
+    return name.startswith('rbd_data.nova-kvm-ext.') and len(name) > 40
 class DataPool(Ioctx):
     def remove_object(self, name):
+        assert named_well(name)
         fail('data write')
         raise ObjectNotFound('there is no such object', 2)
 def fail(step):
@@ -171,6 +188,10 @@ class StorageFactsTestCase(base.BaseTestCase):
               ('connect:13', 'connect', 13), ('connect:110', 'connect', 110),
               ('pool:2', 'pool', 2), ('read:1', 'read', 1),
               ('write:1', 'write', 1), ('write:110', 'write', 110),
+              ('write:95', 'write', 95), ('class:1', 'class', 1),
+              ('class:95', 'class', 95), ('class:110', 'class', 110),
+              # What another Ceph says of a call without a name.
+              ('class:5', 'done', None),
               # The list of an empty pool's images.
               ('read:2', 'done', None))
     @ddt.unpack

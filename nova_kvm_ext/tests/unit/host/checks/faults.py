@@ -561,6 +561,17 @@ FAULTS = (
     Fault('pool that may only be read', ceph(
         step='write', errno=1, error='RADOS permission error'), 'KVM605',
         'FAIL', 'does not let client.nova write to', 'ceph auth caps'),
+    Fault('pool that is erasure coded', ceph(
+        step='write', errno=95, error='Failed to operate write op'),
+        'KVM605', 'FAIL', 'the pool vms cannot hold images.*erasure coded',
+        'a replicated pool.*rbd_default_data_pool = vms'),
+    Fault('user who may not call classes', ceph(
+        step='class', errno=1, error='RADOS permission error'), 'KVM605',
+        'FAIL', 'let client.nova call the class rbd in the pool vms',
+        "osd 'profile rbd pool=vms'"),
+    Fault('OSDs without the class', ceph(
+        step='class', errno=95, error='failed to read'), 'KVM605', 'FAIL',
+        'OSDs of the pool vms have no class rbd', 'osd_class_dir'),
     Fault('no data pool', ceph(
         step='data', data_pool='ec', errno=2, error='RADOS object not found'),
         'KVM605', 'FAIL', 'no pool ec, which.*data of disks in the pool vms '
@@ -578,5 +589,6 @@ FAULTS = (
     Fault('full pool', ceph(full=True), 'KVM605', 'WARN',
           'the pool vms is full', 'quota'),
     Fault('no OSD', ceph(step='read', errno=110, error='RADOS timed out'),
-          'KVM605', 'WARN', 'does not answer', 'ceph osd tree'),
+          'KVM605', 'WARN', 'does not answer', 'ceph osd tree.*client.nova '
+          'has a capability for OSDs'),
 )
