@@ -18,10 +18,13 @@
 
 # Every leaf that libvirt's cpu_map names a feature in, as ranges because one
 # read of the cpuid device can cover many leaves: first leaf, sub-leaf, count.
-CPUID='0x0 0 0x25
-0x7 1 0xc
+# Those of libvirt 12.8: AMX is in leaf 0x1e, AVX10 in 0x24, APX in 0x29, what
+# CPUs of VIA and Zhaoxin have in 0xc0000001.
+CPUID='0x0 0 0x2a
+0x7 1 0x1e
 0x7 2 0x1
-0x80000000 0 0x23'
+0x80000000 0 0x23
+0xc0000000 0 0x2'
 
 AGENT_CHANNEL=org.qemu.guest_agent.0
 
@@ -112,7 +115,7 @@ report_cpuid() {
             leaf=$((eax)) sub=$ebx
             continue
         fi
-        [ $((leaf & 0x7fffffff)) = 0 ] && top=$((0x$eax))
+        [ $((leaf & 0x3fffffff)) = 0 ] && top=$((0x$eax))
         [ $leaf -le $top ] &&
             say cpuid "$(printf %x $leaf):$sub:$eax:$ebx:$ecx:$edx"
         leaf=$((leaf + 1))
