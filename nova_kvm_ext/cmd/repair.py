@@ -65,7 +65,7 @@ class RepairMigration(base.HostCommand, lister.Lister):
     command as root on the host where the guest runs; the log of nova-compute
     on the source names this host. The command moves the guest back to its host
     in Nova, removes its files on this host, gives back what Placement keeps
-    for the migration, deletes the second bindings of ports, and resets a
+    for the migration, binds ports to its host alone, and resets a
     server that is in the state error to active.
 
     The command does only steps that are proved to be needed, and asks before
@@ -195,7 +195,7 @@ class _Work:
             self._server, self._nova.host,
             self._book.allocations(self._server), runs_there),
             lambda: self._book.move_allocations(self._server)))
-        results.append(self._bindings())
+        results.append(self._bindings(runs_there))
         results.append(self._take(
             repair.state(self._server, runs_there),
             lambda: self._book.reset_state(self._server)))
@@ -219,19 +219,22 @@ class _Work:
                 self._here.disks)]
         return comeback.to_copy(self._here.disks)
 
-    def _bindings(self) -> Result:
+    def _bindings(self, runs_there: bool | None) -> Result:
         here = self._nova.host
         try:
             ports, unknown = self._book.ports(self._server), ''
         except errors.KVMExtError as e:
             ports, unknown = None, e.problem
-        step, going = repair.bindings(self._server, here, ports, unknown)
+        step, back, going = repair.bindings(
+            self._server, here, ports, runs_there, unknown)
 
-        def delete() -> None:
+        def mend() -> None:
+            for port in back:
+                self._book.activate_binding(port, self._server.host)
             for port in going:
                 self._book.delete_binding(port, here)
 
-        return self._take(step, delete)
+        return self._take(step, mend)
 
     def _take(self, step: Any, do: Callable[[], None]) -> Result:
         """Do a step that is needed, if the operator agrees."""

@@ -161,6 +161,16 @@ class Records:
                  if each['host'] != port.get('binding:host_id')}))
         return tuple(found)
 
+    def activate_binding(self, port: str, host: str) -> None:
+        """Bind a port to a host to which it has an inactive binding.
+
+        The binding that was active becomes inactive.
+
+        :raises errors.KVMExtError: it failed
+        """
+        self._ask(self.neutron, 'PUT',
+                  f'/v2.0/ports/{port}/bindings/{host}/activate')
+
     def delete_binding(self, port: str, host: str) -> None:
         """Delete the binding of a port to a host.
 

@@ -150,9 +150,10 @@ def refusal(server: Server, here: str, runs_here: bool | None,
         return (f'the last live migration of the server was not from '
                 f'{errors.clean(server.host, 80)}, where Nova has the server, '
                 f'to this host')
-    if left.status in ('running', 'running (post-copy)', 'preparing',
-                       'pre-migrating', 'post-migrating', 'accepted',
-                       'queued'):
+    # Nova has no task with the server. That ends "running (post-copy)" too:
+    # a nova-compute that starts (31 to 34) looks for "running" alone.
+    if left.status in ('running', 'preparing', 'pre-migrating',
+                       'post-migrating', 'accepted', 'queued'):
         return ('Nova has not ended the live migration of the server '
                 f'({errors.clean(left.status, 40)}). Is nova-compute on '
                 f'{errors.clean(server.host, 80)} up?')
@@ -255,28 +256,52 @@ def allocations(server: Server, here: str, found: Allocations,
 
 
 def bindings(server: Server, here: str, ports: Collection[Port] | None,
-             unknown: str = '') -> tuple[Step, tuple[str, ...]]:
+             runs_there: bool | None, unknown: str = ''
+             ) -> tuple[Step, tuple[str, ...], tuple[str, ...]]:
     """The second bindings of ports.
+
+    Nova binds the ports to the destination when the guest is stopped on the
+    source: at the end, or at the switch to post-copy.
 
     :param ports: None where they could not be read, for the reason
         ``unknown``
-    :returns: the step, and the ports whose binding to this host is to go
+    :returns: the step, the ports to bind to the server's host, and the ports
+        whose binding to this host is to go
     """
     if ports is None:
-        return Step(Name.BINDINGS, None, unknown), ()
+        return Step(Name.BINDINGS, None, unknown), (), ()
+    moved = [port for port in ports if port.host == here]
     extra = [port for port in ports if here in port.others]
-    if not extra:
-        return Step(Name.BINDINGS, False, 'no port has a second one'), ()
+    if not moved and not extra:
+        return Step(Name.BINDINGS, False, 'no port has a second one'), (), ()
     odd = [port.id for port in extra
            if port.host != server.host or port.others[here] == 'ACTIVE']
     if odd:
         return Step(Name.BINDINGS, None, f'ports {", ".join(odd)}: bound to '
-                    f'another host than {server.host}'), ()
-    going = tuple(port.id for port in extra)
-    return Step(
-        Name.BINDINGS, True, f'{len(going)} port(s) bound to {server.host} '
-        f'have an inactive binding to {here}',
-        f'DELETE /v2.0/ports/PORT/bindings/{here} of Neutron'), going
+                    f'another host than {server.host}'), (), ()
+    alone = [port.id for port in moved if server.host not in port.others]
+    if alone:
+        return Step(Name.BINDINGS, None, f'ports {", ".join(alone)}: bound to '
+                    f'{here}, and not to {server.host}'), (), ()
+    by_hand = f'DELETE /v2.0/ports/PORT/bindings/{here} of Neutron'
+    if moved:
+        by_hand = (f'PUT /v2.0/ports/PORT/bindings/{server.host}/activate, '
+                   f'{by_hand}')
+        if not runs_there:
+            return Step(
+                Name.BINDINGS, None, f'{len(moved)} port(s) are bound to '
+                f'{here}, and it is not proved that the guest runs on '
+                f'{server.host}', by_hand), (), ()
+    said = []
+    if moved:
+        said.append(f'{len(moved)} port(s) are bound to {here}, and have an '
+                    f'inactive binding to {server.host}')
+    if extra:
+        said.append(f'{len(extra)} port(s) bound to {server.host} have an '
+                    f'inactive binding to {here}')
+    return (Step(Name.BINDINGS, True, '; '.join(said), by_hand),
+            tuple(port.id for port in moved),
+            tuple(port.id for port in (*moved, *extra)))
 
 
 def state(server: Server, runs_there: bool | None) -> Step:

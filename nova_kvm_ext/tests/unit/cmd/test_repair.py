@@ -114,8 +114,15 @@ class Cloud:
                     self.allocations[parts[2]].items()},
                 'project_id': 'p', 'user_id': 'u', 'consumer_generation': 5})
         if path == '/v2.0/ports':
-            return Answer({'ports': [{'id': 'port',
-                                      'binding:host_id': 'src'}]})
+            return Answer({'ports': [{'id': 'port', 'binding:host_id': next(
+                host for host, status in self.bindings.items()
+                if status == 'ACTIVE')}]})
+        if method == 'PUT' and parts[-1] == 'activate':
+            assert parts[-2] in self.bindings
+            self.bindings = {
+                host: 'ACTIVE' if host == parts[-2] else 'INACTIVE'
+                for host in self.bindings}
+            return Answer({})
         if method == 'DELETE':
             del self.bindings[parts[-1]]
             return Answer(code=204)
@@ -277,6 +284,13 @@ class RepairTestCase(base.BaseTestCase):
         self.assertEqual((1, 'left alone'), (code, results[0]))
         self.move.assert_not_called()
         self.remove.assert_not_called()
+
+    def test_after_a_switch_to_post_copy(self):
+        """Nova has bound the ports to this host by then."""
+        self.cloud.migrations[0]['status'] = 'running (post-copy)'
+        self.cloud.bindings = {'src': 'INACTIVE', 'dst': 'ACTIVE'}
+        self.assertEqual((0, ['done'] * 5), self.run_command('--yes'))
+        self.mended()
 
     def test_post_copy_that_failed(self):
         """"Two guests: end the other" would lose the guest's memory."""

@@ -35,16 +35,17 @@ class RefusalTestCase(base.BaseTestCase):
             self.assertEqual('', said)
 
     def test_this_fault(self):
-        for status in ('error', 'failed', 'cancelled', 'completed'):
+        for status in ('error', 'failed', 'cancelled', 'completed',
+                       # It stays so where nova-compute was killed.
+                       'running (post-copy)'):
             self.check('', server(migration=repair.Migration(
                 'm', SRC, DST, status)))
         # Its files and records may be left still.
         self.check('', server(), runs=False)
 
     def test_every_state_of_one_that_has_not_ended(self):
-        for status in ('running', 'running (post-copy)', 'preparing',
-                       'pre-migrating', 'post-migrating', 'accepted',
-                       'queued'):
+        for status in ('running', 'preparing', 'pre-migrating',
+                       'post-migrating', 'accepted', 'queued'):
             self.check('not ended the live migration', server(
                 migration=repair.Migration('m', SRC, DST, status)))
 
@@ -61,6 +62,9 @@ class RefusalTestCase(base.BaseTestCase):
         self.check('nothing to bring back', server(), here=SRC)
         self.check('a task with the server (migrating)',
                    server(task='migrating'))
+        self.check('a task with the server (migrating)', server(
+            task='migrating', migration=repair.Migration(
+                'm', SRC, DST, 'running (post-copy)')))
         self.check('was not from source', server(migration=None))
         for source, destination in (('x', DST), (SRC, 'x'), (DST, SRC)):
             self.check('was not from source', server(
@@ -152,8 +156,28 @@ class StepsTestCase(base.BaseTestCase):
                 (ports(destination='ACTIVE'), None, ()),
                 (ports(host=DST, destination='INACTIVE'), None, ()),
                 (None, None, ())):
-            step, said = repair.bindings(server(), DST, found, '403')
-            self.assertEqual((needed, going), (step.needed, said), str(found))
+            for there in (True, False, None):
+                step, back, gone = repair.bindings(
+                    server(), DST, found, there, '403')
+                self.assertEqual((needed, (), going),
+                                 (step.needed, back, gone), str(found))
+
+    def test_bindings_that_have_moved(self):
+        """As at a switch to post-copy: the guest has no network here."""
+        moved = [repair.Port('p', DST, {SRC: 'INACTIVE'}),
+                 repair.Port('q', SRC, {DST: 'INACTIVE'}),
+                 repair.Port('r', SRC)]
+        for there, needed, back, going in (
+                (True, True, ('p',), ('p', 'q')),
+                (False, None, (), ()), (None, None, (), ())):
+            step, *said = repair.bindings(server(), DST, moved, there)
+            self.assertEqual((needed, [back, going]), (step.needed, said))
+            self.assertIn(f'bindings/{SRC}/activate', step.by_hand)
+        # There is none to go back to.
+        step, *said = repair.bindings(
+            server(), DST, [repair.Port('p', DST)], True)
+        self.assertEqual((None, [(), ()]), (step.needed, said))
+        self.assertIn('bound to destination, and not to source', step.why)
 
     def test_state(self):
         for state, there, needed in (
