@@ -137,8 +137,9 @@ class KVMDriver(driver.LibvirtDriver):
             super().init_host(host)
         self._published.start(
             self._host.get_connection, lambda: self._cpu.host, host)
-        self._errands.begin(self._guest_agents.errands, functools.partial(
-            self._cpu.errands, host))
+        self._errands.begin(
+            self._guest_agents.errands, self._starts.errands,
+            functools.partial(self._cpu.errands, host))
         self._guest_agents.service_starts()
         self._images = images_hooks.ImageFetch(Settings.from_conf(CONF))
         self.capabilities.update(self._images.capabilities())

@@ -348,7 +348,8 @@ TABLE: tuple[LogMessage, ...] = (
         'KVML701',
         'A guest moved to another host while nova-compute was down, and Nova '
         'still has it on this one.',
-        'Do not delete the server. Run nova-kvm-ext guest repair-migration on '
+        'Do not reboot or delete the server. Run nova-kvm-ext guest '
+        'repair-migration on '
         'the other host. See "A guest that moved while nova-compute was down" '
         'in the troubleshooting guide.',
         _OPERATOR),

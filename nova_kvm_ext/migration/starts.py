@@ -25,6 +25,8 @@ host that did not answer is asked again after a minute.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import functools
 import threading
 import time
 from typing import Any
@@ -44,6 +46,7 @@ CONF = nova_conf.CONF
 
 _LIVE = 'live-migration'
 _ENDED = 'completed'
+_POST_COPY = 'running (post-copy)'
 
 _ROLLED_BACK = ('failed', 'cancelled')
 """Statuses that Nova (31 to 34) gives a live migration when it has seen the
@@ -126,6 +129,46 @@ class Starts:
                 'not run there. It is started here, from the disks that this '
                 'host has. If these are not shared, those on %(destination)s '
                 'may be newer.', {'destination': destination},
+                instance=instance)
+
+    def errands(self) -> Iterator[Callable[[], None]]:
+        """Name the guests that left by post-copy while no nova-compute ran.
+
+        A nova-compute that starts (31 to 34) looks for migrations in the
+        status "running" alone. It neither ends nor mentions these.
+        """
+        context = nova_context.get_admin_context()
+        try:
+            destinations = {
+                migration.instance_uuid: migration.dest_compute
+                for migration in sorted(
+                    objects.MigrationList.get_by_filters(context, {
+                        'source_compute': CONF.host, 'migration_type': _LIVE,
+                        'status': _POST_COPY}), key=lambda each: each.id)}
+            found = objects.InstanceList.get_by_filters(
+                context, {'uuid': list(destinations), 'host': CONF.host,
+                          'deleted': False},
+                expected_attrs=[]) if destinations else ()
+        except Exception as e:
+            # Of the database, the conductor or the message bus.
+            LOG.debug('Guests that left by post-copy are not known: %s',
+                      errors.clean(e))
+            return
+        for instance in found:
+            if instance.task_state is None:
+                yield functools.partial(
+                    self._name, instance, destinations[instance.uuid])
+
+    def _name(self, instance: Any, destination: str) -> None:
+        if self._runs_here(instance) is None:
+            LOG.error(
+                'KVML701 The guest runs on %(destination)s: nova-compute '
+                'ended after the guest had been switched to post-copy. Nova '
+                'has it on this host anyway. Do not reboot or delete the '
+                'server. When libvirt has ended the migration, run '
+                '"nova-kvm-ext guest repair-migration %(uuid)s" on '
+                '%(destination)s, which brings the guest back.',
+                {'destination': destination, 'uuid': instance.uuid},
                 instance=instance)
 
     def _runs_here(self, instance: Any) -> bool | None:

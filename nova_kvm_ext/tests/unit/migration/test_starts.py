@@ -117,6 +117,56 @@ class StartsTestCase(driver_base.DriverTestCase):
         self.check()
         self.assertIn('KVML722', self.log.output)
 
+    def errands(self, records, **instance):
+        """What the service that starts says of these."""
+        asked = []
+
+        def find(context, filters):
+            asked.append(filters)
+            if isinstance(records, Exception):
+                raise records
+            return records
+
+        known = {'host': starts.CONF.host, 'task_state': None} | instance
+        self.instance.host = known['host']
+        self.instance.task_state = known['task_state']
+        with (mock.patch.object(objects.MigrationList, 'get_by_filters', find),
+              mock.patch.object(
+                  objects.InstanceList, 'get_by_filters',
+                  side_effect=lambda context, filters, **kwargs: [
+                      each for each in [self.instance]
+                      if each.uuid in filters['uuid'] and
+                      each.host == filters['host']])):
+            for errand in self.starts.errands():
+                errand()
+        self.assertEqual([{
+            'source_compute': starts.CONF.host, 'status':
+                'running (post-copy)', 'migration_type': 'live-migration'}],
+            asked)
+        return 'KVML701' in self.log.output
+
+    def test_left_by_post_copy(self):
+        """Nova looks for migrations that are "running" alone."""
+        uuid = self.instance.uuid
+        here = [self.record(instance_uuid=uuid, dest_compute='first'),
+                self.record(id=2, instance_uuid=uuid)]
+        self.assertFalse(self.errands([]))
+        self.assertFalse(self.errands(RuntimeError('no conductor')))
+        self.assertFalse(self.errands(
+            [self.record(instance_uuid='another')]))
+        self.assertFalse(self.errands(here, host='another'))
+        self.assertFalse(self.errands(here, task_state='migrating'))
+        # It has come back since.
+        for active, state in ((True, (1, 1)), (False, (5, 1))):
+            self.defined_here(active, state)
+            self.assertFalse(self.errands(here))
+        # Part of its memory is still here.
+        self.defined_here(True, (3, 12))
+        self.assertTrue(self.errands(here))
+        self.assertIn(f'repair-migration {uuid}" on elsewhere',
+                      self.log.output)
+        self.assertNotIn('first', self.log.output)
+
     def test_paused_here_for_another_reason(self):
         for reason in (0, 1, 2, 5, 9, 11):
             self.defined_here(True, (3, reason))
