@@ -179,9 +179,9 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             f'({secret.error})',
             'Set [libvirt] rbd_secret_uuid to the UUID of a secret that '
             'virsh secret-list shows.')
-    define = (f'virsh secret-define, with the UUID {uuid} and the usage type '
-              f'ceph; then virsh secret-set-value, with the key of '
-              f'{_client(facts)}')
+    define = (f'Run virsh secret-define, with the UUID {uuid} and the usage '
+              f'type ceph; then virsh secret-set-value, with the key of '
+              f'{_client(facts)}.')
     if secret.there is False:
         return _weigh(facts, f'libvirt has no secret {uuid}', define)
     if secret.there is None:

@@ -12,6 +12,7 @@
 
 """The checks of Ceph."""
 
+from nova_kvm_ext.cmd import findings
 from nova_kvm_ext.host.checks import verdict
 from nova_kvm_ext.host import model
 from nova_kvm_ext.tests.unit.host.checks import case
@@ -80,6 +81,14 @@ class StorageTestCase(case.ChecksTestCase):
         found = self.check(host)['KVM603']
         self.assertEqual(verdict.SKIP, found.result)
         self.assertIn('libvirt says authentication denied', found.details)
+
+    def test_secret_that_is_missing(self):
+        """The remedy is shown as a sentence: it is no command to copy."""
+        host = self.host()
+        host.ceph(secret=faults.NO_SECRET)
+        words, command = findings.parts(self.check(host)['KVM603'].remedy)
+        self.assertIn('virsh secret-define', words)
+        self.assertEqual('', command)
 
     def test_private_secret(self):
         host = self.host()
