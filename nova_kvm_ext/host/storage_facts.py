@@ -20,6 +20,7 @@ process that does not answer within :data:`SECONDS` is killed.
 
 import base64
 import json
+import re
 import subprocess
 from typing import Any
 
@@ -37,6 +38,7 @@ SECONDS = 25
 """Seconds for all that the Python of nova-compute is asked."""
 
 _QEMU_SECONDS = 10
+_OPTION = re.compile(r'^\S+: -blockdev \S+: ', re.MULTILINE)
 
 # virErrorNumber VIR_ERR_NO_SECRET
 _NO_SECRET = 66
@@ -225,12 +227,14 @@ def _ask_qemu(emulator: str) -> tuple[bool | None, str]:
         if isinstance(e, OSError) or type(e).__name__ == 'TimeoutExpired':
             return None, errors.clean(e)
         raise
-    said = errors.clean(done.stderr)
+    # QEMU repeats the option, with the file's name, before what it says of it.
+    told = _OPTION.sub('', done.stderr)
+    said = errors.clean(told)
     # A QEMU may be built to allow some drivers only (RHEL's is).
-    if ("Unknown driver 'rbd'" in said or
-            "Driver 'rbd' is not whitelisted" in said):
+    if ("Unknown driver 'rbd'" in told or
+            "Driver 'rbd' is not whitelisted" in told):
         return False, said
-    if '/nonexistent/ceph.conf' in said:
+    if '/nonexistent/ceph.conf' in told:
         return True, ''
     return None, said or f'exit code {done.returncode}'
 

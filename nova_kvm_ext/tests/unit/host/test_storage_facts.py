@@ -111,6 +111,11 @@ class Rados:
 """
 
 
+# QEMU repeats the option before what is wrong with it.
+OPTION = ('qemu-system-x86_64: -blockdev driver=rbd,node-name=probe,pool=none,'
+          'image=none,conf=/nonexistent/ceph.conf: ')
+
+
 class LibvirtError(Exception):
 
     def __init__(self, code: int) -> None:
@@ -354,20 +359,37 @@ class StorageFactsTestCase(base.BaseTestCase):
         self.connection = None
         self.assertEqual(model.SecretFacts(), self.read().secret)
 
-    # What QEMU 7.2 says with and without its package of block drivers.
+    # What QEMU 7.2 says with and without its package of block drivers, and
+    # what QEMU 10.0 says without, with one that is broken, and with one that
+    # does not find Ceph's library.
     @ddt.data(
-        ('error reading conf file /nonexistent/ceph.conf: No such file or '
-         'directory', True),
-        ("qemu: module block-block-rbd not found\nUnknown driver 'rbd'",
+        (OPTION + 'error reading conf file /nonexistent/ceph.conf: No such '
+         'file or directory', True),
+        ("qemu: module block-block-rbd not found, do you want to install "
+         "qemu-block-extra package?\n" + OPTION + "Unknown driver 'rbd'",
          False),
-        ("-blockdev driver=rbd: Driver 'rbd' is not whitelisted", False),
+        (OPTION + 'Unable to load module rbd. Perhaps you want to install '
+         'qemu-block-extra or qemu-block-supplemental package?\n' +
+         OPTION + "Unknown driver 'rbd'", False),
+        (OPTION + 'failed to open module: /usr/lib/x86_64-linux-gnu/qemu/'
+         'block-rbd.so: file too short\n' +
+         OPTION + "Unknown driver 'rbd'", False),
+        (OPTION + 'failed to open module: librbd.so.1: cannot open shared '
+         'object file: No such file or directory\n' +
+         OPTION + "Unknown driver 'rbd'", False),
+        (OPTION + "Driver 'rbd' is not whitelisted", False),
+        (OPTION + 'Out of memory', None),
         ("Could not open '/dev/kvm'", None), ('', None))
     @ddt.unpack
     def test_qemu(self, said, expected):
-        qemu = self.program('qemu', f'echo "{said}" >&2; exit 1')
+        with open(os.path.join(self.directory, 'said'), 'w') as f:
+            f.write(said)
+        qemu = self.program(
+            'qemu', f'cat {self.directory}/said >&2; exit 1')
         found = self.read(emulator=qemu)
         self.assertIs(expected, found.driver)
         self.assertEqual(expected is True, found.driver_error == '')
+        self.assertNotIn('-blockdev', found.driver_error)
 
     def test_qemu_that_hangs(self):
         self.useFixture(fixtures.MockPatchObject(
