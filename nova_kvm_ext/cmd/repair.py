@@ -196,6 +196,8 @@ class _Work:
             self._book.allocations(self._server), runs_there),
             lambda: self._book.move_allocations(self._server)))
         results.append(self._bindings(runs_there))
+        if server.volumes:
+            results.append(self._volumes())
         results.append(self._take(
             repair.state(self._server, runs_there),
             lambda: self._book.reset_state(self._server)))
@@ -235,6 +237,14 @@ class _Work:
                 self._book.delete_binding(port, here)
 
         return self._take(step, mend)
+
+    def _volumes(self) -> Result:
+        try:
+            hosts, unknown = self._book.volumes(self._server), ''
+        except errors.KVMExtError as e:
+            hosts, unknown = None, e.problem
+        step = repair.volumes(self._server, self._nova.host, hosts, unknown)
+        return Result(step, _NOTHING if step.needed is False else _LEFT)
 
     def _take(self, step: Any, do: Callable[[], None]) -> Result:
         """Do a step that is needed, if the operator agrees."""

@@ -28,6 +28,9 @@ _NOVA = '2.59'
 """Microversion with the UUIDs of migrations; os-hypervisors has UUIDs from
 2.53 on."""
 
+_ATTACHMENTS = '2.89'
+"""Microversion with Cinder's id of each attachment."""
+
 _PLACEMENT = '1.28'
 """Microversion with generations of consumers."""
 
@@ -64,6 +67,8 @@ class Records:
             state=found['OS-EXT-STS:vm_state'],
             task=found['OS-EXT-STS:task_state'],
             fault=(found.get('fault') or {}).get('message') or '',
+            volumes=tuple(each['id'] for each in found.get(
+                'os-extended-volumes:volumes_attached') or ()),
             migration=newest and repair.Migration(
                 newest['uuid'], newest['source_compute'],
                 newest['dest_compute'], newest['status']))
@@ -160,6 +165,29 @@ class Records:
                 {each['host']: each['status'] for each in bindings
                  if each['host'] != port.get('binding:host_id')}))
         return tuple(found)
+
+    def volumes(self, server: repair.Server) -> dict[str, str]:
+        """The host of the attachment that Nova uses, by volume.
+
+        :returns: '' for a host that Cinder does not tell
+        :raises errors.InvalidRequest: Nova or Cinder does not say
+        """
+        from openstack import exceptions
+        try:
+            cinder = self._cloud.block_storage
+        except exceptions.SDKException as e:
+            raise errors.InvalidRequest(f'Cinder: {errors.clean(e)}.') from e
+        found = {}
+        for each in self._ask(
+                self._cloud.compute, 'GET',
+                f'/servers/{server.uuid}/os-volume_attachments',
+                _ATTACHMENTS)['volumeAttachments']:
+            volume = self._ask(
+                cinder, 'GET', f'/volumes/{each["volumeId"]}')['volume']
+            found[each['volumeId']] = next((
+                one.get('host_name') or '' for one in volume['attachments']
+                if one.get('attachment_id') == each['attachment_id']), '')
+        return found
 
     def activate_binding(self, port: str, host: str) -> None:
         """Bind a port to a host to which it has an inactive binding.

@@ -37,6 +37,7 @@ class Name(enum.Enum):
     FILES = 'remove its files here'
     ALLOCATIONS = 'give back allocations'
     BINDINGS = 'delete port bindings'
+    VOLUMES = 'attach volumes to its host'
     STATE = 'reset the state of the server'
 
 
@@ -74,6 +75,7 @@ class Server:
     :ivar task: what Nova is doing with it, None for nothing
     :ivar migration: the newest live migration, None if there was none
     :ivar fault: why it is in the state error, ''
+    :ivar volumes: ids of the volumes that it has
     """
 
     uuid: str
@@ -82,6 +84,7 @@ class Server:
     task: str | None = None
     migration: Migration | None = None
     fault: str = ''
+    volumes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +305,38 @@ def bindings(server: Server, here: str, ports: Collection[Port] | None,
     return (Step(Name.BINDINGS, True, '; '.join(said), by_hand),
             tuple(port.id for port in moved),
             tuple(port.id for port in (*moved, *extra)))
+
+
+def volumes(server: Server, here: str, hosts: Mapping[str, str] | None,
+            unknown: str = '') -> Step:
+    """The attachments of the server's volumes, which are only looked at.
+
+    The destination replaced each by one of its own before the guest moved,
+    and Nova uses that at the next start. Only a server that is stopped can
+    get another one.
+
+    :param hosts: to which the attachment that Nova uses is, by volume; ''
+        where Cinder does not say. None for not known, for the reason
+        ``unknown``
+    """
+    moved = [volume for volume, host in (hosts or {}).items() if host == here]
+    by_hand = (f'on {server.host}: nova-manage volume_attachment '
+               f'get_connector --json > connector.json; openstack server stop '
+               f'{server.uuid}; nova-manage volume_attachment refresh '
+               f'{server.uuid} VOLUME connector.json, for '
+               f'{", ".join(moved or server.volumes)}')
+    if hosts is None:
+        return Step(Name.VOLUMES, None, unknown, by_hand)
+    if moved:
+        return Step(Name.VOLUMES, None, f'{len(moved)} volume(s) are attached '
+                    f'to {here} in Cinder since the migration began. The '
+                    f'guest runs with them, but its next start may fail',
+                    by_hand)
+    if all(host == server.host for host in hosts.values()):
+        return Step(Name.VOLUMES, False,
+                    f'they are attached to {server.host}')
+    return Step(Name.VOLUMES, None, 'Cinder does not say to which host they '
+                'are attached', by_hand)
 
 
 def state(server: Server, runs_there: bool | None) -> Step:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import fixtures
 import libvirt
+from openstack import exceptions
 from oslotest import base
 
 from nova_kvm_ext.cmd import base as cmd_base
@@ -68,6 +69,8 @@ class Cloud:
         self.code = {}
         self.page = None
         self.compute = self.placement = self.network = self
+        self.block_storage = self
+        self.attached = 'dst'
 
     def request(self, path, method, raise_exc, json, microversion=''):
         path, _, query = path.partition('?')
@@ -80,6 +83,14 @@ class Cloud:
             self.server['OS-EXT-STS:vm_state'] = (
                 json['os-resetState']['state'])
             return Answer(code=202)
+        if path == f'/servers/{UUID}/os-volume_attachments':
+            assert microversion == '2.89'
+            return Answer({'volumeAttachments': [
+                {'volumeId': 'v', 'attachment_id': 'new'}]})
+        if path == '/volumes/v':
+            return Answer({'volume': {'attachments': [
+                {'attachment_id': 'old', 'host_name': 'src'},
+                {'attachment_id': 'new', 'host_name': self.attached}]}})
         if path == '/os-migrations':
             return Answer({'migrations': self.migrations})
         if path == '/os-hypervisors/detail':
@@ -284,6 +295,30 @@ class RepairTestCase(base.BaseTestCase):
         self.assertEqual((1, 'left alone'), (code, results[0]))
         self.move.assert_not_called()
         self.remove.assert_not_called()
+
+    def test_volumes(self):
+        """The next start may fail, so this is no 0."""
+        self.cloud.server['os-extended-volumes:volumes_attached'] = [
+            {'id': 'v'}]
+        done = ['done'] * 4
+        self.assertEqual((1, [*done, 'left alone', 'done']),
+                         self.run_command('--yes'))
+        self.mended()
+        self.files = repair.Files()
+        for attached, code, what in (
+                ('src', 0, 'nothing to do'), (None, 1, 'left alone')):
+            self.cloud.attached = attached
+            found, results = self.run_command('--yes')
+            self.assertEqual((code, what), (found, results[4]))
+        self.cloud.code['/volumes/v'] = 403
+        found, results = self.run_command('--yes')
+        self.assertEqual((1, 'left alone'), (found, results[4]))
+        with mock.patch.object(
+                Cloud, 'block_storage', mock.PropertyMock(
+                    side_effect=exceptions.NotSupported('no such service')),
+                create=True):
+            found, results = self.run_command('--yes')
+        self.assertEqual((1, 'left alone'), (found, results[4]))
 
     def test_after_a_switch_to_post_copy(self):
         """Nova has bound the ports to this host by then."""

@@ -179,6 +179,21 @@ class StepsTestCase(base.BaseTestCase):
         self.assertEqual((None, [(), ()]), (step.needed, said))
         self.assertIn('bound to destination, and not to source', step.why)
 
+    def test_volumes(self):
+        has = server(volumes=('v', 'w'))
+        for hosts, needed, words, which in (
+                ({'v': SRC, 'w': SRC}, False, 'attached to source', None),
+                ({'v': SRC, 'w': DST}, None, '1 volume(s) are attached to '
+                 'destination', 'for w'),
+                ({'v': SRC, 'w': ''}, None, 'does not say', 'for v, w'),
+                ({'v': 'another', 'w': SRC}, None, 'does not say', 'for v, w'),
+                (None, None, '403', 'for v, w')):
+            step = repair.volumes(has, DST, hosts, '403')
+            self.assertIs(needed, step.needed)
+            self.assertIn(words, step.why)
+            if which:
+                self.assertTrue(step.by_hand.endswith(which), step.by_hand)
+
     def test_state(self):
         for state, there, needed in (
                 ('active', True, False), ('error', True, True),
