@@ -464,15 +464,14 @@ class CephFacts:
         ``connect``, ``pool`` (opens it), ``read`` (reads an object of it),
         ``write`` (changes an object that there is not), ``class`` (asks OSDs
         for RBD), ``data`` (writes to the data pool), ``done``; '' for none
-    :ivar error: why that step failed, in words of Ceph's library; '' where
-        all steps were taken
+    :ivar error: why that step failed, in words of Ceph's library, or ''
     :ivar errno: its number; None where there is none, or no answer came
     :ivar signal: the one that ended Python in that step; None for none
     :ivar monitors: False where ceph.conf certainly has no mon_host
+    :ivar cephx: False where auth_client_required certainly does not name it
     :ivar full: whether Ceph says that the pool is full
     :ivar data_pool: rbd_default_data_pool; '' where that is the same pool
-    :ivar key_error: the same of a connection with the key that is libvirt's
-        secret; None where that was not tried
+    :ivar key_error: of a connection with libvirt's secret; None: not tried
     :ivar key_errno: its number
     """
 
@@ -488,6 +487,7 @@ class CephFacts:
     errno: int | None = None
     signal: int | None = None
     monitors: bool = True
+    cephx: bool = True
     full: bool = False
     data_pool: str = ''
     key_error: str | None = None

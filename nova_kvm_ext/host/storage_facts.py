@@ -93,7 +93,8 @@ def cluster(**more):
 try:
     say(step='conf')
     ceph = cluster()
-    say(step='connect', monitors=bool(ceph.conf_get('mon_host')))
+    say(step='connect', monitors=bool(ceph.conf_get('mon_host')),
+        cephx='cephx' in ceph.conf_get('auth_client_required'))
     ceph.connect()
     say(step='pool')
     pool = ceph.open_ioctx(asked['pool'])
@@ -268,6 +269,7 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
             '' if step in ('', 'done') else why or 'no answer')),
         errno=_number(said.get('errno')), signal=signal,
         monitors=said.get('monitors') is not False,
+        cephx=said.get('cephx') is not False,
         full=said.get('full') is True,
         data_pool=errors.clean(said.get('data_pool') or ''),
         key_error=errors.clean(tried.get('error', ''))

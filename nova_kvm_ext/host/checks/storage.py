@@ -202,7 +202,7 @@ def _secret(facts: model.HostFacts) -> verdict.Said:
             f'{_client(facts)} (ceph auth get-key {_client(facts)}). An '
             f'ephemeral secret loses its value when libvirt restarts.')
     ceph = facts.storage.ceph
-    if ceph.key_error and (
+    if ceph.key_error and ceph.cephx and (
             ceph.key_errno in _REFUSED or
             # Of the value, where the keyring's key has no such error: of
             # mon_host, or auth_client_required, it says nothing.
@@ -264,7 +264,9 @@ def _connection(facts: model.HostFacts) -> verdict.Said:
                 f'ceph auth get {client} -o /etc/ceph/ceph.{client}.keyring, '
                 f'readable for the user of nova-compute; or '
                 f'{_correct_user(facts)}.'))
-        if ceph.errno == errno_.EOPNOTSUPP:
+        # Which of these it is depends on what answers first.
+        if ceph.errno == errno_.EOPNOTSUPP or (
+                ceph.errno in _REFUSED and not ceph.cephx):
             return _weigh(
                 facts, f'Ceph does not let clients authenticate in the way of '
                 f'auth_client_required in {conf or "ceph.conf"} '

@@ -91,6 +91,8 @@ class Rados:
     def conf_get(self, name):
         if name == 'rbd_default_data_pool':
             return os.environ.get('CEPH_CONF', '')
+        if name == 'auth_client_required':
+            return os.environ.get('CEPH_KEYRING', 'cephx, none')
         assert name == 'mon_host'
         return '' if os.environ['CEPH_ARGS'] == 'connect:2' else '[::1]'
     def connect(self):
@@ -225,6 +227,18 @@ class StorageFactsTestCase(base.BaseTestCase):
             found = self.read(fault, data_pool=of_client).ceph
             self.assertEqual((step, number, 'ec'), (
                 found.step, found.errno, found.data_pool))
+
+    @ddt.data((None, True), ('cephx', True), ('none', False))
+    @ddt.unpack
+    def test_authentication(self, written, expected):
+        environment = {'PYTHONPATH': self.directory, 'PATH': self.directory,
+                       'CEPH_ARGS': 'connect:13'}
+        if written is not None:
+            environment['CEPH_KEYRING'] = written
+        found = self.read(python=nova_python.Python(
+            (sys.executable,), environment=environment)).ceph
+        self.assertIs(expected, found.cephx)
+        self.assertEqual(('connect', 13), (found.step, found.errno))
 
     def test_data_pool_that_is_the_same(self):
         found = self.read(data_pool='vms').ceph

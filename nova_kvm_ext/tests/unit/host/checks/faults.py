@@ -528,6 +528,11 @@ FAULTS = (
         key_errno=95, key_error='error connecting to the cluster'),
         'KVM604', 'FAIL', 'the way of auth_client_required in ceph.conf',
         'cephx'),
+    Fault('authentication without cephx', ceph(
+        step='connect', errno=13, error=DENIED, cephx=False,
+        key_errno=95, key_error='error connecting to the cluster'),
+        'KVM604', 'FAIL', 'the way of auth_client_required in ceph.conf',
+        'cephx'),
     Fault('keyring without the user', ceph(
         step='connect', errno=1, error='RADOS permission error'), 'KVM604',
         'FAIL', 'refuses client.nova', 'ceph auth get client.nova'),

@@ -90,6 +90,15 @@ class StorageTestCase(case.ChecksTestCase):
         self.assertIn('virsh secret-define', words)
         self.assertEqual('', command)
 
+    def test_authentication_without_cephx(self):
+        """It says nothing of the value of the secret."""
+        host = self.host()
+        host.ceph(step='connect', errno=13, error='denied', cephx=False,
+                  key_errno=95, key_error='error')
+        found = self.check(host)['KVM603']
+        self.assertEqual(verdict.PASS, found.result)
+        self.assertIn('not tried', found.details)
+
     def test_private_secret(self):
         host = self.host()
         host.ceph(secret=model.SecretFacts(True, None, 'secret is private'),
