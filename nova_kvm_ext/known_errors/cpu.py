@@ -115,7 +115,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'cpu-address-bits',
         r'number of virtual CPU address bits cannot exceed'
-        r'|phys-bits should be between ',
+        r'|phys-bits should be between '
+        r'|Assertion `cpu->phys_bits <= \d+',
         'The guest should have more bits of physical addresses than this host '
         'or QEMU can give.',
         'Lower hw:maxphysaddr_bits (flavor) or hw_maxphysaddr_bits (image), '
@@ -125,7 +126,12 @@ ROWS: tuple[KnownError, ...] = (
         ('unsupported configuration: The number of virtual CPU address bits '
          'cannot exceed the number supported by the host CPU',
          DIED + '2026-11-26T22:59:15.954070Z qemu-system-x86_64: phys-bits '
-         'should be between 32 and 52  (but is 60)')),
+         'should be between 32 and 52  (but is 60)',
+         # libvirt 12.8, QEMU 11.1
+         DIED + '2026-11-27T18:04:28.785735Z qemu-system-x86_64: warning: '
+         'Host physical bits (48) does not match phys-bits property (60)\n'
+         'qemu-system-x86_64: target/i386/kvm/kvm.c:5068: kvm_get_msrs: '
+         "Assertion `cpu->phys_bits <= 52' failed.")),
     KnownError(
         'cpu-invtsc',
         r"domain has 'invtsc' CPU feature but TSC frequency is not specified"

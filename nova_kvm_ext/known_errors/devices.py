@@ -18,14 +18,17 @@ from nova_kvm_ext.known_errors.row import KnownError
 ROWS: tuple[KnownError, ...] = (
     KnownError(
         'pci-no-iommu',
-        r"host doesn't support passthrough of host PCI devices",
+        r"host doesn't support passthrough of host PCI devices"
+        r'|VFIO PCI device assignment is not supported by the host',
         'The guest asks for a host device, and this host has no IOMMU '
         'switched on.',
         'Enable VT-d or AMD-Vi in the firmware, boot with intel_iommu=on '
         '(amd_iommu is on by itself) and load vfio_pci.',
-        'libvirt 9.0',
+        'libvirt 9.0; the second libvirt 12.8',
         ("unsupported configuration: host doesn't support passthrough of "
-         'host PCI devices',)),
+         'host PCI devices',
+         'unsupported configuration: VFIO PCI device assignment is not '
+         'supported by the host')),
     KnownError(
         'pci-group',
         r'group \d+ is not viable',

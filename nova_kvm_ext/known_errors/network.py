@@ -46,7 +46,7 @@ ROWS: tuple[KnownError, ...] = (
         ("Network not found: no network with matching name 'nonet'",)),
     KnownError(
         'tap-busy',
-        r'Unable to create (multiple fds for )?tap device[^:]*: '
+        r'Unable to (create|create multiple fds for|set) tap device[^:]*: '
         r'Device or resource busy',
         'The guest\'s tap device is in use, mostly by a QEMU that was left '
         'behind.',
@@ -57,7 +57,11 @@ ROWS: tuple[KnownError, ...] = (
          # libvirt 11.3
          'Unable to create multiple fds for tap device nke-busy0 (maybe '
          'existing device was created without multi_queue flag): Device or '
-         'resource busy')),
+         'resource busy',
+         # libvirt 12.8
+         'Unable to set tap device nke-busy0 (maybe existing device was '
+         "created with multi_queue flag but device XML lacks 'queues' greater "
+         'than one): Device or resource busy')),
     KnownError(
         'tap-missing',
         r"target managed='no' but specified dev doesn't exist",
@@ -100,7 +104,7 @@ ROWS: tuple[KnownError, ...] = (
          'assign requested address',)),
     KnownError(
         'tap-queues',
-        r'Unable to create (multiple fds for )?tap device[^:]*: '
+        r'Unable to (create|create multiple fds for|set) tap device[^:]*: '
         r'Invalid argument',
         'The guest\'s tap device was made with queues and its network card '
         'has one queue, or the other way round.',
@@ -108,6 +112,9 @@ ROWS: tuple[KnownError, ...] = (
         'does not help, take multiqueue off (hw:vif_multiqueue_enabled of the '
         'flavor, hw_vif_multiqueue_enabled of the image, also of a rescue '
         'image): only virtio cards under virt_type = kvm have queues.',
-        'libvirt 9.0',
-        ('Unable to create tap device tap0a1b2c3d-4e: Invalid argument',)),
+        'libvirt 9.0; the second libvirt 12.8',
+        ('Unable to create tap device tap0a1b2c3d-4e: Invalid argument',
+         'Unable to set tap device tap0a1b2c3d-4e (maybe existing device was '
+         "created with multi_queue flag but device XML lacks 'queues' greater "
+         'than one): Invalid argument')),
 )

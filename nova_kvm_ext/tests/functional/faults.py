@@ -44,6 +44,7 @@ def domain(name: str = 'fault', *, type: str = 'qemu', memory: int = 16,
 
 
 NEW = 11_003_000
+NEWEST = 12_000_000
 
 
 class FaultTestCase(testtools.TestCase):
@@ -60,6 +61,7 @@ class FaultTestCase(testtools.TestCase):
         self.connection = libvirt.open(self.private.uri)
         self.addCleanup(self.connection.close)
         self.new = self.connection.getLibVersion() >= NEW
+        self.newest = self.connection.getLibVersion() >= NEWEST
 
     def assert_explained(self, name: str, call: Callable[[], Any]) -> None:
         """What the call raises is explained by the row of that name alone."""
