@@ -345,7 +345,8 @@ ROWS: tuple[KnownError, ...] = (
     KnownError(
         'secret-named-badly',
         r'missing username for auth|invalid secret uuid \'[^\n]*\''
-        r'|missing secret uuid or usage attribute',
+        r'|missing secret uuid or usage attribute'
+        r"|Invalid value for attribute 'uuid' in element 'secret': ",
         'A disk needs both the user of Ceph and the UUID of the secret: one '
         'is missing, or the value is not a UUID.',
         'Set both [libvirt] rbd_user and rbd_secret_uuid, or both options of '
@@ -354,7 +355,10 @@ ROWS: tuple[KnownError, ...] = (
         ("XML error: invalid secret uuid 'foo'",
          "XML error: invalid secret uuid 'what is no UUID'",
          'XML error: missing username for auth',
-         'XML error: missing secret uuid or usage attribute')),
+         'XML error: missing secret uuid or usage attribute',
+         # libvirt 12.8
+         "XML error: Invalid value for attribute 'uuid' in element 'secret': "
+         "'none'. Expected UUID")),
     KnownError(
         'secret-of-another-kind',
         r'secret with uuid \S+ is of type \'\w+\' not expected \'\w+\' type',

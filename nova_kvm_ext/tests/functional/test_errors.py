@@ -175,7 +175,9 @@ ELSEWHERE = {
         ('ceph-no-answer', 'ceph-key', 'ceph-monitors', 'ceph-command',
          'ceph-configuration', 'ceph-configuration-letters', 'ceph-pool',
          'ceph-permission', 'ceph-image-gone', 'ceph-image-there',
-         'ceph-blocklisted', 'secret-without-value'), 'needs a Ceph'),
+         'ceph-blocklisted', 'ceph-osds', 'ceph-authentication',
+         'ceph-data-pool', 'ceph-not-created', 'ceph-cannot-create',
+         'secret-without-value'), 'needs a Ceph'),
     'secret-of-another-kind': 'needs a secret',
     'migration-post-copy': 'needs two libvirts; tools/run-migration-tests',
 }
