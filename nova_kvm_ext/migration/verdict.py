@@ -54,6 +54,11 @@ _BRIEF = 1.0
 """Seconds. Nova looks twice in that, so of shorter iterations it is not seen
 well what they leave. QEMU's own dirty rate is over a longer time."""
 
+_SPAN = 2.5
+"""Seconds between the samples that are kept while iterations are brief."""
+
+_SPANS = 2
+
 _DOUBT = 0.1
 """How wrong the measured rates may be. A verdict must hold for rates that are
 as much lower and higher; where it does not, it is not known."""
@@ -174,6 +179,8 @@ class Course:
     :ivar sent: bytes sent before it
     :ivar fastest: the highest rate seen in it, bytes a second
     :ivar finished: the last iterations that have ended, oldest first
+    :ivar marks: samples of some seconds ago and since, oldest first, while
+        iterations are brief
     """
 
     last: Sample | None = None
@@ -182,6 +189,23 @@ class Course:
     sent: float = 0
     fastest: int = 0
     finished: tuple[Iteration, ...] = ()
+    marks: tuple[Sample, ...] = ()
+
+    @property
+    def stays(self) -> bool:
+        """Whether the guest has changed as much in some seconds as was sent.
+
+        So what is to be sent did not get less. QEMU 11.1 begins an iteration
+        ten times a second where post-copy is permitted, while much of the one
+        before is still to be sent: then neither its dirty rate, which leaves
+        out what was to be sent already, nor an iteration tells that.
+        """
+        if self.last is None or len(self.marks) <= _SPANS:
+            return False
+        then = self.marks[0]
+        sent = self.last.processed - then.processed
+        return sent > 0 and (
+            self.last.remaining >= then.remaining - _DOUBT * sent)
 
     def add(self, sample: Sample) -> Course:
         """The course with one more sample, which must be newer."""
@@ -303,9 +327,12 @@ class Course:
             finished += (Iteration(
                 seconds, work, max(work, sample.remaining - kept),
                 max(work / seconds, sample.rate), kept),)
+        marks = self.marks
+        if not marks or sample.time >= marks[-1].time + _SPAN:
+            marks += (sample,)
         return Course(last=sample, began=sample.time, work=sample.remaining,
                       sent=sample.processed, fastest=sample.rate,
-                      finished=finished[-_KEPT:])
+                      finished=finished[-_KEPT:], marks=marks[-_SPANS - 1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -481,7 +508,8 @@ def judge(course: Course, limits: Limits) -> Verdict:
         return dataclasses.replace(verdict, outcome=Outcome.CONVERGES)
     found = _outcome(course.finished, enough)
     if found is Outcome.STALLS and new.seconds < _BRIEF and (
-            course.last.changed < new.bandwidth * (1 - _DOUBT)):
+            course.last.changed < new.bandwidth * (1 - _DOUBT) and
+            not course.stays):
         found = Outcome.UNKNOWN
     if found is Outcome.STALLS and limits.auto_converge and (
             course.last.throttle < _FULL_THROTTLE):

@@ -301,6 +301,31 @@ class JudgeTestCase(base.BaseTestCase):
                                  (100, verdict.Outcome.STALLS)):
             self.assertIs(outcome, self.outcome(brief, changed=changed))
 
+    def test_iterations_that_begin_while_much_is_to_be_sent(self):
+        """As in QEMU 11.1, ten in a second, where post-copy is permitted.
+
+        8.7 MiB are sent in a second. QEMU's dirty rate is said to be less.
+        """
+        def outcome(seconds: float, faster: float) -> verdict.Outcome:
+            samples = []
+            for number in range(int(2 * seconds)):
+                left = 500 + (-15, 0, 20)[number % 3] + (
+                    (faster - 1) * 43 * number / 2)
+                samples.append(verdict.Sample(
+                    number / 2, 20 + 5 * number, 1000, max(0, int(left)),
+                    43 * number // 2, 87, allowed=0.5, changed=60))
+            return verdict.judge(course(*samples),
+                                 verdict.Limits(0.5)).outcome
+
+        for faster in (1, 1.5):
+            self.assertIs(verdict.Outcome.UNKNOWN, outcome(4, faster))
+            for seconds in (9, 15, 15.5, 16):
+                self.assertIs(verdict.Outcome.STALLS, outcome(seconds, faster))
+        for faster in (0, 0.5):
+            for seconds in (9, 15):
+                self.assertIsNot(verdict.Outcome.STALLS,
+                                 outcome(seconds, faster))
+
     def test_said(self):
         mib = 1 << 20
         found = self.judge(
