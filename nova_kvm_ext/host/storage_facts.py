@@ -25,9 +25,9 @@ import subprocess
 from typing import Any
 
 from nova_kvm_ext import errors
-from nova_kvm_ext.host import model
 from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import options
+from nova_kvm_ext.host import storage_model
 
 ANSWER_SECONDS = 5
 """Seconds that Ceph's library waits for a monitor, and for an OSD. The limit
@@ -166,7 +166,7 @@ os._exit(0)
 
 def read(wanted: options.HostOptions, connection: Any,
          python: nova_python.Python, emulator: str | None,
-         unasked: str = '') -> model.StorageFacts:
+         unasked: str = '') -> storage_model.StorageFacts:
     """Check what disks in Ceph need. Nothing, where nova.conf has no use.
 
     :param connection: libvirt.virConnect, a proxy of one, or None
@@ -176,20 +176,20 @@ def read(wanted: options.HostOptions, connection: Any,
     :param unasked: why QEMU is not asked, or ''
     """
     if not wanted.ceph:
-        return model.StorageFacts()
+        return storage_model.StorageFacts()
     secret, key = _read_secret(wanted.rbd_secret, connection)
     ceph = (_read_ceph(wanted, python, key) if wanted.ceph_disks else
-            model.CephFacts())
+            storage_model.CephFacts())
     driver, said = ((None, unasked or 'there is no QEMU here')
                     if unasked or emulator is None else _ask_qemu(emulator))
-    return model.StorageFacts(ceph, secret, driver, said)
+    return storage_model.StorageFacts(ceph, secret, driver, said)
 
 
 def _read_secret(uuid: str, connection: Any
-                 ) -> tuple[model.SecretFacts, str]:
+                 ) -> tuple[storage_model.SecretFacts, str]:
     """A secret, and its value as Ceph writes keys ('' where not known)."""
     if not uuid or connection is None:
-        return model.SecretFacts(), ''
+        return storage_model.SecretFacts(), ''
     there: bool | None = None
     usage = ''
     try:
@@ -202,11 +202,11 @@ def _read_secret(uuid: str, connection: Any
         # secret that is private shows nobody its value.
         code = errors.libvirt_error_code(e)
         gone = code == _NO_SECRET
-        return model.SecretFacts(
+        return storage_model.SecretFacts(
             there if not gone else bool(there),
             False if gone and there else None, errors.clean(e),
             not there and code == _INVALID, usage), ''
-    return (model.SecretFacts(True, bool(value), usage=usage),
+    return (storage_model.SecretFacts(True, bool(value), usage=usage),
             base64.b64encode(value or b'').decode())
 
 
@@ -241,12 +241,12 @@ def _ask_qemu(emulator: str) -> tuple[bool | None, str]:
 
 
 def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
-               key: str) -> model.CephFacts:
+               key: str) -> storage_model.CephFacts:
     """What nova-compute's Python finds of Ceph, as its user."""
     name = errors.clean(python.name)
     if python.unknown:
-        return model.CephFacts(True, name, errors.clean(python.unknown),
-                               python.elsewhere)
+        return storage_model.CephFacts(
+            True, name, errors.clean(python.unknown), python.elsewhere)
     answers, why, signal = python.ask(_QUESTION, SECONDS, json.dumps({
         'user': wanted.rbd_user or None, 'conf': wanted.ceph_conf,
         'pool': wanted.rbd_pool, 'seconds': ANSWER_SECONDS, 'key': key}))
@@ -256,10 +256,10 @@ def _read_ceph(wanted: options.HostOptions, python: nova_python.Python,
             said |= answer
     modules, programs = said.get('modules'), said.get('programs')
     if not isinstance(modules, dict) or not isinstance(programs, dict):
-        return model.CephFacts(True, name, why or 'gives no answer')
+        return storage_model.CephFacts(True, name, why or 'gives no answer')
     step = str(said.get('step', ''))
     tried = said.get('key')
-    return model.CephFacts(
+    return storage_model.CephFacts(
         True, name, modules={str(module): errors.clean(error)
                              for module, error in modules.items()},
         programs={str(program): path and errors.clean(path)

@@ -13,6 +13,7 @@
 import contextlib
 import io
 import json
+from typing import Any
 from unittest import mock
 
 import fixtures
@@ -50,7 +51,7 @@ class Cloud:
     """Nova, Placement and Neutron after the fault."""
 
     def __init__(self):
-        self.server = {
+        self.server: dict[str, Any] = {
             'id': UUID, 'OS-EXT-SRV-ATTR:host': 'src',
             'OS-EXT-STS:vm_state': 'error', 'OS-EXT-STS:task_state': None,
             'fault': {'message': 'x'}}

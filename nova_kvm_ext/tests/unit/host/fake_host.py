@@ -25,6 +25,7 @@ from nova_kvm_ext.host import facts
 from nova_kvm_ext.host import model
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import probe
+from nova_kvm_ext.host import storage_model
 from nova_kvm_ext.settings import Settings
 
 RELEASE = '6.1.0-1'
@@ -157,7 +158,7 @@ class FakeHost(fixtures.Fixture):
         self.uri, self.service = 'qemu:///system', False
         self.settings: dict[str, Any] = {}
         self.options: dict[str, Any] = {'post_copy': True}
-        self.storage = model.StorageFacts()
+        self.storage = storage_model.StorageFacts()
         self.install = model.InstallFacts(('/site/nova/virt',), '/site/x',
                                           None)
         self._real_stat, self._real_geteuid = os.stat, os.geteuid
@@ -274,7 +275,7 @@ class FakeHost(fixtures.Fixture):
             path, f'QEMU emulator version {version} (x)\n{accelerators}')
         os.chmod(real, 0o755)
 
-    def ceph(self, secret: model.SecretFacts | None = None,
+    def ceph(self, secret: storage_model.SecretFacts | None = None,
              driver: bool | None = True, **ceph: Any) -> None:
         """Disks are in Ceph, which works but for what is given."""
         self.options |= {
@@ -285,9 +286,9 @@ class FakeHost(fixtures.Fixture):
             'modules': {'rados': '', 'rbd': ''},
             'programs': {'ceph': '/usr/bin/ceph', 'rbd': '/usr/bin/rbd'},
             'step': 'done', 'key_error': ''}
-        self.storage = model.StorageFacts(
-            model.CephFacts(**found | ceph),
-            secret or model.SecretFacts(True, True), driver,
+        self.storage = storage_model.StorageFacts(
+            storage_model.CephFacts(**found | ceph),
+            secret or storage_model.SecretFacts(True, True), driver,
             '' if driver else 'what QEMU said')
 
     def loaded(self, *names: str) -> None:

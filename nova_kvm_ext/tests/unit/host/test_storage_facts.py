@@ -26,10 +26,10 @@ import ddt
 import fixtures
 from oslotest import base
 
-from nova_kvm_ext.host import model
 from nova_kvm_ext.host import nova_python
 from nova_kvm_ext.host import options
 from nova_kvm_ext.host import storage_facts
+from nova_kvm_ext.host import storage_model
 
 UUID = '11111111-2222-3333-4444-555555555555'
 KEY = b'key of nova'
@@ -158,7 +158,7 @@ class StorageFactsTestCase(base.BaseTestCase):
 
     def read(self, fault: str = '', emulator: str | None = None,
              python: nova_python.Python | None = None, data_pool: str = ''
-             ) -> model.StorageFacts:
+             ) -> storage_model.StorageFacts:
         return storage_facts.read(
             options.HostOptions(files=('nova.conf',), settings=None,
                                 **self.options),
@@ -169,8 +169,8 @@ class StorageFactsTestCase(base.BaseTestCase):
 
     def test_all_is_well(self):
         found = self.read()
-        self.assertEqual(model.SecretFacts(True, True), found.secret)
-        self.assertEqual(model.CephFacts(
+        self.assertEqual(storage_model.SecretFacts(True, True), found.secret)
+        self.assertEqual(storage_model.CephFacts(
             True, sys.executable, modules={'rados': '', 'rbd': ''},
             programs={name: os.path.join(self.directory, name)
                       for name in ('ceph', 'rbd')},
@@ -180,7 +180,7 @@ class StorageFactsTestCase(base.BaseTestCase):
     def test_nothing_is_asked_without_use(self):
         self.options = {'images_type': 'qcow2'}
         with mock.patch('subprocess.run') as run:
-            self.assertEqual(model.StorageFacts(), self.read())
+            self.assertEqual(storage_model.StorageFacts(), self.read())
         run.assert_not_called()
         self.connection.secretLookupByUUIDString.assert_not_called()
 
@@ -188,7 +188,7 @@ class StorageFactsTestCase(base.BaseTestCase):
         """Nova asks Ceph nothing then."""
         self.options['images_type'] = 'qcow2'
         found = self.read()
-        self.assertEqual(model.CephFacts(), found.ceph)
+        self.assertEqual(storage_model.CephFacts(), found.ceph)
         self.assertTrue(found.secret.has_value)
 
     @ddt.data(('conf:2', 'conf', 2), ('connect:2', 'connect', 2),
@@ -328,13 +328,13 @@ class StorageFactsTestCase(base.BaseTestCase):
 
     def test_no_secret(self):
         self.connection.secretLookupByUUIDString.side_effect = LibvirtError(66)
-        self.assertEqual(model.SecretFacts(False, None, 'libvirt error 66'),
-                         self.read().secret)
+        self.assertEqual(storage_model.SecretFacts(
+            False, None, 'libvirt error 66'), self.read().secret)
 
     def test_no_value(self):
         self.secret.value.side_effect = LibvirtError(66)
-        self.assertEqual(model.SecretFacts(True, False, 'libvirt error 66'),
-                         self.read().secret)
+        self.assertEqual(storage_model.SecretFacts(
+            True, False, 'libvirt error 66'), self.read().secret)
 
     def test_private_secret(self):
         self.secret.value.side_effect = LibvirtError(65)
@@ -357,7 +357,7 @@ class StorageFactsTestCase(base.BaseTestCase):
         """VIR_ERR_INVALID_ARG."""
         self.connection.secretLookupByUUIDString.side_effect = LibvirtError(8)
         self.assertEqual(
-            model.SecretFacts(None, None, 'libvirt error 8', True),
+            storage_model.SecretFacts(None, None, 'libvirt error 8', True),
             self.read().secret)
 
     def test_value_that_libvirt_does_not_get(self):
@@ -371,7 +371,7 @@ class StorageFactsTestCase(base.BaseTestCase):
 
     def test_without_libvirt(self):
         self.connection = None
-        self.assertEqual(model.SecretFacts(), self.read().secret)
+        self.assertEqual(storage_model.SecretFacts(), self.read().secret)
 
     # What QEMU 7.2 says with and without its package of block drivers, and
     # what QEMU 10.0 says without, with one that is broken, and with one that

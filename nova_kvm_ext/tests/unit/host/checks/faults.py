@@ -16,7 +16,7 @@ from collections.abc import Callable
 import dataclasses
 import os
 
-from nova_kvm_ext.host import model
+from nova_kvm_ext.host import storage_model
 from nova_kvm_ext.tests.unit.host import fake_host
 
 MODEL_OPTIONS = {'cpu_mode': 'custom', 'cpu_models': ('Icelake-Server',)}
@@ -203,10 +203,10 @@ def ceph_volumes(**found):
     return change
 
 
-NO_SECRET = model.SecretFacts(False, None, 'Secret not found')
-NO_UUID = model.SecretFacts(
+NO_SECRET = storage_model.SecretFacts(False, None, 'Secret not found')
+NO_UUID = storage_model.SecretFacts(
     None, None, 'must be a valid UUID', malformed=True)
-NO_VALUE = model.SecretFacts(True, False, 'does not have a value')
+NO_VALUE = storage_model.SecretFacts(True, False, 'does not have a value')
 DENIED = 'RADOS permission denied (error connecting to the cluster)'
 TIMED_OUT = 'RADOS timed out (error connecting to the cluster)'
 
@@ -486,8 +486,9 @@ FAULTS = (
           'rbd_secret_uuid = 1{8}-.* is not a UUID .must be a valid',
           'virsh secret-list'),
     Fault('secret for something else', ceph(
-        secret=model.SecretFacts(True, True, usage='volume')), 'KVM603',
-        'FAIL', 'secret 1{8}-.* has the usage volume', 'usage type ceph'),
+        secret=storage_model.SecretFacts(True, True, usage='volume')),
+        'KVM603', 'FAIL', 'secret 1{8}-.* has the usage volume',
+        'usage type ceph'),
     Fault('secret without a UUID, for volumes', ceph_volumes(secret=NO_UUID),
           'KVM603', 'WARN', 'is not a UUID', 'virsh secret-list'),
     Fault('secret with a key for which Ceph has no use', ceph(

@@ -14,7 +14,7 @@
 
 from nova_kvm_ext.cmd import findings
 from nova_kvm_ext.host.checks import verdict
-from nova_kvm_ext.host import model
+from nova_kvm_ext.host import storage_model
 from nova_kvm_ext.tests.unit.host.checks import case
 from nova_kvm_ext.tests.unit.host.checks import faults
 
@@ -71,13 +71,13 @@ class StorageTestCase(case.ChecksTestCase):
 
     def test_libvirt_that_does_not_answer(self):
         host = self.host()
-        host.ceph(secret=model.SecretFacts(), key_error=None)
+        host.ceph(secret=storage_model.SecretFacts(), key_error=None)
         self.assertEqual('SKIP', self.results(host)['KVM603'])
 
     def test_libvirt_that_does_not_tell_of_secrets(self):
         host = self.host()
-        host.ceph(secret=model.SecretFacts(error='authentication denied'),
-                  key_error=None)
+        host.ceph(secret=storage_model.SecretFacts(
+            error='authentication denied'), key_error=None)
         found = self.check(host)['KVM603']
         self.assertEqual(verdict.SKIP, found.result)
         self.assertIn('libvirt says authentication denied', found.details)
@@ -101,8 +101,8 @@ class StorageTestCase(case.ChecksTestCase):
 
     def test_private_secret(self):
         host = self.host()
-        host.ceph(secret=model.SecretFacts(True, None, 'secret is private'),
-                  key_error=None)
+        host.ceph(secret=storage_model.SecretFacts(
+            True, None, 'secret is private'), key_error=None)
         found = self.check(host)['KVM603']
         self.assertEqual(verdict.PASS, found.result)
         self.assertIn('private', found.details)
