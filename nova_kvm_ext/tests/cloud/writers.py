@@ -18,7 +18,8 @@ The link has a few MiB/s.
 QEMU's emulation may miss that a page was written while the page is copied
 (QEMU, commit 9458a9a1df1a, "memory: fix race between TCG and accesses to dirty
 bitmap", which narrows the race): a guest's kernel was seen to panic after a
-migration. Two of some hundred guests did not answer any more. A check whose
+migration. Others did not answer any more: the kernel of one looped, with its
+interrupts disabled, in a tree of timers that had a node twice. A check whose
 guest was harmed says so and takes another guest.
 """
 
