@@ -12,6 +12,7 @@
 
 """What tests of KVMDriver on Nova's fake libvirt start from."""
 
+import atexit
 from typing import Any
 from unittest import mock
 import uuid
@@ -58,6 +59,8 @@ class DriverTestCase(test.NoDBTestCase):
         self.counters = counters.Counters()
         self.useFixture(fixtures.MockPatchObject(
             counters, 'COUNTERS', self.counters))
+        # At the end of the process it would make state_path anew.
+        self.addCleanup(atexit.unregister, self.counters.flush)
         # The machine that the test runs on is not looked at.
         self.flags(host_check='off', group='kvm_ext')
         self.vhost_net = self.useFixture(fixtures.MockPatch(
