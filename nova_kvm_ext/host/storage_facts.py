@@ -94,7 +94,8 @@ try:
     say(step='conf')
     ceph = cluster()
     say(step='connect', monitors=bool(ceph.conf_get('mon_host')),
-        cephx='cephx' in ceph.conf_get('auth_client_required'))
+        # A library that does not tell proves nothing.
+        cephx='cephx' in (ceph.conf_get('auth_client_required') or 'cephx'))
     ceph.connect()
     say(step='pool')
     pool = ceph.open_ioctx(asked['pool'])
@@ -143,6 +144,7 @@ try:
         import rbd
         holds = rbd.RBD().config_get(pool, 'rbd_default_data_pool')
     except Exception:
+        # rbd may be missing, or too old to tell. The client's option counts.
         pass
     if holds and holds != asked['pool'] and not full:
         say(step='data', data_pool=holds)

@@ -58,6 +58,9 @@ _LEFT = ([3, 12], [3, 13])
 destination: VIR_DOMAIN_PAUSED_POSTCOPY, and ..._POSTCOPY_FAILED. Part of its
 memory is still here, and lost with the domain."""
 
+_NO_DOMAIN = 42
+"""VIR_ERR_NO_DOMAIN of virErrorNumber."""
+
 _MOST_PROVED = 1000
 """Guests of which it is remembered that they are not on another host."""
 
@@ -187,8 +190,8 @@ class Starts:
         except exception.InstanceNotFound:
             return None
         except Exception as e:
-            # It has just ended.
-            if errors.libvirt_error_code(e) is None:
+            # It has just ended. Any other error of libvirt proves nothing.
+            if errors.libvirt_error_code(e) != _NO_DOMAIN:
                 raise
             return None
 

@@ -167,6 +167,15 @@ class StartsTestCase(driver_base.DriverTestCase):
                       self.log.output)
         self.assertNotIn('first', self.log.output)
 
+    def test_post_copy_where_libvirt_does_not_say(self):
+        """Whether the guest is here is not known: it is asked again."""
+        self.defined_here()
+        self.host.get_guest.return_value.is_active.side_effect = (
+            domains.Error('connection reset', 38))
+        self.assertRaises(domains.Error, self.errands, [
+            self.record(instance_uuid=self.instance.uuid)])
+        self.assertNotIn('KVML701', self.log.output)
+
     def test_paused_here_for_another_reason(self):
         for reason in (0, 1, 2, 5, 9, 11):
             self.defined_here(True, (3, reason))
